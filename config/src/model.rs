@@ -1,0 +1,383 @@
+//! The domain model: what the appliance is asked to do, as plain validated data.
+//!
+//! Owns the types that every source (YAML files, the API, Kubernetes) produces and that
+//! `lb-daemon` compiles into tables. Knows nothing of YAML, of kube objects or of BPF maps, and does
+//! no I/O. Whatever stands here is valid: names are unique, prefixes are masked, a service has at
+//! least one address and one port.
+//!
+//! Services are held behind `Arc`, so that a source that did not change hands out the same
+//! allocation again and the planner sees that by comparing pointers.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// Everything that all sources together ask for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DesiredState {
+    /// This machine.
+    pub node: Node,
+    /// Where programs are attached, in the order of the files.
+    pub interfaces: Vec<Interface>,
+    /// Parameters of all rings.
+    pub maglev: Maglev,
+    /// Services by name.
+    pub services: BTreeMap<String, Arc<Service>>,
+    /// The blocklists.
+    pub prefilter: Arc<Prefilter>,
+    /// Who stands behind which address, by name.
+    pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+}
+
+/// This machine, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name in metrics and events.
+    pub name: String,
+    /// Outer source of encapsulated packets.
+    pub tunnel_source: TunnelSource,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: "localhost".to_owned(), tunnel_source: TunnelSource::default() }
+    }
+}
+
+/// Outer source addresses of encapsulated packets, per family of the outer header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSource {
+    /// Outer IPv4 source.
+    pub ipv4: SourceOf<Ipv4Net>,
+    /// Outer IPv6 source.
+    pub ipv6: SourceOf<Ipv6Net>,
+}
+
+/// Where an outer source address comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceOf<N> {
+    /// The address that the kernel would use on the way to the backend; no flow entropy.
+    #[default]
+    Auto,
+    /// Addresses of this prefix; the host bits (at most 16 of them) carry flow entropy. A full-length
+    /// prefix is one fixed address.
+    Prefix(N),
+}
+
+/// One entry of `interfaces`: a name or a pattern, and what is attached there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Exact name, or a pattern with `*` and `?`.
+    pub select: InterfaceSelect,
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// What the programs on this interface do.
+    pub roles: Roles,
+}
+
+/// Which interfaces an entry means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InterfaceSelect {
+    /// Exactly this one; it is an (operational) fault when it does not exist.
+    Name(String),
+    /// All that match a shell pattern, now and later.
+    Match(String),
+}
+
+/// `xdp_mode` of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Native where the driver can; otherwise an error that says so. Never falls back silently.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook, after the socket buffer is made.
+    Generic,
+}
+
+/// A set of roles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Roles {
+    /// Drop blocked sources.
+    pub prefilter: bool,
+    /// Balance packets for VIPs.
+    pub balance: bool,
+    /// Take encapsulated packets addressed to this machine, and hand the inner packet to its stack.
+    pub decap: bool,
+    /// Kubernetes node.
+    pub node: bool,
+}
+
+/// Parameters of every ring; the same on every node of a fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Maglev {
+    /// `None`: each service's own, from its backend count. `Some`: a prime, for all.
+    pub table_size: Option<u32>,
+    /// Seeds ring and flow hashes.
+    pub seed: String,
+}
+
+/// Who an object came from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A file, with the place of the object in it (1-based line and column).
+    File {
+        /// Path as the daemon opened it.
+        path: Arc<PathBuf>,
+        /// 1-based.
+        line: u32,
+        /// 1-based.
+        column: u32,
+    },
+    /// Set through the REST API.
+    Api,
+    /// An object of the Kubernetes API, `namespace/name`.
+    Kubernetes(String),
+}
+
+impl Source {
+    /// `file`, `api` or `kubernetes`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Api => "api",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+}
+
+/// A service: addresses and ports in front, backends behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// VIPs, at least one, no duplicates, in the order written.
+    pub addresses: Vec<IpAddr>,
+    /// At least one.
+    pub ports: Vec<Port>,
+    /// How packets reach a backend.
+    pub forwarding: Forwarding,
+    /// How new flows are spread.
+    pub scheduling: Scheduling,
+    /// In the order written. Names and addresses are unique within the service.
+    pub backends: Vec<Backend>,
+    /// How long connections of a draining or removed backend are kept.
+    pub drain_timeout: Duration,
+    /// `None`: backends count as healthy.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Unique within the service.
+    pub name: String,
+    /// Host byte order; 0: every port of the address that has no entry of its own.
+    pub port: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port at the backend; equal to `port` for all forwarding but `nat`.
+    pub target_port: u16,
+}
+
+/// Transport protocols that services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp,
+    /// IP protocol 17.
+    Udp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// `tcp` or `udp`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// How packets reach a backend. All are direct server return: the backend answers the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The destination MAC is rewritten; the backend is on the same link and holds the VIP.
+    L2,
+    /// An outer IP header in front (RFC 2003, RFC 2473); any inner and outer family.
+    Ipip,
+}
+
+impl Forwarding {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+        }
+    }
+}
+
+/// How new flows are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduling {
+    /// Weighted Maglev.
+    #[default]
+    Maglev,
+}
+
+/// A real server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Unique within the service; the address as text when the file gave none.
+    pub name: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// Share of the ring relative to the others; 0: no new flows. At most 65,535.
+    pub weight: u32,
+    /// What the operator wants of it.
+    pub state: BackendState,
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendState {
+    /// Takes flows.
+    #[default]
+    Active,
+    /// No new flows; established ones stay until the service's drain timeout.
+    Draining,
+    /// Takes nothing, at once.
+    Maintenance,
+}
+
+impl BackendState {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+/// Health check of every backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// At most `interval`.
+    pub timeout: Duration,
+    /// Successes in a row that make a backend healthy.
+    pub rise: u32,
+    /// Failures in a row that make it unhealthy.
+    pub fall: u32,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// The TCP handshake succeeds.
+    Tcp {
+        /// Port at the backend.
+        port: u16,
+    },
+    /// `GET path` answers with the expected status.
+    Http {
+        /// Port at the backend.
+        port: u16,
+        /// Begins with `/`.
+        path: String,
+        /// Value of the `Host` header; `None`: the backend's address.
+        host: Option<String>,
+        /// Status code wanted.
+        expect: u16,
+    },
+}
+
+/// The blocklists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Prefilter {
+    /// Wins over every list.
+    pub allow: Vec<IpNet>,
+    /// In order: where several lists cover an address, the first that drops decides, then the first
+    /// that audits.
+    pub lists: Vec<Arc<PrefixList>>,
+}
+
+/// A named list of prefixes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrefixList {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// What happens to a packet whose source is in it.
+    pub action: ListAction,
+    /// Masked (no host bits), in no particular order; may overlap and repeat.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// What a list does with a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListAction {
+    /// Drop and count.
+    #[default]
+    Drop,
+    /// Count, let pass.
+    Audit,
+}
+
+impl ListAction {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// A workload on this machine, for accounting and (later) identity policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Host side of its interface.
+    pub interface: String,
+}
+
+/// The default tunnel source prefix length beyond which host bits carry no entropy.
+pub const MAX_ENTROPY_BITS: u8 = 16;

@@ -1,0 +1,2 @@
+//! Kubernetes objects to the desired state.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Starts the client.
+fn main() {}

@@ -1,0 +1,89 @@
+//! What others may ask of the owner task. Each command carries its own way to answer.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use config::model::{DesiredState, Service};
+use tokio::sync::oneshot;
+
+use crate::nexthop::NextHop;
+
+/// A message to the owner task.
+#[derive(Debug)]
+pub enum Command {
+    /// What the files say, complete and valid.
+    Files {
+        /// The whole of it.
+        desired: Box<DesiredState>,
+        /// When the change was first noticed.
+        noticed: std::time::Instant,
+    },
+    /// What is on disk is not valid; the last good state stays in force.
+    FilesFaulty {
+        /// One printable paragraph each, with file, line and column.
+        faults: Vec<String>,
+    },
+    /// Creates or replaces a service of the API.
+    PutService {
+        /// Its `source` is [`config::model::Source::Api`].
+        service: Arc<Service>,
+        /// `If-Match`: the version that the caller has seen.
+        if_match: Option<u64>,
+        /// The version in force now.
+        reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    /// Deletes a service of the API.
+    DeleteService {
+        /// Its name.
+        name: String,
+        /// `If-Match`: the version that the caller has seen.
+        if_match: Option<u64>,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Next hops that changed.
+    NextHops(BTreeMap<IpAddr, NextHop>),
+    /// A backend's health changed or its reason did.
+    Health(crate::health::Change),
+    /// Links of this machine changed: attach what waits.
+    LinksChanged,
+}
+
+/// Why a command was not carried out; nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such object.
+    #[error("there is no {kind} named \"{name}\"")]
+    NotFound {
+        /// `service`, `backend`.
+        kind: &'static str,
+        /// As asked.
+        name: String,
+    },
+    /// The object belongs to another source.
+    #[error("\"{name}\" comes from {origin} and is read-only here; change it there")]
+    ReadOnly {
+        /// As asked.
+        name: String,
+        /// `file /etc/lb/edge.yaml:12:5`, `kubernetes default/web`.
+        origin: String,
+    },
+    /// `If-Match` did not match.
+    #[error("version is {actual}, not {expected}: somebody changed it meanwhile; read it again")]
+    Stale {
+        /// As asked.
+        expected: u64,
+        /// In force.
+        actual: u64,
+    },
+    /// It contradicts something in force.
+    #[error("{field}: {message}")]
+    Conflict {
+        /// Path of the field, as `addresses[0]`.
+        field: String,
+        /// What it contradicts and what is allowed.
+        message: String,
+    },
+    /// The tables could not be written; the state before is in force.
+    #[error("could not be put in force: {0}")]
+    Apply(String),
+}

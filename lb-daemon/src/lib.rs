@@ -1,0 +1,6 @@
+//! The appliance: sources, desired state, compile, plan, apply; health, next hops, API.
+
+pub mod command;
+pub mod health;
+pub mod nexthop;
+pub mod view;

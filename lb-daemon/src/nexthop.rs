@@ -1,0 +1,30 @@
+//! Next hops: which interface and MAC addresses lead to an address.
+
+/// The way to one address, as the kernel's routes and neighbours have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// Complete.
+    Resolved(Hop),
+    /// Not usable yet, and why; the resolver keeps trying.
+    Unresolved(String),
+    /// The address is one of this machine's own.
+    Local,
+}
+
+/// A resolved way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Egress interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// MAC of the gateway or of the target itself.
+    pub dst_mac: [u8; 6],
+    /// MAC of the egress interface.
+    pub src_mac: [u8; 6],
+    /// L3 bytes that fit: the route's MTU, else the link's.
+    pub mtu: u32,
+    /// Address of this machine that the kernel would use as source on this way; the outer source of
+    /// encapsulated packets when `tunnel_source` is `auto`.
+    pub source: Option<std::net::IpAddr>,
+}

@@ -1,0 +1,220 @@
+//! What the owner task publishes for everybody else to read: one immutable [`View`] per change, and
+//! live counters behind [`Counters`].
+//!
+//! The API, the metrics and the CLI read only this. Nothing here can change anything; changes are
+//! [`Command`](crate::command::Command)s.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use config::model::{
+    BackendState, Forwarding, ListAction, Port, Roles, Service, Source, XdpMode,
+};
+
+/// The daemon's state as of one moment. Cheap to clone behind `Arc`.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Name of this node.
+    pub node: String,
+    /// When this process started.
+    pub started: SystemTime,
+    /// True when the tables and links of an earlier process were taken over.
+    pub adopted: bool,
+    /// State of the configuration.
+    pub config: ConfigView,
+    /// What is attached where, by interface name.
+    pub interfaces: Vec<InterfaceView>,
+    /// Services by name.
+    pub services: Vec<ServiceView>,
+    /// Blocklists in the order in which they apply.
+    pub lists: Vec<ListView>,
+    /// Tables shared with the kernel.
+    pub maps: Vec<MapView>,
+}
+
+/// State of the configuration.
+#[derive(Clone, Debug)]
+pub struct ConfigView {
+    /// Directory or file that is watched.
+    pub path: PathBuf,
+    /// Counts changes put in force since the tables were first made; survives restarts.
+    pub generation: u64,
+    /// When the last change was put in force.
+    pub last_success: Option<SystemTime>,
+    /// From the first notice of the change to all its stores done.
+    pub last_apply: Option<Duration>,
+    /// Why what is on disk is not in force; empty when it is. Each is one printable paragraph with
+    /// file, line and column.
+    pub faults: Vec<String>,
+}
+
+/// An interface that the configuration names or matches.
+#[derive(Clone, Debug)]
+pub struct InterfaceView {
+    /// Kernel's name.
+    pub name: String,
+    /// `None` while it does not exist.
+    pub ifindex: Option<u32>,
+    /// What the configuration wants.
+    pub wanted: XdpMode,
+    /// What the programs do there.
+    pub roles: Roles,
+    /// What came of it.
+    pub attached: Attachment,
+}
+
+/// Outcome of attaching to one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// In the driver.
+    Native,
+    /// In the generic hook.
+    Generic,
+    /// Not attached: why, and the command that mends it.
+    Failed(String),
+}
+
+/// A service in force.
+#[derive(Clone, Debug)]
+pub struct ServiceView {
+    /// As it was asked for.
+    pub spec: Arc<Service>,
+    /// Changes whenever `spec` does; the entity tag of the API.
+    pub version: u64,
+    /// Slots of its ring.
+    pub ring_size: u32,
+    /// Slots that are between two backends because of a recent change.
+    pub moving_slots: u32,
+    /// One for each address and port.
+    pub frontends: Vec<FrontendView>,
+    /// In the order of `spec.backends`.
+    pub backends: Vec<BackendView>,
+}
+
+/// An address and port of a service.
+#[derive(Clone, Debug)]
+pub struct FrontendView {
+    /// VIP.
+    pub address: IpAddr,
+    /// Port and its name.
+    pub port: Port,
+    /// Row of its counters.
+    pub row: u32,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug)]
+pub struct BackendView {
+    /// Unique within the service.
+    pub name: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// As configured.
+    pub weight: u32,
+    /// As configured.
+    pub state: BackendState,
+    /// What the health check found.
+    pub health: Health,
+    /// Why it counts as down, or the last probe's failure.
+    pub health_reason: Option<String>,
+    /// Route and neighbour are known.
+    pub next_hop: NextHopView,
+    /// Slots of the ring whose current backend it is.
+    pub slots: u32,
+    /// Row of its counters.
+    pub row: u32,
+}
+
+/// Health of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// No check is configured: counts as healthy.
+    Unchecked,
+    /// A check is configured and has not decided yet: counts as healthy.
+    Unknown,
+    /// Healthy.
+    Up,
+    /// Unhealthy: takes no flows.
+    Down,
+}
+
+/// How packets leave for a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHopView {
+    /// Interface name, MAC and MTU of the way.
+    Resolved {
+        /// Egress interface.
+        interface: String,
+        /// Next hop's MAC.
+        mac: [u8; 6],
+        /// Path MTU known to the route or link, in bytes of L3.
+        mtu: u32,
+    },
+    /// Why not.
+    Unresolved(String),
+}
+
+/// A blocklist in force.
+#[derive(Clone, Debug)]
+pub struct ListView {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// What it does.
+    pub action: ListAction,
+    /// IPv4 prefixes.
+    pub prefixes_v4: u64,
+    /// IPv6 prefixes.
+    pub prefixes_v6: u64,
+    /// Row of its counters.
+    pub row: u32,
+}
+
+/// A table shared with the kernel.
+#[derive(Clone, Debug)]
+pub struct MapView {
+    /// Name as in the object file.
+    pub name: String,
+    /// Entries in use; `None` where only the kernel knows.
+    pub entries: Option<u64>,
+    /// Entries it was made for.
+    pub capacity: u64,
+    /// Memory it takes.
+    pub bytes: u64,
+}
+
+/// Packets and bytes since the tables were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes on the wire, Ethernet header included, before encapsulation.
+    pub bytes: u64,
+    /// Of these packets, TCP segments with SYN and without ACK.
+    pub new_connections: u64,
+}
+
+/// Live counters, read straight from shared memory; each call sums over CPUs.
+pub trait Counters: Send + Sync {
+    /// Counters of a frontend row.
+    fn frontend(&self, row: u32) -> Count;
+    /// Counters of a backend row.
+    fn backend(&self, row: u32) -> Count;
+    /// Counters of a blocklist row; `new_connections` is 0.
+    fn list(&self, row: u32) -> Count;
+    /// Every reason with its packets and bytes, in the order of [`abi::reason::Reason`].
+    fn reasons(&self) -> Vec<(abi::reason::Reason, Count)>;
+}
+
+impl ServiceView {
+    /// `ipip` or `l2`.
+    #[must_use]
+    pub fn forwarding(&self) -> Forwarding {
+        self.spec.forwarding
+    }
+}
