@@ -1,4 +1,19 @@
 //! Every byte that the kernel and the daemon share, and the packet code that both run.
+//!
+//! `no_std`, no I/O, no allocation. What stands in a map is in [`table`], [`flow`], [`prefix`];
+//! what is done with a packet is in [`wire`], [`hash`], [`pick`], [`outer`] and [`checksum`], as
+//! pure functions that run here under test and in the kernel unchanged. Every exit of a program has
+//! a [`reason::Reason`].
 #![no_std]
 
+pub mod addr;
+pub mod checksum;
+pub mod flow;
+pub mod hash;
+pub mod limits;
+pub mod outer;
+pub mod pick;
+pub mod prefix;
 pub mod reason;
+pub mod table;
+pub mod wire;

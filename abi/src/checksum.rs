@@ -1,0 +1,97 @@
+//! Internet checksums: RFC 1071, and incremental updates after RFC 1624 equation 3.
+//!
+//! All 16-bit words are taken as they stand in memory; the ones' complement sum does not depend on
+//! byte order (RFC 1071 section 2 (B)), so a result is stored back as it is.
+
+/// Folds a 32-bit sum to 16 bits.
+#[inline(always)]
+#[must_use]
+pub const fn fold(mut sum: u32) -> u16 {
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// Sum of the two halves of a word as it stands in memory.
+#[inline(always)]
+#[must_use]
+pub const fn halves(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}
+
+/// The checksum after the word `old` of what it covers has become `new`: `~(~c + ~old + new)`.
+#[inline(always)]
+#[must_use]
+pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
+    !fold((!checksum as u32) + (!old as u32) + new as u32)
+}
+
+/// Sum of `bytes` in memory order, not folded; an odd last byte counts as if a zero followed.
+#[must_use]
+pub fn sum(bytes: &[u8]) -> u32 {
+    let mut total: u64 = 0;
+    let mut chunks = bytes.chunks_exact(2);
+    for c in &mut chunks {
+        total += u64::from(u16::from_ne_bytes([c[0], c[1]]));
+    }
+    if let [last] = chunks.remainder() {
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    while total > u64::from(u32::MAX) {
+        total = (total & 0xffff_ffff) + (total >> 32);
+    }
+    total as u32
+}
+
+/// The checksum of `bytes`, whose own checksum field is zero.
+#[must_use]
+pub fn full(bytes: &[u8]) -> u16 {
+    let s = sum(bytes);
+    !fold((s & 0xffff) + (s >> 16))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Ones' complement arithmetic has two zeros.
+    fn same(a: u16, b: u16) -> bool {
+        a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0)
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!((!full(&bytes)).to_ne_bytes(), [0xdd, 0xf2]);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624() {
+        // Section 4: the case where equation 2 of RFC 1141 gives 0xffff instead of 0x0000.
+        assert_eq!(replace(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    proptest! {
+        #[test]
+        fn incremental_equals_full(mut bytes in prop::collection::vec(any::<u8>(), 2..80), at in any::<prop::sample::Index>(), new in any::<u16>()) {
+            if bytes.len() % 2 == 1 { bytes.push(0); }
+            let word = at.index(bytes.len() / 2) * 2;
+            let before = full(&bytes);
+            let old = u16::from_ne_bytes([bytes[word], bytes[word + 1]]);
+            bytes[word..word + 2].copy_from_slice(&new.to_ne_bytes());
+            prop_assert!(same(replace(before, old, new), full(&bytes)));
+        }
+
+        #[test]
+        fn a_packet_with_its_checksum_sums_to_ones(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut whole: Vec<u8> = full(&bytes).to_ne_bytes().to_vec();
+            whole.extend(&bytes);
+            prop_assert!(same(full(&whole), 0));
+        }
+    }
+}

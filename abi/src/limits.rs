@@ -1,0 +1,65 @@
+//! Every bound of the tables and loops that the programs and the daemon share.
+//!
+//! Capacities here are the largest that a table may be made for; the daemon makes each as large as
+//! the configuration needs, with room to grow.
+
+/// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
+/// reason's index bumps it; tables of another version are never reinterpreted.
+pub const ABI_VERSION: u32 = 1;
+
+/// First word of the control table: `lb-xdp` and a check byte.
+pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
+
+/// Frontends: address+port+protocol of services, and one more for each VIP.
+pub const MAX_FRONTENDS: u32 = 1 << 20;
+/// Backend rows: one for each service and backend.
+pub const MAX_BACKENDS: u32 = 1 << 20;
+/// Words of the ring arena: 2 GiB.
+pub const MAX_SLOTS: u32 = 1 << 28;
+/// Buckets of the frontend table.
+pub const MAX_BUCKETS: u32 = 1 << 20;
+/// Ways out: interface, source addresses, MTU.
+pub const MAX_EGRESS: u32 = 256;
+/// Blocklists: a list's number must fit a byte of a second-level block, 0 meaning none.
+pub const MAX_LISTS: u32 = 250;
+/// Second-level blocks of the IPv4 prefix set.
+pub const MAX_BLOCKS: u32 = 1 << 22;
+/// Entries of the flow table.
+pub const FLOWS: u32 = 1 << 17;
+
+/// Entries of one bucket.
+pub const BUCKET_WAYS: usize = 4;
+/// Buckets that one lookup visits at most.
+pub const MAX_PROBES: u32 = 4;
+/// Other slots that are tried when the backend of a flow's own slot is down.
+pub const ALTERNATES: u32 = 2;
+/// Smallest and largest ring, in slots.
+pub const RING_SLOTS: core::ops::RangeInclusive<u32> = 251..=1_048_573;
+
+/// VLAN tags that are parsed: 802.1Q, or QinQ.
+pub const MAX_VLAN_TAGS: usize = 2;
+
+/// Counter rows of reasons for each CPU; a power of two, not less than the number of reasons.
+pub const REASON_ROWS: u32 = 64;
+
+/// Outer TTL and hop limit.
+pub const OUTER_TTL: u8 = 64;
+
+const _: () = {
+    assert!(crate::reason::REASONS <= REASON_ROWS as usize);
+    assert!(MAX_FRONTENDS < 1 << 30, "a row and the overflow flag share 31 bits of a bucket entry");
+    assert!(MAX_LISTS < 255);
+};
+
+/// Counter rows of blocklists for each CPU.
+pub const LIST_ROWS: u32 = 256;
+
+/// What an instance of the XDP program does: bits of its load-time constant `FEATURES`.
+pub mod feature {
+    /// Drop blocked sources.
+    pub const PREFILTER: u32 = 1;
+    /// Balance packets for VIPs.
+    pub const BALANCE: u32 = 2;
+    /// Take encapsulated packets addressed to this machine.
+    pub const DECAP: u32 = 4;
+}

@@ -1,0 +1,134 @@
+//! Outer headers of IPIP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4); DSCP and ECN by
+//! RFC 6040, section 4.1, normal mode.
+//!
+//! Headers come as machine words ready to be stored, so that the program writes each with a few
+//! stores and the host tests see the same bytes.
+
+use crate::{addr::Addr, checksum, limits::OUTER_TTL, table::Egress};
+
+/// IP protocol numbers of an encapsulated packet.
+pub const PROTO_IPV4: u8 = 4;
+/// IPv6 in an outer header.
+pub const PROTO_IPV6: u8 = 41;
+
+/// An outer IPv4 header as the five 32-bit words that stand in the packet.
+pub type Outer4 = [u32; 5];
+/// An outer IPv6 header as the five 64-bit words that stand in the packet.
+pub type Outer6 = [u64; 5];
+
+const DF: u16 = 0x4000;
+
+/// Sum over those words of an outer IPv4 header that are the same for every packet of an egress:
+/// version, IHL, DF, TTL and the source without entropy.
+#[must_use]
+pub const fn constant_sum4(src: u32) -> u32 {
+    let first = u16::from_ne_bytes([0x45, 0]) as u32;
+    let ttl = u16::from_ne_bytes([OUTER_TTL, 0]) as u32;
+    first + DF.to_be() as u32 + ttl + checksum::halves(src)
+}
+
+/// The outer IPv4 header: `tos` from the inner packet, `inner_len` its whole length in bytes,
+/// `protocol` 4 or 41, `entropy` the flow's. `None` when the sum of lengths passes 65,535.
+#[inline(always)]
+#[must_use]
+pub fn ipv4(
+    egress: &Egress,
+    dst: u32,
+    inner_len: u16,
+    tos: u8,
+    protocol: u8,
+    entropy: u32,
+) -> Option<Outer4> {
+    let total = inner_len.checked_add(20)?.to_be();
+    let tos_word = u32::from(u16::from_ne_bytes([0, tos]));
+    let proto_word = u32::from(u16::from_ne_bytes([0, protocol]));
+    let src = egress.source4(entropy);
+    let sum = egress.sum4()
+        + checksum::halves(egress.entropy4(entropy))
+        + checksum::halves(dst)
+        + u32::from(total)
+        + tos_word
+        + proto_word;
+    let check = !checksum::fold(sum);
+    Some([
+        u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(total) << 16,
+        u32::from(DF.to_be()) << 16,
+        u32::from(u16::from_ne_bytes([OUTER_TTL, protocol])) | u32::from(check) << 16,
+        src,
+        dst,
+    ])
+}
+
+/// The outer IPv6 header: `traffic_class` from the inner packet, `inner_len` its whole length in
+/// bytes, `next` 4 or 41. The flow's entropy also stands in the flow label (RFC 6438).
+#[inline(always)]
+#[must_use]
+pub fn ipv6(
+    egress: &Egress,
+    dst: Addr,
+    inner_len: u16,
+    traffic_class: u8,
+    next: u8,
+    entropy: u32,
+) -> Outer6 {
+    let first = (0x6000_0000 | u32::from(traffic_class) << 20 | (entropy & 0xf_ffff)).to_be();
+    let second = u32::from(inner_len.to_be())
+        | u32::from(u16::from_ne_bytes([next, OUTER_TTL])) << 16;
+    [
+        u64::from(first) | u64::from(second) << 32,
+        egress.source6_hi(),
+        egress.source6_lo(entropy),
+        dst.hi(),
+        dst.lo(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes4(h: Outer4) -> [u8; 20] {
+        let mut out = [0; 20];
+        for (o, w) in out.chunks_exact_mut(4).zip(h) {
+            o.copy_from_slice(&w.to_ne_bytes());
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn every_outer_ipv4_header_has_a_right_checksum(src: [u8; 4], bits in 0u8..=16, dst: u32, len: u16, tos: u8, entropy: u32) {
+            let e = Egress::new(1, [0; 6], 1500, Some((src, bits)), None);
+            match ipv4(&e, dst, len, tos, PROTO_IPV4, entropy) {
+                None => prop_assert!(u32::from(len) + 20 > 65535),
+                Some(h) => {
+                    let b = bytes4(h);
+                    prop_assert_eq!(checksum::fold(checksum::sum(&b)), 0xffff);
+                    prop_assert_eq!(u16::from_be_bytes([b[2], b[3]]), len + 20);
+                    prop_assert_eq!((b[0], b[1], b[6], b[8], b[9]), (0x45, tos, 0x40, 64, 4));
+                    let s = u32::from_be_bytes([b[12], b[13], b[14], b[15]]);
+                    prop_assert_eq!(s >> bits, u32::from_be_bytes(src) >> bits, "the prefix is kept");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_outer_ipv6_header() {
+        let src = "2001:db8::5".parse::<Ipv6Addr>().unwrap();
+        let dst: IpAddr = "2001:db8::99".parse().unwrap();
+        let e = Egress::new(1, [0; 6], 1500, None, Some((src.octets(), 16)));
+        let words = ipv6(&e, dst.into(), 60, 0xb9, PROTO_IPV4, 0xabcd_1234);
+        let mut b = [0; 40];
+        for (o, w) in b.chunks_exact_mut(8).zip(words) {
+            o.copy_from_slice(&w.to_ne_bytes());
+        }
+        assert_eq!(b[..8], [0x6b, 0x9d, 0x12, 0x34, 0, 60, 4, 64]);
+        assert_eq!(b[8..22], src.octets()[..14]);
+        assert_eq!(b[24..40], "2001:db8::99".parse::<Ipv6Addr>().unwrap().octets());
+    }
+}

@@ -1,0 +1,172 @@
+//! Which frontend a packet is for, and which backend its flow belongs to.
+//!
+//! Pure over [`Tables`]: the XDP program implements it on BPF maps, the tests and `bench/` on
+//! vectors. State is kept in proportion to churn: a flow has an entry only while the ring alone
+//! could send it elsewhere than where it is connected.
+
+use crate::{
+    flow::{FlowEntry, FlowKey},
+    hash::{self, Tuple},
+    limits::{ALTERNATES, MAX_PROBES},
+    reason::Reason,
+    table::{Backend, Bucket, Frontend, FrontendKey, Ring, Slot},
+};
+
+/// Read access to the compiled tables, and the flow table.
+pub trait Tables {
+    /// Salt of the frontend table.
+    fn salt(&self) -> u64;
+    /// A bucket; the index is taken modulo the table's size.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A frontend row.
+    fn frontend(&self, row: u32) -> Option<&Frontend>;
+    /// A word of the ring arena.
+    fn slot(&self, index: u32) -> Option<u64>;
+    /// A backend row.
+    fn backend(&self, row: u32) -> Option<&Backend>;
+    /// The entry of a flow.
+    fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
+    /// Makes or replaces the entry of a flow; it may be lost, and older ones for it.
+    fn remember(&self, key: &FlowKey, entry: &FlowEntry);
+}
+
+/// What a packet says about its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Phase {
+    /// TCP with SYN and without ACK: a connection begins.
+    Opening = 0,
+    /// Any other TCP segment: of a connection that began earlier.
+    Established = 1,
+    /// UDP: nothing.
+    Unknown = 2,
+}
+
+/// Finds the row of exactly this key.
+#[inline(always)]
+pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FrontendKey) -> Option<(u32, &'a Frontend)> {
+    let (mut index, tag) = key.hash(tables.salt());
+    let mut probes = 0;
+    while probes < MAX_PROBES {
+        let bucket = tables.bucket(index)?;
+        if let Some(row) = bucket.find(tag) {
+            let frontend = tables.frontend(row)?;
+            if frontend.is(key) {
+                return Some((row, frontend));
+            }
+        }
+        if !bucket.overflows() {
+            return None;
+        }
+        index = index.wrapping_add(1);
+        probes += 1;
+    }
+    None
+}
+
+/// The backend row of a flow, for a ring that has just been read.
+///
+/// # Errors
+/// [`Reason::NoBackend`] when the ring is empty or none of its backends takes packets.
+#[inline(always)]
+pub fn backend<'a, T: Tables>(
+    tables: &'a T,
+    frontend: &Frontend,
+    tuple: &Tuple,
+    hash: u64,
+    phase: Phase,
+) -> Result<(u32, &'a Backend), Reason> {
+    let ring = frontend.ring();
+    let slot = own_slot(tables, ring, hash).ok_or(Reason::NoBackend)?;
+    let row = if slot.current == slot.previous
+        && !ring.resizing
+        && let Some(backend) = tables.backend(slot.current)
+        && backend.is_plain()
+    {
+        return Ok((slot.current, backend));
+    } else {
+        unsettled(tables, frontend, tuple, hash, phase)
+    };
+    let backend = tables.backend(row).ok_or(Reason::NoBackend)?;
+    Ok((row, backend))
+}
+
+/// The slow way: the slot is between two backends, or its backend is down or has just come back.
+/// Returns a backend row, or [`Slot::NONE`].
+#[inline(never)]
+fn unsettled<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    tuple: &Tuple,
+    hash: u64,
+    phase: Phase,
+) -> u32 {
+    let ring = frontend.ring();
+    let Some(slot) = own_slot(tables, ring, hash) else { return Slot::NONE };
+    let key = FlowKey::new(tuple);
+
+    if phase != Phase::Opening
+        && let Some(entry) = tables.flow(&key)
+        && let Some(backend) = tables.backend(entry.backend())
+        && backend.epoch() == entry.epoch()
+        && !backend.state().down
+    {
+        return entry.backend();
+    }
+
+    let previous = if ring.resizing {
+        own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
+    } else {
+        slot.previous
+    };
+    let (row, remember) = if phase == Phase::Established
+        && previous != slot.current
+        && is_up(tables, previous)
+    {
+        (previous, true)
+    } else {
+        (up_or_other(tables, ring, slot.current, hash), phase != Phase::Established)
+    };
+
+    if remember && let Some(backend) = tables.backend(row) {
+        tables.remember(&key, &FlowEntry::new(row, backend.epoch()));
+    }
+    row
+}
+
+/// `row` if it is up, else the backend of another slot, else the heir.
+#[inline(always)]
+fn up_or_other<T: Tables>(tables: &T, ring: Ring, row: u32, hash: u64) -> u32 {
+    if is_up(tables, row) {
+        return row;
+    }
+    let mut other = hash;
+    let mut tries = 0;
+    while tries < ALTERNATES {
+        other = hash::again(other);
+        if let Some(slot) = own_slot(tables, ring, other)
+            && is_up(tables, slot.current)
+        {
+            return slot.current;
+        }
+        tries += 1;
+    }
+    match tables.backend(row).and_then(|b| b.state().heir) {
+        Some(heir) if is_up(tables, heir) => heir,
+        _ => Slot::NONE,
+    }
+}
+
+#[inline(always)]
+fn is_up<T: Tables>(tables: &T, row: u32) -> bool {
+    tables.backend(row).is_some_and(|b| !b.state().down)
+}
+
+#[inline(always)]
+fn own_slot<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
+    if ring.size == 0 {
+        return None;
+    }
+    let index = ring.offset.wrapping_add(hash::slot(hash, ring.size));
+    tables.slot(index).map(Slot::from_word)
+}

@@ -1,0 +1,114 @@
+//! Flat prefix sets: which blocklist an address is in, at the same cost for one prefix and for
+//! millions.
+//!
+//! IPv4: a first level with one entry for each of the 2^24 networks of length 24, sixteen to a
+//! cache line, and second-level blocks of 256 bytes for those that hold longer prefixes. Lists are
+//! numbered from 1; 0 is none.
+
+use crate::table::shared;
+
+/// Entries in a line of the first level.
+pub const LINE: usize = 16;
+/// Lines of the first level.
+pub const LINES: u32 = (1 << 24) / LINE as u32;
+
+/// A line of the first level. Live: each entry, stored as one aligned 32-bit word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    entries: [u32; LINE],
+}
+
+shared!(Line, 64, { entries @ 0 });
+
+/// A second-level block: the list of each address of a /24. Live: each byte.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    lists: [u8; 256],
+}
+
+shared!(Block, 256, { lists @ 0 });
+
+/// An entry of the first level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The whole /24 is of this list; 0: of none.
+    List(u8),
+    /// Look into this block.
+    Block(u32),
+}
+
+impl Entry {
+    const BLOCK: u32 = 1 << 31;
+
+    /// One word.
+    #[must_use]
+    pub const fn to_word(self) -> u32 {
+        match self {
+            Self::List(n) => n as u32,
+            Self::Block(n) => n | Self::BLOCK,
+        }
+    }
+
+    /// From one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u32) -> Self {
+        if word & Self::BLOCK != 0 {
+            Self::Block(word & !Self::BLOCK)
+        } else {
+            Self::List(word as u8)
+        }
+    }
+}
+
+/// What a list does, as its number's row says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListRow {
+    /// 1: drop; 0: count only.
+    pub drop: u64,
+    /// Stable number of the list's name.
+    pub id: u64,
+}
+
+shared!(ListRow, 16, { drop @ 0, id @ 8 });
+
+/// Read access to the prefix tables.
+pub trait Prefixes {
+    /// A line of the first level.
+    fn line(&self, index: u32) -> Option<&Line>;
+    /// A block.
+    fn block(&self, index: u32) -> Option<&Block>;
+}
+
+/// The list of an IPv4 address, given in host byte order; 0: none.
+#[inline(always)]
+pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
+    let network = addr >> 8;
+    let Some(line) = tables.line(network / LINE as u32) else { return 0 };
+    // SAFETY: a reference into the line, in bounds by the mask; volatile because the daemon stores.
+    let word = unsafe {
+        core::ptr::read_volatile(&raw const line.entries[network as usize & (LINE - 1)])
+    };
+    match Entry::from_word(word) {
+        Entry::List(n) => n,
+        Entry::Block(n) => match tables.block(n) {
+            Some(block) => block.lists[addr as usize & 255],
+            None => 0,
+        },
+    }
+}
+
+/// Key of the IPv6 prefix table: a kernel LPM trie's, prefix length first.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixKey6 {
+    /// Leading bits that count.
+    pub bits: u32,
+    /// Network byte order.
+    pub addr: [u8; 16],
+}
+
+const _: () = assert!(size_of::<PrefixKey6>() == 20);

@@ -1,0 +1,52 @@
+//! The XDP program of the appliance.
+//!
+//! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
+//! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`].
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
+#![expect(unreachable_pub, reason = "the kernel is who reaches it")]
+
+mod maps;
+mod packet;
+mod pipeline;
+mod stage;
+
+use abi::reason::{Reason, Verdict};
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+
+use crate::packet::Packet;
+
+/// Entry point on every interface; what it does there is set in [`maps::FEATURES`] at load.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let mut packet = Packet::new(ctx);
+    let bytes = packet.arrived();
+    let cpu = maps::cpu();
+    let reason = pipeline::run(&mut packet, cpu);
+    maps::count_reason(cpu, reason, bytes);
+    action(reason)
+}
+
+#[inline(always)]
+const fn action(reason: Reason) -> u32 {
+    match reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Forward => match reason {
+            Reason::ForwardedRedirect => xdp_action::XDP_REDIRECT,
+            _ => xdp_action::XDP_TX,
+        },
+    }
+}
+
+/// The licence under which the kernel takes the program.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,130 @@
+//! The frame: the only place with raw packet pointers.
+
+use abi::{
+    reason::Reason,
+    wire::{Frame, Ports, Wire, Word},
+};
+use aya_ebpf::{
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
+
+/// One frame in the driver's memory.
+pub(crate) struct Packet {
+    ctx: XdpContext,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn new(ctx: XdpContext) -> Self {
+        Self { ctx }
+    }
+
+    /// Bytes of the linear part as it arrived.
+    #[inline(always)]
+    pub(crate) fn arrived(&self) -> u64 {
+        (self.ctx.data_end() - self.ctx.data()) as u64
+    }
+
+    /// Whether `bytes` lie within the frame, all its buffers counted. Costs a call only when they do
+    /// not lie within the first.
+    #[inline(always)]
+    pub(crate) fn holds(&self, bytes: usize) -> bool {
+        // SAFETY: the context is the one the program was called with.
+        bytes <= self.len() || bytes as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ingress(&self) -> u32 {
+        self.ctx.ingress_ifindex() as u32
+    }
+
+    /// Adds `n` bytes in front (or, negative, takes them away). Every header must be read again.
+    ///
+    /// # Errors
+    /// [`Reason::AdjustFailed`] when the driver has no room.
+    #[inline(always)]
+    pub(crate) fn grow_head(&mut self, n: i32) -> Result<(), Reason> {
+        // SAFETY: the context is the one the program was called with; `&mut self` ends every borrow
+        // of a header.
+        match unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } {
+            0 => Ok(()),
+            _ => Err(Reason::AdjustFailed),
+        }
+    }
+
+    /// `N` bytes at `offset`, to be written.
+    #[inline(always)]
+    pub(crate) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: the check above keeps `start..start + N` inside the frame; the exclusive borrow
+        // of `self` keeps every other access and `grow_head` out while it lives.
+        Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+
+    /// The VLAN tags of a frame whose IP header begins at `L3`: the bytes between the MAC addresses
+    /// and the last ethertype, at most eight.
+    #[inline(always)]
+    pub(crate) fn tags<const L3: usize>(&self) -> Option<u64> {
+        Some(match L3 {
+            14 => 0,
+            18 => u64::from(u32::from_ne_bytes(self.header::<Ports>(12)?.both())),
+            _ => u64::from_ne_bytes(self.header::<Word>(12)?.value()),
+        })
+    }
+
+    /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as
+    /// they stand in the frame: first four bytes, last two.
+    #[inline(always)]
+    pub(crate) fn put_link<const L3: usize>(
+        &mut self,
+        dst: (u32, u16),
+        src: (u32, u16),
+        tags: u64,
+        ethertype: [u8; 2],
+    ) -> Option<()> {
+        const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
+        let place = self.bytes_mut::<L3>(0)?;
+        place[0..4].copy_from_slice(&dst.0.to_ne_bytes());
+        place[4..6].copy_from_slice(&dst.1.to_ne_bytes());
+        place[6..10].copy_from_slice(&src.0.to_ne_bytes());
+        place[10..12].copy_from_slice(&src.1.to_ne_bytes());
+        match L3 {
+            14 => {}
+            18 => place[12..16].copy_from_slice(&(tags as u32).to_ne_bytes()),
+            _ => place[12..20].copy_from_slice(&tags.to_ne_bytes()),
+        }
+        place[L3 - 2..].copy_from_slice(&ethertype);
+        Some(())
+    }
+
+    /// Has the frame sent out of another interface when the program returns.
+    #[inline(always)]
+    pub(crate) fn redirect(&self, ifindex: u32) {
+        // SAFETY: takes numbers only. It fails for unknown flags alone.
+        unsafe { bpf_redirect(ifindex, 0) };
+    }
+}
+
+impl Frame for Packet {
+    #[inline(always)]
+    fn header<T: Wire>(&self, offset: usize) -> Option<&T> {
+        const { assert!(align_of::<T>() == 1) };
+        let start = self.ctx.data() + offset;
+        if start + T::LEN > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: the check above keeps the header inside the frame; `T: Wire` has alignment 1 and
+        // no invalid bit patterns; `grow_head`, the only call that moves the frame, takes
+        // `&mut self` and so cannot run while this borrow lives.
+        Some(unsafe { &*(start as *const T) })
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.ctx.data_end() - self.ctx.data()
+    }
+}

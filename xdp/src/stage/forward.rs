@@ -1,0 +1,174 @@
+//! How the packet reaches its backend: rewrite the MAC addresses, or put an outer header in front;
+//! then send it out of the interface it came from, or another.
+//!
+//! Everything that can refuse is checked before the first byte is written.
+
+use abi::{
+    checksum, outer,
+    reason::Reason,
+    table::{Backend, Egress, Frontend, HopWord},
+    wire::{Ip, Ipv4, ethertype},
+};
+
+use crate::{maps, packet::Packet};
+
+/// Sends the packet; its headers are gone afterwards.
+#[inline(always)]
+pub(crate) fn run<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    frontend: &Frontend,
+    backend: &Backend,
+    entropy: u32,
+) -> Result<Reason, Reason> {
+    let hop = backend.hop();
+    let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
+
+    if frontend.encapsulates() {
+        if backend.addr().is_v4() {
+            encap4::<L3, V4>(packet, ip, backend, hop, egress, entropy)?;
+        } else {
+            encap6::<L3, V4>(packet, ip, backend, hop, egress, entropy)?;
+        }
+    } else {
+        fits(ip, 0, egress)?;
+        decrement_ttl::<L3, V4>(packet)?;
+        let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
+        macs(link, hop, egress);
+    }
+
+    if egress.ifindex() == packet.ingress() {
+        Ok(Reason::ForwardedTx)
+    } else {
+        packet.redirect(egress.ifindex());
+        Ok(Reason::ForwardedRedirect)
+    }
+}
+
+#[inline(always)]
+fn encap4<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<(), Reason> {
+    fits(ip, 20, egress)?;
+    if !egress.has_source(true) {
+        return Err(Reason::NoNextHop);
+    }
+    let dst = backend.addr().as_v4_raw();
+    let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
+    let header = outer::ipv4(egress, dst, ip.total as u16, ip.tos, inner, entropy)
+        .ok_or(Reason::TooBig)?;
+    decrement_ttl::<L3, V4>(packet)?;
+    let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
+
+    packet.grow_head(20)?;
+    packet
+        .put_link::<L3>(
+            (hop.mac_head(), hop.mac_tail()),
+            split(egress.src_mac()),
+            tags,
+            ethertype::IPV4,
+        )
+        .ok_or(Reason::AdjustFailed)?;
+    let place = packet.bytes_mut::<20>(L3).ok_or(Reason::AdjustFailed)?;
+    put(&mut place[0..4], header[0]);
+    put(&mut place[4..8], header[1]);
+    put(&mut place[8..12], header[2]);
+    put(&mut place[12..16], header[3]);
+    put(&mut place[16..20], header[4]);
+    Ok(())
+}
+
+#[inline(always)]
+fn encap6<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<(), Reason> {
+    fits(ip, 40, egress)?;
+    if !egress.has_source(false) {
+        return Err(Reason::NoNextHop);
+    }
+    let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
+    let header = outer::ipv6(egress, backend.addr(), ip.total as u16, ip.tos, inner, entropy);
+    decrement_ttl::<L3, V4>(packet)?;
+    let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
+
+    packet.grow_head(40)?;
+    packet
+        .put_link::<L3>(
+            (hop.mac_head(), hop.mac_tail()),
+            split(egress.src_mac()),
+            tags,
+            ethertype::IPV6,
+        )
+        .ok_or(Reason::AdjustFailed)?;
+    let place = packet.bytes_mut::<40>(L3).ok_or(Reason::AdjustFailed)?;
+    put64(&mut place[0..8], header[0]);
+    put64(&mut place[8..16], header[1]);
+    put64(&mut place[16..24], header[2]);
+    put64(&mut place[24..32], header[3]);
+    put64(&mut place[32..40], header[4]);
+    Ok(())
+}
+
+#[inline(always)]
+fn put(place: &mut [u8], word: u32) {
+    place.copy_from_slice(&word.to_ne_bytes());
+}
+
+#[inline(always)]
+fn put64(place: &mut [u8], word: u64) {
+    place.copy_from_slice(&word.to_ne_bytes());
+}
+
+#[inline(always)]
+fn fits(ip: &Ip, outer: u32, egress: &Egress) -> Result<(), Reason> {
+    let whole = ip.total + outer;
+    // The length fields of outer headers have 16 bits.
+    if whole > egress.mtu() || whole > 0xffff { Err(Reason::TooBig) } else { Ok(()) }
+}
+
+/// A MAC address as it stands in a frame: first four bytes, last two.
+#[inline(always)]
+pub(crate) const fn split(mac: [u8; 6]) -> (u32, u16) {
+    (u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]), u16::from_ne_bytes([mac[4], mac[5]]))
+}
+
+#[inline(always)]
+fn macs(link: &mut [u8; 12], hop: HopWord, egress: &Egress) {
+    link[0..4].copy_from_slice(&hop.mac_head().to_ne_bytes());
+    link[4..6].copy_from_slice(&hop.mac_tail().to_ne_bytes());
+    let src = split(egress.src_mac());
+    link[6..10].copy_from_slice(&src.0.to_ne_bytes());
+    link[10..12].copy_from_slice(&src.1.to_ne_bytes());
+}
+
+/// Takes one off the TTL or hop limit, which is known to be above 1; keeps the IPv4 checksum right.
+#[inline(always)]
+fn decrement_ttl<const L3: usize, const V4: bool>(packet: &mut Packet) -> Result<(), Reason> {
+    if V4 {
+        const TTL: usize = 8;
+        const CHECKSUM: usize = 10;
+        const _: () = assert!(size_of::<Ipv4>() == 20);
+        let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
+        let old = u16::from_ne_bytes([h[TTL], h[TTL + 1]]);
+        h[TTL] -= 1;
+        let new = u16::from_ne_bytes([h[TTL], h[TTL + 1]]);
+        let check = u16::from_ne_bytes([h[CHECKSUM], h[CHECKSUM + 1]]);
+        let check = checksum::replace(check, old, new).to_ne_bytes();
+        h[CHECKSUM] = check[0];
+        h[CHECKSUM + 1] = check[1];
+    } else {
+        let h = packet.bytes_mut::<8>(L3).ok_or(Reason::Truncated)?;
+        h[7] -= 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! One file, one decision each.
+
+pub(crate) mod decap;
+pub(crate) mod forward;
+pub(crate) mod prefilter;
+pub(crate) mod service;

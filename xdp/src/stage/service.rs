@@ -1,0 +1,106 @@
+//! Which service is the packet for, and which of its backends takes it?
+
+use abi::{
+    hash::{self, Tuple},
+    pick::{self, Phase},
+    reason::Reason,
+    table::{Frontend, FrontendKey},
+    wire::{self, Frame, Ip, Transport, protocol},
+};
+
+use crate::{
+    maps::{self, Maps},
+    packet::Packet,
+    stage::forward,
+};
+
+/// Finds the service, picks the backend and sends the packet there.
+#[inline(always)]
+pub(crate) fn run<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    cpu: u32,
+) -> Reason {
+    match find::<L3, V4>(packet, ip) {
+        Ok((row, frontend, transport)) => {
+            send::<L3, V4>(packet, ip, &transport, row, frontend, cpu).unwrap_or_else(|r| r)
+        }
+        Err(reason) => reason,
+    }
+}
+
+type Found = (u32, &'static Frontend, Transport);
+
+#[inline(always)]
+fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
+    let balanced = ip.protocol == protocol::TCP || ip.protocol == protocol::UDP;
+    let transport = if balanced && !ip.fragment { parse::<L3, V4>(packet, ip) } else { None };
+
+    if let Some(transport) = transport {
+        let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
+        if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
+            return Ok((row, frontend, transport));
+        }
+    }
+
+    let Some((_, vip)) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)) else {
+        return Err(Reason::NotOurs);
+    };
+    if ip.fragment {
+        return Err(Reason::Fragment);
+    }
+    if !balanced {
+        return Err(Reason::VipOtherProtocol);
+    }
+    let transport = transport.ok_or(Reason::Truncated)?;
+    let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
+    let frontend = maps::frontend(row).ok_or(Reason::NoService)?;
+    Ok((row, frontend, transport))
+}
+
+/// The transport header; the usual place first, so that its offset is a constant.
+#[inline(always)]
+fn parse<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Transport> {
+    if !V4 {
+        wire::transport(packet, L3 + 40, ip.protocol)
+    } else if ip.header == 20 {
+        wire::transport(packet, L3 + 20, ip.protocol)
+    } else {
+        wire::transport(packet, L3 + ip.header, ip.protocol)
+    }
+}
+
+#[inline(always)]
+fn send<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    transport: &Transport,
+    row: u32,
+    frontend: &Frontend,
+    cpu: u32,
+) -> Result<Reason, Reason> {
+    if !packet.holds(L3 + ip.total as usize) {
+        return Err(Reason::BadLength);
+    }
+    if ip.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let tuple =
+        Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
+    let hash = hash::flow(&tuple, maps::seed());
+    let phase = if ip.protocol == protocol::UDP {
+        Phase::Unknown
+    } else if transport.opening {
+        Phase::Opening
+    } else {
+        Phase::Established
+    };
+
+    let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    let bytes = packet.len() as u64;
+    let reason = forward::run::<L3, V4>(packet, ip, frontend, backend, hash as u32)?;
+
+    maps::count_frontend(cpu, row, bytes, transport.opening);
+    maps::count_backend(cpu, backend_row, bytes, transport.opening);
+    Ok(reason)
+}
