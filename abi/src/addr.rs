@@ -16,7 +16,10 @@ pub struct Addr {
 const _: () = {
     assert!(size_of::<Addr>() == 16);
     assert!(align_of::<Addr>() == 8);
-    assert!(cfg!(target_endian = "little"), "words are hashed: tables are little-endian by definition");
+    assert!(
+        cfg!(target_endian = "little"),
+        "words are hashed: tables are little-endian by definition"
+    );
 };
 
 impl Addr {

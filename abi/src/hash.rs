@@ -90,8 +90,14 @@ mod tests {
     #[test]
     fn frozen() {
         assert_eq!(flow(&tuple("192.0.2.1", "203.0.113.10", 40000, 443), 7), 0x371d_85a3_0b79_6478);
-        assert_eq!(flow(&tuple("2001:db8::1", "2001:db8::10", 40000, 443), 7), 0xa216_c1b5_34e9_e919);
-        assert_eq!(frontend("203.0.113.10".parse::<IpAddr>().unwrap().into(), 0x0006_bb01, 7), 0x0780_5deb_3cd5_bf85);
+        assert_eq!(
+            flow(&tuple("2001:db8::1", "2001:db8::10", 40000, 443), 7),
+            0xa216_c1b5_34e9_e919
+        );
+        assert_eq!(
+            frontend("203.0.113.10".parse::<IpAddr>().unwrap().into(), 0x0006_bb01, 7),
+            0x0780_5deb_3cd5_bf85
+        );
     }
 
     #[test]

@@ -72,8 +72,8 @@ pub fn ipv6(
     entropy: u32,
 ) -> Outer6 {
     let first = (0x6000_0000 | u32::from(traffic_class) << 20 | (entropy & 0xf_ffff)).to_be();
-    let second = u32::from(inner_len.to_be())
-        | u32::from(u16::from_ne_bytes([next, OUTER_TTL])) << 16;
+    let second =
+        u32::from(inner_len.to_be()) | u32::from(u16::from_ne_bytes([next, OUTER_TTL])) << 16;
     [
         u64::from(first) | u64::from(second) << 32,
         egress.source6_hi(),

@@ -119,14 +119,12 @@ fn unsettled<T: Tables>(
     } else {
         slot.previous
     };
-    let (row, remember) = if phase == Phase::Established
-        && previous != slot.current
-        && is_up(tables, previous)
-    {
-        (previous, true)
-    } else {
-        (up_or_other(tables, ring, slot.current, hash), phase != Phase::Established)
-    };
+    let (row, remember) =
+        if phase == Phase::Established && previous != slot.current && is_up(tables, previous) {
+            (previous, true)
+        } else {
+            (up_or_other(tables, ring, slot.current, hash), phase != Phase::Established)
+        };
 
     if remember && let Some(backend) = tables.backend(row) {
         tables.remember(&key, &FlowEntry::new(row, backend.epoch()));

@@ -89,9 +89,8 @@ pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
     let network = addr >> 8;
     let Some(line) = tables.line(network / LINE as u32) else { return 0 };
     // SAFETY: a reference into the line, in bounds by the mask; volatile because the daemon stores.
-    let word = unsafe {
-        core::ptr::read_volatile(&raw const line.entries[network as usize & (LINE - 1)])
-    };
+    let word =
+        unsafe { core::ptr::read_volatile(&raw const line.entries[network as usize & (LINE - 1)]) };
     match Entry::from_word(word) {
         Entry::List(n) => n,
         Entry::Block(n) => match tables.block(n) {

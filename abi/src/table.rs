@@ -253,7 +253,9 @@ impl Ring {
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u64 {
-        self.offset as u64 | (self.size as u64) << 32 | if self.resizing { Self::RESIZING } else { 0 }
+        self.offset as u64
+            | (self.size as u64) << 32
+            | if self.resizing { Self::RESIZING } else { 0 }
     }
 
     /// From one word.
@@ -825,12 +827,22 @@ mod tests {
         let e: [u8; 64] =
             bytes(Egress::new(3, [2, 0, 0, 0, 0, 1], 1500, Some(([10, 0, 0, 1], 8)), None));
         assert_eq!(e[16..24], [3, 0, 0, 0, 0xdc, 5, 0, 0]);
-        assert_eq!(e[24..32], [10, 0, 0, 0, 0, 0, 0, 255], "entropy bits are cleared from the base");
+        assert_eq!(
+            e[24..32],
+            [10, 0, 0, 0, 0, 0, 0, 255],
+            "entropy bits are cleared from the base"
+        );
         assert_eq!(e[40..48], [2, 0, 0, 0, 0, 1, 1, 0]);
 
         let c: [u8; 64] = bytes(Control::new(3, 4, 5, 6));
         assert_eq!(c[..8], [0xa7, 0, 0x70, 0x64, 0x78, 0x2d, 0x62, 0x6c]);
-        assert_eq!(c[24..56], [1, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            c[24..56],
+            [
+                1, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                0, 0, 0, 0
+            ]
+        );
         let k: [u8; 32] = bytes(Bucket::from_words([Bucket::entry(1, 2), 0, 0, 0]));
         assert_eq!(k[..8], [3, 0, 0, 0, 1, 0, 0, 0]);
         let n: [u8; 32] = bytes(Counter { packets: 1, bytes: 2, new_connections: 3, reserved: 0 });

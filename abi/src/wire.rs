@@ -341,7 +341,9 @@ mod tests {
     fn syn_without_ack_opens() {
         let mut b = [0u8; 20];
         b[3] = 80;
-        for (flags, opens) in [(0x02, true), (0x12, false), (0x10, false), (0xc2, true), (0x04, false)] {
+        for (flags, opens) in
+            [(0x02, true), (0x12, false), (0x10, false), (0xc2, true), (0x04, false)]
+        {
             b[13] = flags;
             assert_eq!(transport(&b[..], 0, 6).unwrap().opening, opens, "flags {flags:#x}");
         }

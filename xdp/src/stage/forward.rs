@@ -60,8 +60,8 @@ fn encap4<const L3: usize, const V4: bool>(
     }
     let dst = backend.addr().as_v4_raw();
     let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
-    let header = outer::ipv4(egress, dst, ip.total as u16, ip.tos, inner, entropy)
-        .ok_or(Reason::TooBig)?;
+    let header =
+        outer::ipv4(egress, dst, ip.total as u16, ip.tos, inner, entropy).ok_or(Reason::TooBig)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 

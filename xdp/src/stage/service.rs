@@ -85,8 +85,7 @@ fn send<const L3: usize, const V4: bool>(
     if ip.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let tuple =
-        Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
+    let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
     let phase = if ip.protocol == protocol::UDP {
         Phase::Unknown
