@@ -1,0 +1,65 @@
+# make help lists the targets.
+
+CARGO      ?= cargo
+target_dir := $(or $(CARGO_TARGET_DIR),target)
+# What the lab and the end-to-end tests start: the binaries that are shipped.
+export LB_BIN_DIR := $(abspath $(target_dir)/release)
+
+# The crates with BPF programs: only they are for the BPF target.
+ebpf := $(patsubst %/src/main.rs,%,$(wildcard xdp/src/main.rs tc/src/main.rs sock/src/main.rs))
+host := --workspace $(foreach crate,$(ebpf),--exclude lb-$(crate))
+
+# cargo builds as the user who calls; only what needs root is run as root.
+ifneq ($(shell id -u),0)
+triple := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+as_root := CARGO_TARGET_$(triple)_RUNNER='sudo --preserve-env=LB_BIN_DIR,RUST_BACKTRACE,RUST_TEST_THREADS'
+endif
+
+ARGS ?=
+
+.PHONY: help run test test-host test-root bench build lint setup clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: ## build, and start the lab until Ctrl-C; ARGS=--once: ends by itself, 0 if every request was answered
+	@scripts/setup.sh test
+	$(CARGO) build --release
+	@$(CARGO) build --quiet -p lb-tests --bin lab
+	@$(as_root) $(CARGO) run --quiet -p lb-tests --bin lab -- $(ARGS)
+
+test: test-host test-root ## every test; those in namespaces need root and ask for it with sudo
+
+test-host: ## the tests that need nothing of the kernel
+	@scripts/setup.sh build
+	$(CARGO) test --no-fail-fast
+
+test-root: ## end to end, in network namespaces
+	@scripts/setup.sh test
+	$(CARGO) build --release
+	$(as_root) $(CARGO) test --no-fail-fast -p lb-tests
+
+bench: ## the benchmarks of bench/: tables, and bench/results/*.json
+	@scripts/setup.sh test
+	$(CARGO) build --release
+	$(as_root) $(CARGO) bench -p lb-bench
+
+build: ## release binaries in target/release
+	@scripts/setup.sh build
+	$(CARGO) build --release
+
+lint: ## rustfmt, clippy on host and BPF crates, rustdoc; every warning is an error
+	@scripts/setup.sh lint
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy $(host) --all-targets -- -D warnings
+	$(if $(ebpf),scripts/lint-ebpf.sh $(ebpf))
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items $(host)
+
+setup: ## install what building, testing and linting need (run, test and lint do so by themselves)
+	@scripts/setup.sh build
+	@scripts/setup.sh test
+	@scripts/setup.sh lint
+
+clean: ## remove what was built
+	$(CARGO) clean
