@@ -2,5 +2,7 @@
 
 pub mod command;
 pub mod health;
+pub mod links;
+pub mod netlink;
 pub mod nexthop;
 pub mod view;

@@ -1,7 +1,24 @@
 //! Next hops: which interface and MAC addresses lead to an address.
+//!
+//! A [`Resolver`] is told which addresses are wanted and sends the next hops that change. It makes the
+//! kernel find neighbours, and changes neither routes nor interfaces. What follows from what the kernel
+//! knows is decided in `state`, which does no I/O; `run` has the sockets and the clock.
+
+mod fib;
+mod parse;
+mod probes;
+mod run;
+mod state;
+
+#[cfg(test)]
+mod namespace_tests;
+#[cfg(test)]
+mod state_tests;
+
+pub use self::run::{Resolver, Task};
 
 /// The way to one address, as the kernel's routes and neighbours have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NextHop {
     /// Complete.
     Resolved(Hop),
@@ -12,7 +29,7 @@ pub enum NextHop {
 }
 
 /// A resolved way out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hop {
     /// Egress interface.
     pub ifindex: u32,
