@@ -143,11 +143,14 @@ fn build(
         .args(["--release", "--target", TARGET, "--target-dir"])
         .arg(target_dir)
         .env("PATH", search_path())
-        .env("CARGO_ENCODED_RUSTFLAGS", concat!(
-            "-Clinker=bpf-linker\x1f-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf",
-            // Packet headers are not aligned; without this each word is loaded byte by byte.
-            "\x1f-Clink-arg=--cpu-features=+allows-misaligned-mem-access"
-        ))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            concat!(
+                "-Clinker=bpf-linker\x1f-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf",
+                // Packet headers are not aligned; without this each word is loaded byte by byte.
+                "\x1f-Clink-arg=--cpu-features=+allows-misaligned-mem-access"
+            ),
+        )
         // One code generation unit for what is inlined too, or programs outgrow the 512-byte stack.
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_LTO", "true")

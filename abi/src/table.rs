@@ -162,6 +162,12 @@ impl Bucket {
         if overflow { word | Self::OVERFLOW } else { word & !Self::OVERFLOW }
     }
 
+    /// Whether a bucket's last word says that the next bucket must be looked at too.
+    #[must_use]
+    pub const fn has_overflow(word: u64) -> bool {
+        word & Self::OVERFLOW != 0
+    }
+
     /// Tag and row of a word, or `None` for an empty entry.
     #[inline(always)]
     #[must_use]
@@ -444,6 +450,21 @@ impl Frontend {
         Ring::from_word(live(&self.old_ring))
     }
 
+    /// Replaces the ring.
+    pub const fn set_ring(&mut self, ring: Ring) {
+        self.ring = ring.to_word();
+    }
+
+    /// Replaces the ring before the last change of size.
+    pub const fn set_old_ring(&mut self, ring: Ring) {
+        self.old_ring = ring.to_word();
+    }
+
+    /// Replaces the word of services with port 0.
+    pub const fn set_any(&mut self, word: u64) {
+        self.any = word;
+    }
+
     /// Stable number of the service's name.
     #[must_use]
     pub const fn service_id(&self) -> u64 {
@@ -569,7 +590,7 @@ impl Backend {
     /// Byte offset of `state`, for the daemon's store.
     pub const STATE: usize = core::mem::offset_of!(Self, state);
 
-    /// A row. `id` is the stable number of service and address; `epoch` differs from that of
+    /// A row. `id` is the stable number of the service's name, 0 in a row that is free; `epoch` differs from that of
     /// whatever stood in this row before, so that flow entries of that one do not count.
     #[must_use]
     pub const fn new(addr: Addr, hop: HopWord, state: State, id: u64, epoch: u32) -> Self {
@@ -604,7 +625,7 @@ impl Backend {
         live(&self.state) & (State::DOWN | State::RECOVERING) == 0
     }
 
-    /// Stable number of service and address.
+    /// Stable number of the service's name; 0: the row is free.
     #[must_use]
     pub const fn id(&self) -> u64 {
         self.id
@@ -769,7 +790,7 @@ shared!(ReasonCounter, 16, { packets @ 0, bytes @ 8 });
 mod tests {
     use super::*;
 
-    fn bytes<T, const N: usize>(value: T) -> [u8; N] {
+    fn bytes<T: Copy, const N: usize>(value: T) -> [u8; N] {
         assert_eq!(size_of::<T>(), N);
         // SAFETY: equal sizes (asserted), and the structs here have no padding (`shared!`).
         unsafe { core::mem::transmute_copy(&value) }

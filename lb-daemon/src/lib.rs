@@ -1,8 +1,11 @@
 //! The appliance: sources, desired state, compile, plan, apply; health, next hops, API.
 
 pub mod command;
+pub mod datapath;
 pub mod health;
 pub mod links;
 pub mod netlink;
 pub mod nexthop;
+pub mod plan;
+pub mod ring;
 pub mod view;

@@ -11,9 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use config::model::{
-    BackendState, Forwarding, ListAction, Port, Roles, Service, Source, XdpMode,
-};
+use config::model::{BackendState, Forwarding, ListAction, Port, Roles, Service, Source, XdpMode};
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
 #[derive(Clone, Debug)]

@@ -1,0 +1,169 @@
+//! Next hops and health: what a backend may take, and how it is reached.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use abi::table::{Egress, HopWord, State};
+use config::model::{BackendState, SourceOf};
+
+use super::{Full, Planner};
+use crate::{
+    datapath::{Op, Tables},
+    nexthop::{Hop, NextHop},
+};
+
+impl Planner {
+    /// Next hops that changed.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn set_hops(
+        &mut self,
+        changed: &BTreeMap<IpAddr, NextHop>,
+        tables: &dyn Tables,
+        now: Duration,
+    ) -> Result<Vec<Op>, Full> {
+        let mut ops = Vec::new();
+        for (&address, hop) in changed {
+            self.hops.insert(address, hop.clone());
+        }
+        let addresses: Vec<IpAddr> = changed.keys().copied().collect();
+        self.rehop(&addresses, tables, &mut ops)?;
+        let names: Vec<String> =
+            addresses.iter().filter_map(|a| self.by_address.get(a)).flatten().cloned().collect();
+        for name in names {
+            self.restate(&name, tables, now, &mut ops);
+        }
+        Ok(ops)
+    }
+
+    /// A backend's health changed.
+    pub fn set_health(
+        &mut self,
+        service: &str,
+        backend: IpAddr,
+        down: bool,
+        tables: &dyn Tables,
+        now: Duration,
+    ) -> Vec<Op> {
+        let key = (service.to_owned(), backend);
+        let changed = if down { self.unhealthy.insert(key) } else { self.unhealthy.remove(&key) };
+        let mut ops = Vec::new();
+        if changed {
+            self.restate(service, tables, now, &mut ops);
+        }
+        ops
+    }
+
+    /// The next hop of an address as known.
+    #[must_use]
+    pub fn hop(&self, address: IpAddr) -> Option<&NextHop> {
+        self.hops.get(&address)
+    }
+
+    /// Stores the hop words of these addresses' rows where they differ.
+    pub(super) fn rehop(
+        &mut self,
+        addresses: &[IpAddr],
+        tables: &dyn Tables,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        for &address in addresses {
+            let rows: Vec<u32> = self
+                .by_address
+                .get(&address)
+                .into_iter()
+                .flatten()
+                .filter_map(|n| Some(self.services.get(n)?.members.get(&address)?.row))
+                .collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let word = self.hop_word(address, ops)?;
+            for row in rows {
+                if tables.backend(row).hop() != word {
+                    ops.push(Op::Hop(row, word));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The word for an address's next hop; writes the egress row that it needs.
+    pub(super) fn hop_word(&mut self, address: IpAddr, ops: &mut Vec<Op>) -> Result<HopWord, Full> {
+        let Some(NextHop::Resolved(hop)) = self.hops.get(&address) else {
+            return Ok(HopWord::UNRESOLVED);
+        };
+        let mac = hop.dst_mac;
+        let wanted = self.egress_of(hop);
+        let row = match self.egress.iter().position(|e| *e == Some(wanted)) {
+            Some(row) => row,
+            None => {
+                let row = self.egress.iter().position(Option::is_none).ok_or(Full("EGRESS"))?;
+                self.egress[row] = Some(wanted);
+                ops.push(Op::Egress(row as u32, wanted));
+                row
+            }
+        };
+        Ok(HopWord::new(mac, row as u8))
+    }
+
+    fn egress_of(&self, hop: &Hop) -> Egress {
+        let source4 = match self.tunnel_source.ipv4 {
+            SourceOf::Prefix(p) => Some((p.addr().octets(), 32 - p.prefix_len())),
+            SourceOf::Auto => match hop.source {
+                Some(IpAddr::V4(a)) => Some((a.octets(), 0)),
+                _ => None,
+            },
+        };
+        let source6 = match self.tunnel_source.ipv6 {
+            SourceOf::Prefix(p) => Some((p.addr().octets(), 128 - p.prefix_len())),
+            SourceOf::Auto => match hop.source {
+                Some(IpAddr::V6(a)) => Some((a.octets(), 0)),
+                _ => None,
+            },
+        };
+        Egress::new(hop.ifindex, hop.src_mac, hop.mtu, source4, source6)
+    }
+
+    /// Stores the state words of a service's backends where they differ. A backend that comes back
+    /// keeps away from the flows that went elsewhere meanwhile, for as long as a drain takes.
+    pub(super) fn restate(
+        &mut self,
+        name: &str,
+        tables: &dyn Tables,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let Some(spec) = service.spec.clone() else { return };
+        let mut states: Vec<(IpAddr, u32, bool, bool)> = Vec::new();
+        for (&address, member) in &service.members {
+            let wanted = spec.backends.iter().find(|b| b.address == address);
+            let unhealthy = self.unhealthy.contains(&(name.to_owned(), address));
+            let reachable = matches!(self.hops.get(&address), Some(NextHop::Resolved(_)));
+            let maintenance = wanted.is_some_and(|b| b.state == BackendState::Maintenance);
+            let takes_new = wanted.is_some_and(|b| b.state == BackendState::Active && b.weight > 0);
+            states.push((address, member.row, unhealthy || !reachable || maintenance, takes_new));
+        }
+        let up: Vec<u32> =
+            states.iter().filter(|&&(_, _, down, new)| !down && new).map(|s| s.1).collect();
+        for (index, &(address, row, down, _)) in states.iter().enumerate() {
+            let old = tables.backend(row).state();
+            let Some(member) = service.members.get_mut(&address) else { continue };
+            let state = if down {
+                member.recovering = None;
+                // Spread heirs: each backend's is another one, as far as there are enough.
+                let heir = (!up.is_empty()).then(|| up[index % up.len()]);
+                State { down: true, recovering: false, heir }
+            } else {
+                if old.down {
+                    member.recovering = Some(now + spec.drain_timeout);
+                }
+                State { down: false, recovering: member.recovering.is_some(), heir: None }
+            };
+            if state != old {
+                ops.push(Op::State(row, state));
+            }
+        }
+    }
+}

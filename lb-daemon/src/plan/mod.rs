@@ -1,0 +1,362 @@
+//! Wanted against actual: which operations lead from the tables in force to the wanted ones.
+//!
+//! Pure: no I/O, no clock; `now` comes in as a duration since any fixed moment, and what is actual
+//! is read through [`Tables`]. The planner keeps an index of what stands where; when an operation
+//! fails the index is made again from the tables, by the same code that adopts those of an earlier
+//! process, and the rest is planned anew.
+//!
+//! Order is part of correctness: backends, then rings, then the frontend, then the bucket entry that
+//! makes it reachable; removal goes the other way. Nothing given back is used again before
+//! [`Planner::release`].
+
+pub mod alloc;
+pub mod buckets;
+mod hops;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use abi::{
+    addr::Addr,
+    table::{Egress, FrontendKey, Kind, Ring, Slot},
+};
+use config::model::{DesiredState, Service, TunnelSource};
+use siphasher::sip::SipHasher24;
+
+use self::{
+    alloc::{Arena, Rows},
+    buckets::Buckets,
+};
+use crate::{
+    datapath::{Op, Tables},
+    nexthop::NextHop,
+};
+
+/// What there is no room for. Larger tables are the remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the table {0} is full")]
+pub struct Full(pub &'static str);
+
+/// The index of what stands where.
+pub struct Planner {
+    seed: u64,
+    table_size: Option<u32>,
+    tunnel_source: TunnelSource,
+    services: BTreeMap<String, Planned>,
+    vips: BTreeMap<Addr, Vip>,
+    decap: BTreeMap<FrontendKey, u32>,
+    by_address: HashMap<IpAddr, BTreeSet<String>>,
+    hops: HashMap<IpAddr, NextHop>,
+    unhealthy: BTreeSet<(String, IpAddr)>,
+    egress: Vec<Option<Egress>>,
+    frontends: Rows,
+    backends: Rows,
+    arena: Arena,
+    adopted: bool,
+}
+
+/// A service as it stands in the tables.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// As it was asked for; `None` after adoption, until the first plan.
+    pub spec: Option<Arc<Service>>,
+    /// Stable number of its name.
+    pub id: u64,
+    /// Row of each address and port.
+    pub frontends: BTreeMap<FrontendKey, u32>,
+    /// Backends, those that are leaving included.
+    pub members: BTreeMap<IpAddr, Member>,
+    /// Ring in force.
+    pub ring: Ring,
+    old_ring: Ring,
+    signature: u64,
+    settle_at: Option<Duration>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its row.
+    pub row: u32,
+    /// Not wanted any more: its row goes at this time.
+    leaving: Option<Duration>,
+    /// Was down: flows that went elsewhere keep their entries until this time.
+    recovering: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Vip {
+    row: u32,
+    any: u64,
+}
+
+/// A number for a name that does not change between versions.
+#[must_use]
+pub fn stable_id(name: &str) -> u64 {
+    SipHasher24::new_with_keys(1, 2).hash(name.as_bytes()) | 1
+}
+
+impl Planner {
+    /// Takes over what stands in the tables; empty ones give an empty index. `names` are those of
+    /// the wanted services: rows of any other are removed by the next plan.
+    #[must_use]
+    pub fn adopt<'a>(
+        tables: &dyn Tables,
+        names: impl Iterator<Item = &'a str>,
+        drain: Duration,
+    ) -> Self {
+        let capacity = tables.capacity();
+        let mut arena = Arena::new(capacity.slots);
+        // Slot 0 of the arena is never a ring's: a ring has a word before it.
+        let mut used_frontends = vec![false; capacity.frontends as usize];
+        let mut used_backends = vec![false; capacity.backends as usize];
+        let mut egress = vec![None; capacity.egress as usize];
+        let names: HashMap<u64, &str> = names.map(|n| (stable_id(n), n)).collect();
+        let name_of =
+            |id: u64| names.get(&id).map_or_else(|| format!("#{id:016x}"), |&n| n.to_owned());
+        let mut services: BTreeMap<String, Planned> = BTreeMap::new();
+        let mut vips = BTreeMap::new();
+        let mut decap = BTreeMap::new();
+
+        for index in 0..capacity.buckets {
+            for word in tables.bucket(index).words() {
+                let Some((_, row)) = abi::table::Bucket::decode(word) else { continue };
+                let f = tables.frontend(row);
+                used_frontends[row as usize] = true;
+                match f.kind() {
+                    Kind::Vip => {
+                        let any = [6, 17].map(|p| f.any_port(p));
+                        let any = abi::table::Frontend::any_word(any[0], any[1]);
+                        vips.insert(f.key().addr, Vip { row, any });
+                    }
+                    Kind::Decap => {
+                        decap.insert(f.key(), row);
+                    }
+                    Kind::Service => {
+                        let s = services
+                            .entry(name_of(f.service_id()))
+                            .or_insert_with(|| Planned::new(f.service_id(), drain));
+                        s.frontends.insert(f.key(), row);
+                        let ring = f.ring();
+                        if s.ring.size == 0 && ring.size > 0 {
+                            s.ring = ring;
+                            if arena.claim(ring.offset - 1, ring.size + 1) {
+                                s.signature = tables.slot(ring.offset - 1);
+                            }
+                            let old = f.old_ring();
+                            if ring.resizing && arena.claim(old.offset - 1, old.size + 1) {
+                                s.old_ring = old;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut by_address: HashMap<IpAddr, BTreeSet<String>> = HashMap::new();
+        for row in 0..capacity.backends {
+            let b = tables.backend(row);
+            if b.id() == 0 {
+                continue;
+            }
+            used_backends[row as usize] = true;
+            if let Some(e) = b.hop().egress() {
+                egress[e as usize] = Some(tables.egress(e));
+            }
+            let name = name_of(b.id());
+            let s = services.entry(name.clone()).or_insert_with(|| Planned::new(b.id(), drain));
+            let state = b.state();
+            let address = IpAddr::from(b.addr());
+            let recovering = state.recovering.then_some(drain);
+            s.members.insert(address, Member { row, leaving: None, recovering });
+            by_address.entry(address).or_default().insert(name);
+        }
+        Self {
+            seed: 0,
+            table_size: None,
+            tunnel_source: TunnelSource::default(),
+            services,
+            vips,
+            decap,
+            by_address,
+            hops: HashMap::new(),
+            unhealthy: BTreeSet::new(),
+            egress,
+            frontends: Rows::with_used(capacity.frontends, &used_frontends),
+            backends: Rows::with_used(capacity.backends, &used_backends),
+            arena,
+            adopted: true,
+        }
+    }
+
+    /// The operations that make the services wanted, and nothing else, stand in the tables.
+    ///
+    /// # Errors
+    /// [`Full`]: the index is then not what the tables are; adopt again, into larger tables.
+    pub fn plan(
+        &mut self,
+        wanted: &DesiredState,
+        tables: &dyn Tables,
+        now: Duration,
+    ) -> Result<Vec<Op>, Full> {
+        let mut ops = Vec::new();
+        let mut buckets = Buckets::default();
+        self.seed = crate::ring::seed(&wanted.maglev.seed);
+        let resized = self.table_size != wanted.maglev.table_size;
+        self.table_size = wanted.maglev.table_size;
+        if self.tunnel_source != wanted.node.tunnel_source {
+            self.tunnel_source = wanted.node.tunnel_source.clone();
+            let all: Vec<IpAddr> = self.by_address.keys().copied().collect();
+            self.rehop(&all, tables, &mut ops)?;
+        }
+
+        let gone: Vec<String> =
+            self.services.keys().filter(|n| !wanted.services.contains_key(*n)).cloned().collect();
+        for name in gone {
+            self.remove_service(&name, tables, &mut buckets, &mut ops);
+        }
+        for (name, spec) in &wanted.services {
+            let same = self
+                .services
+                .get(name)
+                .and_then(|p| p.spec.as_ref())
+                .is_some_and(|s| Arc::ptr_eq(s, spec));
+            if !same || resized {
+                self.put_service(name, spec, tables, now, &mut buckets, &mut ops)?;
+            }
+        }
+        if std::mem::take(&mut self.adopted) || ops.iter().any(|op| matches!(op, Op::Bucket { .. }))
+        {
+            self.plan_vips(tables, &mut buckets, &mut ops)?;
+        }
+        Ok(ops)
+    }
+
+    /// Tunnels end at these addresses of this machine, and no others.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn set_decap(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        tables: &dyn Tables,
+    ) -> Result<Vec<Op>, Full> {
+        let mut ops = Vec::new();
+        let mut buckets = Buckets::default();
+        let wanted: BTreeSet<FrontendKey> = addresses
+            .iter()
+            .flat_map(|&a| [4, 41].map(|p| FrontendKey::new(a.into(), 0, p)))
+            .collect();
+        let gone: Vec<FrontendKey> =
+            self.decap.keys().filter(|k| !wanted.contains(k)).copied().collect();
+        for key in gone {
+            if let Some(row) = self.decap.remove(&key) {
+                buckets.replace(tables, &key, row, None, &mut ops);
+                self.frontends.give(row);
+            }
+        }
+        for key in wanted {
+            if self.decap.contains_key(&key) {
+                continue;
+            }
+            let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
+            let protocol = (key.port_protocol >> 16) as u8;
+            ops.push(Op::Frontend(row, abi::table::Frontend::decap(key.addr, protocol)));
+            buckets.insert(tables, &key, row, &mut ops).map_err(|_| Full("BUCKETS"))?;
+            self.decap.insert(key, row);
+        }
+        Ok(ops)
+    }
+
+    /// What has waited long enough: slots forget their previous backend, rows of backends that left
+    /// are given back.
+    ///
+    /// # Errors
+    /// [`Full`] never; for symmetry.
+    pub fn settle(&mut self, tables: &dyn Tables, now: Duration) -> Result<Vec<Op>, Full> {
+        let mut ops = Vec::new();
+        let due: Vec<String> = self
+            .services
+            .iter()
+            .filter(|(_, s)| s.next_deadline().is_some_and(|t| t <= now))
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in due {
+            self.settle_service(&name, tables, now, &mut ops);
+        }
+        Ok(ops)
+    }
+
+    /// When [`Self::settle`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.services.values().filter_map(Planned::next_deadline).min()
+    }
+
+    /// The programs have left everything given back so far.
+    pub fn release(&mut self) {
+        self.frontends.release();
+        self.backends.release();
+        self.arena.release();
+    }
+
+    /// Whether anything given back waits for [`Self::release`].
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.frontends.waits() || self.backends.waits() || self.arena.waits()
+    }
+
+    /// Services as they stand.
+    #[must_use]
+    pub fn services(&self) -> &BTreeMap<String, Planned> {
+        &self.services
+    }
+
+    /// Frontend rows, backend rows and arena words in use.
+    #[must_use]
+    pub fn used(&self) -> (u32, u32, u32) {
+        (self.frontends.used(), self.backends.used(), self.arena.used())
+    }
+
+    /// Slots of a service's ring: how many are moving, and how many each row has.
+    #[must_use]
+    pub fn slots_of(&self, service: &Planned, tables: &dyn Tables) -> (u32, HashMap<u32, u32>) {
+        let mut moving = if service.ring.resizing { service.ring.size } else { 0 };
+        let mut count = HashMap::new();
+        for i in 0..service.ring.size {
+            let slot = Slot::from_word(tables.slot(service.ring.offset + i));
+            *count.entry(slot.current).or_insert(0) += 1;
+            moving += u32::from(!service.ring.resizing && slot.current != slot.previous);
+        }
+        (moving, count)
+    }
+}
+
+impl Planned {
+    fn new(id: u64, settle_at: Duration) -> Self {
+        Self {
+            spec: None,
+            id,
+            frontends: BTreeMap::new(),
+            members: BTreeMap::new(),
+            ring: Ring::default(),
+            old_ring: Ring::default(),
+            signature: 0,
+            // After adoption: slots may be moving, and nobody remembers since when.
+            settle_at: Some(settle_at),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let leaving = self.members.values().filter_map(|m| m.leaving);
+        let leaving = leaving.map(|t| self.settle_at.map_or(t, |s| s.max(t)));
+        let recovering = self.members.values().filter_map(|m| m.recovering);
+        leaving.chain(recovering).chain(self.settle_at).min()
+    }
+}

@@ -1,0 +1,402 @@
+//! Services: their backends, ring and frontends.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use abi::{
+    addr::Addr,
+    table::{Backend, Frontend, FrontendKey, HopWord, Ring, Slot, State},
+};
+use config::model::{BackendState, Forwarding, Service};
+use siphasher::sip::SipHasher24;
+
+use super::{Full, Member, Planned, Planner, Vip, buckets::Buckets, stable_id};
+use crate::{
+    datapath::{Op, Tables},
+    nexthop::NextHop,
+    ring,
+};
+
+impl Planner {
+    pub(super) fn put_service(
+        &mut self,
+        name: &str,
+        spec: &Arc<Service>,
+        tables: &dyn Tables,
+        now: Duration,
+        buckets: &mut Buckets,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let mut service = self.services.remove(name).unwrap_or_else(|| {
+            let mut new = Planned::new(stable_id(name), now);
+            new.settle_at = None;
+            new
+        });
+        service.spec = Some(Arc::clone(spec));
+
+        let result = self
+            .put_backends(name, &mut service, spec, tables, now, ops)
+            .and_then(|()| self.put_ring(&mut service, spec, tables, now, ops))
+            .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
+        self.services.insert(name.to_owned(), service);
+        self.restate(name, tables, now, ops);
+        result
+    }
+
+    fn put_backends(
+        &mut self,
+        name: &str,
+        service: &mut Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        for backend in &spec.backends {
+            let address = backend.address;
+            if let Some(member) = service.members.get_mut(&address) {
+                member.leaving = None;
+                continue;
+            }
+            let row = self.backends.take().ok_or(Full("BACKENDS"))?;
+            let hop = self.hop_word(address, ops)?;
+            let reachable = matches!(self.hops.get(&address), Some(NextHop::Resolved(_)));
+            let down = !reachable || backend.state == BackendState::Maintenance;
+            let epoch = tables.backend(row).epoch().wrapping_add(1);
+            let state = State { down, recovering: false, heir: None };
+            ops.push(Op::Backend(row, Backend::new(address.into(), hop, state, service.id, epoch)));
+            service.members.insert(address, Member { row, leaving: None, recovering: None });
+            self.by_address.entry(address).or_default().insert(name.to_owned());
+        }
+        let wanted: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
+        for (address, member) in &mut service.members {
+            if !wanted.contains(address) && member.leaving.is_none() {
+                member.leaving = Some(now + spec.drain_timeout);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_ring(
+        &mut self,
+        service: &mut Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let size = self.table_size.unwrap_or_else(|| ring::size_for(spec.backends.len()));
+        let members = takers(spec);
+        let signature = signature(self.seed, size, &members);
+        if service.ring.size == size && service.signature == signature {
+            return Ok(());
+        }
+        let built: Vec<ring::Member> =
+            members.iter().map(|&(a, w)| ring::Member::new(self.seed, a, w)).collect();
+        let indexes = ring::build(&built, size);
+        let rows: Vec<u32> = members.iter().map(|(a, _)| service.members[a].row).collect();
+        let current =
+            |slot: u32| indexes.get(slot as usize).map_or(Slot::NONE, |&i| rows[i as usize]);
+
+        if service.ring.size == size && !service.ring.resizing {
+            self.patch_ring(service, spec, tables, signature, &current, ops);
+            service.settle_at = Some(now + spec.drain_timeout);
+        } else {
+            let region = self.arena.take(size + 1).ok_or(Full("SLOTS"))?;
+            let slots =
+                (0..size).map(|i| Slot { current: current(i), previous: current(i) }).collect();
+            ops.push(Op::Ring { offset: region + 1, signature, slots });
+            self.replace_ring(service, Ring { offset: region + 1, size, resizing: false }, ops);
+            service.settle_at = service.ring.resizing.then(|| now + spec.drain_timeout);
+        }
+        service.signature = signature;
+        Ok(())
+    }
+
+    /// Stores only the slots that move. The signature is invalid meanwhile, so that a process that
+    /// adopts a ring half changed builds it again.
+    fn patch_ring(
+        &self,
+        service: &Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        signature: u64,
+        current: &dyn Fn(u32) -> u32,
+        ops: &mut Vec<Op>,
+    ) {
+        let offset = service.ring.offset;
+        let keeps = |row: u32| {
+            service.members.iter().any(|(address, m)| {
+                m.row == row
+                    && spec
+                        .backends
+                        .iter()
+                        .find(|b| b.address == *address)
+                        .is_none_or(|b| b.state != BackendState::Maintenance)
+            })
+        };
+        let keeping: BTreeSet<u32> =
+            service.members.values().map(|m| m.row).filter(|&r| keeps(r)).collect();
+        ops.push(Op::Signature(offset - 1, 0));
+        for i in 0..service.ring.size {
+            let old = Slot::from_word(tables.slot(offset + i));
+            let new = current(i);
+            let moved = if old.current == new {
+                old.previous
+            } else if old.previous != old.current && keeping.contains(&old.previous) {
+                // Moves again: flows of the backend between have entries, older ones need not.
+                old.previous
+            } else {
+                old.current
+            };
+            let previous = if keeping.contains(&moved) { moved } else { new };
+            let slot = Slot { current: new, previous };
+            if slot != old {
+                ops.push(Op::Slot(offset + i, slot));
+            }
+        }
+        ops.push(Op::Signature(offset - 1, signature));
+    }
+
+    /// Puts another region in force for every frontend. The ring before is consulted for
+    /// established flows until the service settles.
+    fn replace_ring(&mut self, service: &mut Planned, mut new: Ring, ops: &mut Vec<Op>) {
+        let before = service.ring;
+        if service.old_ring.size > 0 {
+            self.arena.give(service.old_ring.offset - 1, service.old_ring.size + 1);
+            service.old_ring = Ring::default();
+        }
+        if before.size > 0 {
+            new.resizing = true;
+            service.old_ring = Ring { resizing: false, ..before };
+        }
+        for &row in service.frontends.values() {
+            // While the old ring changes, no packet may consult it together with the ring before.
+            if before.resizing {
+                ops.push(Op::FrontendRing(row, Ring { resizing: false, ..before }));
+            }
+            ops.push(Op::FrontendOldRing(row, service.old_ring));
+            ops.push(Op::FrontendRing(row, new));
+        }
+        service.ring = new;
+    }
+
+    fn put_frontends(
+        &mut self,
+        service: &mut Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        buckets: &mut Buckets,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let encap = spec.forwarding == Forwarding::Ipip;
+        let wanted: BTreeSet<FrontendKey> = keys(spec).collect();
+        let gone: Vec<FrontendKey> =
+            service.frontends.keys().filter(|k| !wanted.contains(k)).copied().collect();
+        for key in gone {
+            if let Some(row) = service.frontends.remove(&key) {
+                buckets.replace(tables, &key, row, None, ops);
+                self.frontends.give(row);
+            }
+        }
+        for key in wanted {
+            let old = service.frontends.get(&key).copied();
+            if let Some(row) = old {
+                let stands = tables.frontend(row);
+                if stands.encapsulates() == encap {
+                    // After adoption of a change that was cut short.
+                    if stands.ring() != service.ring
+                        && !ops.contains(&Op::FrontendRing(row, service.ring))
+                    {
+                        ops.push(Op::FrontendOldRing(row, service.old_ring));
+                        ops.push(Op::FrontendRing(row, service.ring));
+                    }
+                    continue;
+                }
+            }
+            let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
+            let mut value = Frontend::service(key, encap, service.ring, service.id);
+            value.set_old_ring(service.old_ring);
+            ops.push(Op::Frontend(row, value));
+            match old {
+                Some(old) => {
+                    buckets.replace(tables, &key, old, Some(row), ops);
+                    self.frontends.give(old);
+                }
+                None => {
+                    buckets.insert(tables, &key, row, ops).map_err(|_| Full("BUCKETS"))?;
+                }
+            }
+            service.frontends.insert(key, row);
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_service(
+        &mut self,
+        name: &str,
+        tables: &dyn Tables,
+        buckets: &mut Buckets,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(service) = self.services.remove(name) else { return };
+        for (key, &row) in &service.frontends {
+            buckets.replace(tables, key, row, None, ops);
+            self.frontends.give(row);
+        }
+        for ring in [service.ring, service.old_ring] {
+            if ring.size > 0 {
+                self.arena.give(ring.offset - 1, ring.size + 1);
+            }
+        }
+        for (&address, member) in &service.members {
+            self.drop_member(name, address, member.row, tables, ops);
+        }
+    }
+
+    fn drop_member(
+        &mut self,
+        name: &str,
+        address: IpAddr,
+        row: u32,
+        tables: &dyn Tables,
+        ops: &mut Vec<Op>,
+    ) {
+        // The epoch moves on at once: entries of flows to it do not count any more.
+        let epoch = tables.backend(row).epoch().wrapping_add(1);
+        let state = State { down: true, recovering: false, heir: None };
+        ops.push(Op::Backend(
+            row,
+            Backend::new(Addr::default(), HopWord::UNRESOLVED, state, 0, epoch),
+        ));
+        self.backends.give(row);
+        self.unhealthy.remove(&(name.to_owned(), address));
+        if let Some(names) = self.by_address.get_mut(&address) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+
+    /// The rows of addresses as a whole: one for each VIP of any service.
+    pub(super) fn plan_vips(
+        &mut self,
+        tables: &dyn Tables,
+        buckets: &mut Buckets,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let mut wanted: std::collections::BTreeMap<Addr, [Option<u32>; 2]> = Default::default();
+        for service in self.services.values() {
+            for (key, &row) in &service.frontends {
+                let any = wanted.entry(key.addr).or_default();
+                if key.port_protocol & 0xffff == 0 {
+                    any[usize::from(key.port_protocol >> 16 != 6)] = Some(row);
+                }
+            }
+        }
+        let gone: Vec<Addr> =
+            self.vips.keys().filter(|a| !wanted.contains_key(a)).copied().collect();
+        for addr in gone {
+            if let Some(vip) = self.vips.remove(&addr) {
+                buckets.replace(tables, &FrontendKey::vip(addr), vip.row, None, ops);
+                self.frontends.give(vip.row);
+            }
+        }
+        for (addr, [tcp, udp]) in wanted {
+            let any = Frontend::any_word(tcp, udp);
+            match self.vips.get_mut(&addr) {
+                Some(vip) if vip.any == any => {}
+                Some(vip) => {
+                    vip.any = any;
+                    ops.push(Op::FrontendAny(vip.row, any));
+                }
+                None => {
+                    let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
+                    ops.push(Op::Frontend(row, Frontend::vip(addr, tcp, udp)));
+                    buckets
+                        .insert(tables, &FrontendKey::vip(addr), row, ops)
+                        .map_err(|_| Full("BUCKETS"))?;
+                    self.vips.insert(addr, Vip { row, any });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle_service(
+        &mut self,
+        name: &str,
+        tables: &dyn Tables,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(mut service) = self.services.remove(name) else { return };
+        if service.settle_at.is_some_and(|t| t <= now) {
+            service.settle_at = None;
+            for i in service.ring.offset..service.ring.offset + service.ring.size {
+                let slot = Slot::from_word(tables.slot(i));
+                if slot.previous != slot.current {
+                    ops.push(Op::Slot(i, Slot { previous: slot.current, ..slot }));
+                }
+            }
+            if service.ring.resizing {
+                service.ring.resizing = false;
+                for &row in service.frontends.values() {
+                    ops.push(Op::FrontendRing(row, service.ring));
+                }
+            }
+            if service.old_ring.size > 0 {
+                self.arena.give(service.old_ring.offset - 1, service.old_ring.size + 1);
+                service.old_ring = Ring::default();
+            }
+        }
+        let left: Vec<(IpAddr, u32)> = service
+            .members
+            .iter()
+            // While slots move, one of them may still name the row.
+            .filter(|(_, m)| service.settle_at.is_none() && m.leaving.is_some_and(|t| t <= now))
+            .map(|(&a, m)| (a, m.row))
+            .collect();
+        for (address, row) in left {
+            service.members.remove(&address);
+            self.drop_member(name, address, row, tables, ops);
+        }
+        for member in service.members.values_mut() {
+            if member.recovering.is_some_and(|t| t <= now) {
+                member.recovering = None;
+            }
+        }
+        self.services.insert(name.to_owned(), service);
+        self.restate(name, tables, now, ops);
+    }
+}
+
+/// The backends that take new flows, with weights, by address.
+fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
+    let mut takers: Vec<(IpAddr, u32)> = spec
+        .backends
+        .iter()
+        .filter(|b| b.state == BackendState::Active && b.weight > 0)
+        .map(|b| (b.address, b.weight))
+        .collect();
+    takers.sort_unstable_by_key(|&(a, _)| Addr::from(a).to_bytes());
+    takers
+}
+
+/// What a ring is built from, as a number; never 0.
+fn signature(seed: u64, size: u32, members: &[(IpAddr, u32)]) -> u64 {
+    let mut bytes = Vec::with_capacity(members.len() * 20 + 4);
+    bytes.extend_from_slice(&size.to_le_bytes());
+    for &(address, weight) in members {
+        bytes.extend_from_slice(&Addr::from(address).to_bytes());
+        bytes.extend_from_slice(&weight.to_le_bytes());
+    }
+    SipHasher24::new_with_keys(seed, 3).hash(&bytes) | 1
+}
+
+/// Every address, port and protocol of a service.
+pub(super) fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
+    spec.addresses.iter().flat_map(|&a| {
+        spec.ports.iter().map(move |p| FrontendKey::new(a.into(), p.port, p.protocol.number()))
+    })
+}

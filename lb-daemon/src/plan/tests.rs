@@ -1,0 +1,339 @@
+//! The planner against tables in vectors, with packets picked by the code the kernel runs.
+
+use abi::{
+    hash::{self, Tuple},
+    pick::{self, Phase},
+    reason::Reason,
+};
+use config::model::{Backend, Port, Protocol, Scheduling, Source};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    datapath::{Capacity, Datapath, fake::Fake},
+    nexthop::Hop,
+};
+
+const SEED: u64 = 5;
+const DRAIN: Duration = Duration::from_secs(60);
+
+fn fake() -> Fake {
+    let capacity = Capacity {
+        buckets: 256,
+        frontends: 256,
+        slots: 40_000,
+        backends: 256,
+        egress: 8,
+        lines: 0,
+        blocks: 0,
+        prefixes6: 0,
+    };
+    Fake::new(capacity, 1, SEED)
+}
+
+fn ip(n: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, n])
+}
+
+fn vip(n: u8) -> IpAddr {
+    IpAddr::from([203, 0, 113, n])
+}
+
+fn backend(n: u8, weight: u32, state: BackendStateOf) -> Backend {
+    Backend { name: ip(n).to_string(), address: ip(n), weight, state }
+}
+use config::model::BackendState as BackendStateOf;
+
+fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
+    Service {
+        name: name.to_owned(),
+        source: Source::Api,
+        addresses: vec![vip(front)],
+        ports: ports
+            .iter()
+            .map(|&port| Port {
+                name: port.to_string(),
+                port,
+                protocol: Protocol::Tcp,
+                target_port: port,
+            })
+            .collect(),
+        forwarding: config::model::Forwarding::Ipip,
+        scheduling: Scheduling::Maglev,
+        backends: backends.iter().map(|&n| backend(n, 1, BackendStateOf::Active)).collect(),
+        drain_timeout: DRAIN,
+        health_check: None,
+    }
+}
+
+fn wanted(services: impl IntoIterator<Item = Service>) -> DesiredState {
+    DesiredState {
+        services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
+        ..DesiredState::default()
+    }
+}
+
+fn hops(all: impl IntoIterator<Item = u8>) -> BTreeMap<IpAddr, NextHop> {
+    let hop = Hop {
+        ifindex: 3,
+        interface: "eth0".to_owned(),
+        dst_mac: [2, 0, 0, 0, 0, 1],
+        src_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1500,
+        source: Some(ip(250)),
+    };
+    all.into_iter().map(|n| (ip(n), NextHop::Resolved(hop.clone()))).collect()
+}
+
+/// A planner and its tables.
+struct Rig {
+    fake: Fake,
+    planner: Planner,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let fake = fake();
+        let planner = Planner::adopt(&fake, std::iter::empty(), Duration::ZERO);
+        let mut rig = Self { fake, planner };
+        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
+        rig.fake.apply(&ops).unwrap();
+        rig
+    }
+
+    fn plan(&mut self, state: &DesiredState, at: u64) -> Vec<Op> {
+        let ops = self.planner.plan(state, &self.fake, Duration::from_secs(at)).unwrap();
+        self.fake.apply(&ops).unwrap();
+        ops
+    }
+
+    fn settle(&mut self, at: u64) {
+        let ops = self.planner.settle(&self.fake, Duration::from_secs(at)).unwrap();
+        self.fake.apply(&ops).unwrap();
+        self.planner.release();
+    }
+
+    /// The backend that a packet reaches.
+    fn send(&self, front: u8, client: u16, phase: Phase) -> Result<IpAddr, Reason> {
+        let view = self.fake.view();
+        let tuple = Tuple {
+            src: ip(99).into(),
+            dst: vip(front).into(),
+            ports: u32::from(client.to_be()) | u32::from(80u16.to_be()) << 16,
+            protocol: 6,
+        };
+        let key = FrontendKey::new(vip(front).into(), 80, 6);
+        let (_, frontend) = pick::frontend(&view, &key).ok_or(Reason::NotOurs)?;
+        let hash = hash::flow(&tuple, SEED);
+        pick::backend(&view, frontend, &tuple, hash, phase).map(|(_, b)| b.addr().into())
+    }
+
+    fn open(&self, n: u16) -> Vec<IpAddr> {
+        (0..n).map(|c| self.send(1, c, Phase::Opening).unwrap()).collect()
+    }
+
+    fn go_on(&self, n: u16) -> Vec<IpAddr> {
+        (0..n).map(|c| self.send(1, c, Phase::Established).unwrap()).collect()
+    }
+}
+
+#[test]
+fn a_service_is_reached_and_another_address_is_not() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 0);
+    let seen: BTreeSet<IpAddr> = rig.open(100).into_iter().collect();
+    assert_eq!(seen, [ip(1), ip(2), ip(3)].into());
+    assert_eq!(rig.send(2, 1, Phase::Opening), Err(Reason::NotOurs));
+}
+
+#[test]
+fn the_same_state_again_changes_nothing() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2])]), 0);
+    assert_eq!(rig.plan(&wanted([service("web", 1, &[80], &[1, 2])]), 1), []);
+}
+
+#[test]
+fn nothing_is_reachable_before_all_of_it_stands() {
+    // Whatever the number of operations done, a packet finds a live backend or no service at all.
+    let state = wanted([service("web", 1, &[80, 443], &[1, 2, 3])]);
+    let total = Rig::new().plan(&state, 0).len() as u64;
+    for done in 0..total {
+        let mut rig = Rig::new();
+        rig.fake.fail_at = Some(rig.fake.applied + done);
+        let ops = rig.planner.plan(&state, &rig.fake, Duration::ZERO).unwrap();
+        assert!(rig.fake.apply(&ops).is_err());
+        for client in 0..50 {
+            let got = rig.send(1, client, Phase::Opening);
+            assert!(got.is_ok() || got == Err(Reason::NotOurs), "after {done}: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn a_new_backend_takes_new_flows_and_old_ones_stay() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 0);
+    let before = rig.open(500);
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3, 4])]), 10);
+    assert_eq!(rig.go_on(500), before, "established flows stay");
+    assert!(rig.open(500).contains(&ip(4)));
+    // Those that reopened have entries now; those that are new keep theirs.
+    let after = rig.go_on(500);
+    rig.settle(10 + 60);
+    assert_eq!(rig.go_on(500), after);
+    let service = &rig.planner.services()["web"];
+    assert_eq!(rig.planner.slots_of(service, &rig.fake).0, 0, "settled");
+}
+
+#[test]
+fn a_ring_that_grows_keeps_established_flows() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2])]), 0);
+    let before = rig.open(500);
+    let size = rig.planner.services()["web"].ring.size;
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 10);
+    assert!(rig.planner.services()["web"].ring.size > size);
+    assert_eq!(rig.go_on(500), before);
+    rig.settle(100);
+    assert!(!rig.planner.services()["web"].ring.resizing);
+}
+
+#[test]
+fn a_removed_backend_keeps_its_flows_until_the_drain_ends() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 0);
+    let before = rig.open(300);
+    rig.plan(
+        &wanted([service("web", 1, &[80], &[1, 2, 3].map(|n| if n == 2 { 4 } else { n }))]),
+        10,
+    );
+    assert_eq!(rig.go_on(300), before);
+    assert!(!rig.open(300).contains(&ip(2)));
+    rig.settle(70);
+    assert!(!rig.go_on(300).contains(&ip(2)));
+    assert!(!rig.planner.services()["web"].members.contains_key(&ip(2)));
+}
+
+#[test]
+fn a_backend_that_is_down_moves_only_its_own_flows_with_one_store_each() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3, 4])]), 0);
+    let before = rig.open(400);
+    let ops = rig.planner.set_health("web", ip(2), true, &rig.fake, Duration::from_secs(1));
+    assert!(matches!(ops[..], [Op::State(..)]), "{ops:?}");
+    rig.fake.apply(&ops).unwrap();
+    let during = rig.open(400);
+    for (b, d) in before.iter().zip(&during) {
+        if *b == ip(2) { assert_ne!(*d, ip(2)) } else { assert_eq!(b, d) }
+    }
+    // Back again: what went elsewhere meanwhile stays there, new flows come home.
+    let ops = rig.planner.set_health("web", ip(2), false, &rig.fake, Duration::from_secs(2));
+    rig.fake.apply(&ops).unwrap();
+    assert_eq!(rig.go_on(400), during);
+    assert_eq!(rig.open(400), before);
+}
+
+#[test]
+fn with_every_backend_down_packets_are_dropped_for_that_reason() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2])]), 0);
+    for n in [1, 2] {
+        let ops = rig.planner.set_health("web", ip(n), true, &rig.fake, Duration::ZERO);
+        rig.fake.apply(&ops).unwrap();
+    }
+    assert_eq!(rig.send(1, 1, Phase::Opening), Err(Reason::NoBackend));
+    rig.plan(&wanted([service("web", 1, &[80], &[])]), 1);
+    assert_eq!(rig.send(1, 1, Phase::Opening), Err(Reason::NoBackend));
+}
+
+#[test]
+fn removing_everything_leaves_empty_tables() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80, 0], &[1, 2]), service("api", 2, &[80], &[3])]), 0);
+    rig.plan(&wanted([]), 1);
+    rig.planner.release();
+    assert_eq!(rig.planner.used(), (0, 0, 0));
+    for i in 0..256 {
+        assert!(
+            rig.fake.bucket(i).words().iter().all(|&w| abi::table::Bucket::decode(w).is_none())
+        );
+    }
+}
+
+#[test]
+fn a_table_that_is_full_says_which() {
+    let mut rig = Rig::new();
+    let ports: Vec<u16> = (1..=300).collect();
+    let state = wanted([service("web", 1, &ports, &[1])]);
+    assert_eq!(rig.planner.plan(&state, &rig.fake, Duration::ZERO), Err(Full("FRONTENDS")));
+}
+
+fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
+    let one = (
+        prop::sample::subsequence(vec![80u16, 443, 0], 1..=3),
+        prop::collection::btree_set(1u8..20, 0..6),
+        any::<bool>(),
+    );
+    prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
+        wanted(services.into_iter().map(|(n, (ports, backends, l2))| {
+            let backends: Vec<u8> = backends.into_iter().collect();
+            let mut s = service(&format!("s{n}"), n, &ports, &backends);
+            if l2 {
+                s.forwarding = config::model::Forwarding::L2;
+            }
+            s
+        }))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// From any state, cut short anywhere and adopted by another process, the wanted one results.
+    #[test]
+    fn any_actual_state_becomes_the_wanted_one(
+        first in arbitrary_state(),
+        second in arbitrary_state(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut rig = Rig::new();
+        rig.plan(&first, 0);
+        let ops = rig.planner.plan(&second, &rig.fake, Duration::from_secs(1)).unwrap();
+        let done = if ops.is_empty() { 0 } else { cut.index(ops.len() + 1) };
+        rig.fake.apply(&ops[..done]).unwrap();
+
+        let names: Vec<&str> = second.services.keys().map(String::as_str).collect();
+        rig.planner = Planner::adopt(&rig.fake, names.into_iter(), Duration::from_secs(2));
+        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::from_secs(2)).unwrap();
+        rig.fake.apply(&ops).unwrap();
+        rig.plan(&second, 2);
+        rig.settle(1000);
+        rig.settle(2000);
+
+        for (name, spec) in &second.services {
+            let front = name[1..].parse::<u8>().unwrap();
+            let has80 = spec.ports.iter().any(|p| p.port == 80);
+            let got = rig.send(front, 7, Phase::Opening);
+            match (has80, spec.backends.is_empty()) {
+                (false, _) => prop_assert_eq!(got, Err(Reason::NotOurs)),
+                (true, true) => prop_assert_eq!(got, Err(Reason::NoBackend)),
+                (true, false) => prop_assert!(got.is_ok(), "{}: {:?}", name, got),
+            }
+            for key in super::services::keys(spec) {
+                let row = rig.fake.find(&key);
+                prop_assert!(row.is_some(), "{} {:?}", name, key);
+                prop_assert_eq!(rig.fake.frontend(row.unwrap()).encapsulates(), spec.forwarding == config::model::Forwarding::Ipip);
+            }
+            let rows: BTreeSet<IpAddr> = rig.planner.services()[name].members.keys().copied().collect();
+            let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
+            prop_assert_eq!(rows, want);
+        }
+        for n in 1..6u8 {
+            if !second.services.contains_key(&format!("s{n}")) {
+                prop_assert_eq!(rig.fake.find(&FrontendKey::vip(vip(n).into())), None);
+            }
+        }
+        prop_assert_eq!(rig.plan(&second, 3000), vec![]);
+    }
+}
