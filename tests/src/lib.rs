@@ -1,1 +1,3 @@
-//! To come.
+//! What the tests that need root share.
+
+pub mod rig;

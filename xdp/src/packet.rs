@@ -10,20 +10,38 @@ use aya_ebpf::{
 };
 
 /// One frame in the driver's memory.
+///
+/// Its bounds are read from the context once, and again after the head has moved: the verifier
+/// knows a checked pointer by the register it came from, and a second read would be unchecked while
+/// the compiler believes otherwise.
 pub(crate) struct Packet {
     ctx: XdpContext,
+    data: usize,
+    end: usize,
 }
 
 impl Packet {
     #[inline(always)]
     pub(crate) fn new(ctx: XdpContext) -> Self {
-        Self { ctx }
+        let mut packet = Self { ctx, data: 0, end: 0 };
+        packet.bound();
+        packet
+    }
+
+    #[inline(always)]
+    fn bound(&mut self) {
+        // SAFETY: the context is the one the program was called with; volatile keeps the compiler
+        // from taking these for the values read before the head moved.
+        unsafe {
+            self.data = (&raw const (*self.ctx.ctx).data).read_volatile() as usize;
+            self.end = (&raw const (*self.ctx.ctx).data_end).read_volatile() as usize;
+        }
     }
 
     /// Bytes of the linear part as it arrived.
     #[inline(always)]
     pub(crate) fn arrived(&self) -> u64 {
-        (self.ctx.data_end() - self.ctx.data()) as u64
+        (self.end - self.data) as u64
     }
 
     /// Whether `bytes` lie within the frame, all its buffers counted. Costs a call only when they do
@@ -47,17 +65,16 @@ impl Packet {
     pub(crate) fn grow_head(&mut self, n: i32) -> Result<(), Reason> {
         // SAFETY: the context is the one the program was called with; `&mut self` ends every borrow
         // of a header.
-        match unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } {
-            0 => Ok(()),
-            _ => Err(Reason::AdjustFailed),
-        }
+        let failed = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } != 0;
+        self.bound();
+        if failed { Err(Reason::AdjustFailed) } else { Ok(()) }
     }
 
     /// `N` bytes at `offset`, to be written.
     #[inline(always)]
     pub(crate) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
-        let start = self.ctx.data() + offset;
-        if start + N > self.ctx.data_end() {
+        let start = self.data + offset;
+        if start + N > self.end {
             return None;
         }
         // SAFETY: the check above keeps `start..start + N` inside the frame; the exclusive borrow
@@ -113,8 +130,8 @@ impl Frame for Packet {
     #[inline(always)]
     fn header<T: Wire>(&self, offset: usize) -> Option<&T> {
         const { assert!(align_of::<T>() == 1) };
-        let start = self.ctx.data() + offset;
-        if start + T::LEN > self.ctx.data_end() {
+        let start = self.data + offset;
+        if start + T::LEN > self.end {
             return None;
         }
         // SAFETY: the check above keeps the header inside the frame; `T: Wire` has alignment 1 and
@@ -125,6 +142,6 @@ impl Frame for Packet {
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.ctx.data_end() - self.ctx.data()
+        self.end - self.data
     }
 }

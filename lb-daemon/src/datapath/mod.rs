@@ -9,6 +9,7 @@ use abi::{
 };
 use ipnet::Ipv6Net;
 
+pub mod bpf;
 pub mod fake;
 
 /// How large each table is, in entries.

@@ -34,9 +34,16 @@ type Found = (u32, &'static Frontend, Transport);
 #[inline(always)]
 fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
     let balanced = ip.protocol == protocol::TCP || ip.protocol == protocol::UDP;
-    let transport = if balanced && !ip.fragment { parse::<L3, V4>(packet, ip) } else { None };
-
-    if let Some(transport) = transport {
+    // Not an `Option`: the compiler leaves the inside of `None` unset and still moves it between
+    // registers, which the verifier refuses.
+    let mut transport = Transport { ports: 0, opening: false };
+    let mut whole = false;
+    if balanced
+        && !ip.fragment
+        && let Some(parsed) = parse::<L3, V4>(packet, ip)
+    {
+        transport = parsed;
+        whole = true;
         let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
         if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
             return Ok((row, frontend, transport));
@@ -52,7 +59,9 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     if !balanced {
         return Err(Reason::VipOtherProtocol);
     }
-    let transport = transport.ok_or(Reason::Truncated)?;
+    if !whole {
+        return Err(Reason::Truncated);
+    }
     let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
     let frontend = maps::frontend(row).ok_or(Reason::NoService)?;
     Ok((row, frontend, transport))

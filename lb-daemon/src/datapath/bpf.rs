@@ -1,0 +1,496 @@
+//! The kernel's tables: BPF arrays mapped into this process, written at memory speed.
+//!
+//! Owns the loaded programs and their maps. Every store that a running program may see half done is
+//! one aligned 64-bit word; a row is written whole before a word that points at it is stored with
+//! release ordering. Decides nothing.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+};
+
+use abi::{
+    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS},
+    prefix::{Block, Line, ListRow},
+    reason::Reason,
+    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
+};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{LpmTrie, Map, MapData, lpm_trie::Key},
+    programs::Xdp,
+};
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::{ApplyError, Capacity, Datapath, Op, Tables};
+use crate::view::{Count, Counters};
+
+/// The XDP program's object file.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
+
+/// Maps that are pinned, and shared by every instance of the program.
+const MAPS: [&str; 15] = [
+    "CONTROL",
+    "BUCKETS",
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "EGRESS",
+    "FLOWS",
+    "LINES",
+    "BLOCKS",
+    "PREFIXES6",
+    "LISTS",
+    "FRONTEND_COUNT",
+    "BACKEND_COUNT",
+    "LIST_COUNT",
+    "REASON_COUNT",
+];
+
+/// What keeps the kernel's tables from being used.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// Loading the object or a program was refused.
+    #[error("loading the XDP program (features {features:#x}): {detail}")]
+    Load {
+        /// Bits of [`abi::limits::feature`].
+        features: u32,
+        /// The loader's or verifier's answer.
+        detail: String,
+    },
+    /// A map is missing from the object or of another kind.
+    #[error("map {0}: not in the object file, or of another kind")]
+    Map(&'static str),
+    /// A map cannot be mapped.
+    #[error("map {name}: {source}")]
+    Mmap {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Pinned tables of another version.
+    #[error("{0}: pinned tables of another version; `lbctl cleanup` removes them")]
+    Foreign(PathBuf),
+}
+
+/// A BPF array in this process's memory.
+struct Mapped<T> {
+    memory: MmapRaw,
+    len: u32,
+    _rows: std::marker::PhantomData<T>,
+}
+
+impl<T: Pod> Mapped<T> {
+    const WORDS: usize = size_of::<T>() / 8;
+
+    fn new(map: &MapData, name: &'static str) -> Result<Self, BpfError> {
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
+        let fail = |source| BpfError::Mmap { name, source };
+        let info = map.info().map_err(|e| fail(io::Error::other(e)))?;
+        let len = info.max_entries();
+        let bytes = len as usize * size_of::<T>();
+        let memory = MmapOptions::new().len(bytes).map_raw(&map.fd().as_fd()).map_err(fail)?;
+        Ok(Self { memory, len, _rows: std::marker::PhantomData })
+    }
+
+    /// The word at a byte offset of a row.
+    fn word(&self, row: u32, offset: usize) -> &AtomicU64 {
+        assert!(row < self.len && offset + 8 <= size_of::<T>() && offset.is_multiple_of(8));
+        let at = row as usize * size_of::<T>() + offset;
+        // SAFETY: inside the mapping by the check above and `len`; aligned, as the mapping begins on
+        // a page and all terms are multiples of 8; the kernel's programs access it as whole words.
+        unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(at).cast()) }
+    }
+
+    fn read(&self, row: u32) -> T {
+        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        for i in 0..Self::WORDS {
+            let word = self.word(row, i * 8).load(Ordering::Relaxed);
+            // SAFETY: word `i` lies inside `T`, whose size is a multiple of 8.
+            unsafe { value.as_mut_ptr().cast::<u64>().add(i).write_unaligned(word) };
+        }
+        // SAFETY: every word is written, and `T: Pod` takes any bit pattern.
+        unsafe { value.assume_init() }
+    }
+
+    fn write(&self, row: u32, value: &T) {
+        for i in 0..Self::WORDS {
+            // SAFETY: word `i` lies inside `T`, whose size is a multiple of 8.
+            let word = unsafe { std::ptr::from_ref(value).cast::<u64>().add(i).read_unaligned() };
+            self.word(row, i * 8).store(word, Ordering::Relaxed);
+        }
+        // What is stored after this must not be seen before it.
+        fence(Ordering::Release);
+    }
+
+    fn store(&self, row: u32, offset: usize, word: u64) {
+        self.word(row, offset).store(word, Ordering::Release);
+    }
+
+    fn bytes(&self) -> u64 {
+        u64::from(self.len) * size_of::<T>() as u64
+    }
+}
+
+/// The loaded programs and their tables.
+pub struct Bpf {
+    capacity: Capacity,
+    instances: BTreeMap<u32, Ebpf>,
+    pins: Option<PathBuf>,
+    control: Mapped<Control>,
+    buckets: Mapped<Bucket>,
+    frontends: Mapped<Frontend>,
+    slots: Mapped<u64>,
+    backends: Mapped<Backend>,
+    egress: Mapped<Egress>,
+    lines: Mapped<Line>,
+    blocks: Mapped<Block>,
+    lists: Mapped<ListRow>,
+    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+}
+
+impl Bpf {
+    /// Makes tables of this capacity, or takes over those pinned in `pins`, and loads the program
+    /// with `features` (bits of [`abi::limits::feature`]).
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn load(
+        mut capacity: Capacity,
+        salt: u64,
+        seed: u64,
+        features: u32,
+        pins: Option<&Path>,
+    ) -> Result<Self, BpfError> {
+        let cpus = cpus();
+        let mut control = Control::new(0, salt, seed, cpus);
+        if let Some(dir) = pins
+            && let Ok(map) = MapData::from_pin(dir.join("CONTROL"))
+        {
+            control = Mapped::<Control>::new(&map, "CONTROL")?.read(0);
+            if !control.is_current() {
+                return Err(BpfError::Foreign(dir.to_owned()));
+            }
+            capacity = pinned_capacity(dir)?;
+        }
+        let mut ebpf = instance(capacity, &control, features, pins)?;
+        let trie = ebpf.take_map("PREFIXES6").ok_or(BpfError::Map("PREFIXES6"))?;
+        let bpf = Self {
+            capacity,
+            control: mapped(&ebpf, "CONTROL")?,
+            buckets: mapped(&ebpf, "BUCKETS")?,
+            frontends: mapped(&ebpf, "FRONTENDS")?,
+            slots: mapped(&ebpf, "SLOTS")?,
+            backends: mapped(&ebpf, "BACKENDS")?,
+            egress: mapped(&ebpf, "EGRESS")?,
+            lines: mapped(&ebpf, "LINES")?,
+            blocks: mapped(&ebpf, "BLOCKS")?,
+            lists: mapped(&ebpf, "LISTS")?,
+            prefixes6: LpmTrie::try_from(trie).map_err(|_| BpfError::Map("PREFIXES6"))?,
+            instances: BTreeMap::from([(features, ebpf)]),
+            pins: pins.map(Path::to_owned),
+        };
+        if !bpf.control.read(0).is_current() {
+            bpf.control.write(0, &control);
+        }
+        Ok(bpf)
+    }
+
+    /// The program with these features; loads it when it is not there yet.
+    ///
+    /// # Errors
+    /// [`BpfError::Load`]; also when a second set of features is wanted of tables that are not
+    /// pinned, as only pinned ones can be shared.
+    pub fn program(&mut self, features: u32) -> Result<&mut Xdp, BpfError> {
+        let refused = |detail: String| BpfError::Load { features, detail };
+        if !self.instances.contains_key(&features) {
+            let Some(pins) = &self.pins else {
+                return Err(refused("tables are not pinned".to_owned()));
+            };
+            let ebpf = instance(self.capacity, &self.control.read(0), features, Some(pins))?;
+            self.instances.insert(features, ebpf);
+        }
+        let ebpf = self.instances.get_mut(&features).ok_or(BpfError::Map("lb"))?;
+        let program = ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
+        program.try_into().map_err(|e| refused(format!("{e}")))
+    }
+
+    /// Live counters, on mappings of their own.
+    ///
+    /// # Errors
+    /// [`BpfError::Mmap`].
+    pub fn counters(&self) -> Result<MappedCounters, BpfError> {
+        let ebpf = self.instances.values().next().ok_or(BpfError::Map("REASON_COUNT"))?;
+        Ok(MappedCounters {
+            cpus: self.control.read(0).cpus(),
+            capacity: self.capacity,
+            frontends: mapped(ebpf, "FRONTEND_COUNT")?,
+            backends: mapped(ebpf, "BACKEND_COUNT")?,
+            lists: mapped(ebpf, "LIST_COUNT")?,
+            reasons: mapped(ebpf, "REASON_COUNT")?,
+        })
+    }
+
+    /// Bytes of all tables that are mapped, without counters.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.buckets.bytes()
+            + self.frontends.bytes()
+            + self.slots.bytes()
+            + self.backends.bytes()
+            + self.egress.bytes()
+            + self.lines.bytes()
+            + self.blocks.bytes()
+    }
+}
+
+/// CPUs that a program may run on.
+fn cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |n| n as u32)
+}
+
+fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
+    let entries = |name: &'static str| {
+        let map = MapData::from_pin(dir.join(name)).map_err(|_| BpfError::Map(name))?;
+        Ok(map.info().map_err(|_| BpfError::Map(name))?.max_entries())
+    };
+    let lines = entries("LINES")?;
+    Ok(Capacity {
+        buckets: entries("BUCKETS")?,
+        frontends: entries("FRONTENDS")?,
+        slots: entries("SLOTS")?,
+        backends: entries("BACKENDS")?,
+        egress: entries("EGRESS")?,
+        lines: if lines == abi::prefix::LINES { lines } else { 0 },
+        blocks: entries("BLOCKS")?,
+        prefixes6: entries("PREFIXES6")?,
+    })
+}
+
+fn instance(
+    capacity: Capacity,
+    control: &Control,
+    features: u32,
+    pins: Option<&Path>,
+) -> Result<Ebpf, BpfError> {
+    let Capacity { buckets, frontends, slots, backends, egress, lines, blocks, prefixes6 } =
+        capacity;
+    let cpus = control.cpus();
+    let mask = buckets - 1;
+    let (salt, seed) = (control.salt(), control.seed());
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("FEATURES", &features, true)
+        .override_global("BUCKET_MASK", &mask, true)
+        .override_global("SALT", &salt, true)
+        .override_global("SEED", &seed, true)
+        .override_global("FRONTEND_ROWS", &frontends, true)
+        .override_global("BACKEND_ROWS", &backends, true)
+        .map_max_entries("BUCKETS", buckets)
+        .map_max_entries("FRONTENDS", frontends)
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("BACKENDS", backends)
+        .map_max_entries("EGRESS", egress)
+        .map_max_entries("LINES", lines.max(1))
+        .map_max_entries("BLOCKS", blocks.max(1))
+        .map_max_entries("PREFIXES6", prefixes6.max(1))
+        .map_max_entries("LISTS", MAX_LISTS + 1)
+        .map_max_entries("FRONTEND_COUNT", frontends * cpus)
+        .map_max_entries("BACKEND_COUNT", backends * cpus)
+        .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
+        .map_max_entries("REASON_COUNT", REASON_ROWS * cpus);
+    if let Some(dir) = pins {
+        for name in MAPS {
+            loader.map_pin_path(name, dir.join(name));
+        }
+    }
+    let refused = |detail: String| BpfError::Load { features, detail };
+    let mut ebpf = loader.load(OBJECT).map_err(|e| refused(chain(&e)))?;
+    let program: &mut Xdp = ebpf
+        .program_mut("lb")
+        .ok_or(BpfError::Map("lb"))?
+        .try_into()
+        .map_err(|e| refused(chain(&e)))?;
+    program.load().map_err(|e| refused(chain(&e)))?;
+    Ok(ebpf)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
+}
+
+fn mapped<T: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>, BpfError> {
+    match ebpf.map(name) {
+        Some(Map::Array(map)) => Mapped::new(map, name),
+        _ => Err(BpfError::Map(name)),
+    }
+}
+
+impl Tables for Bpf {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn control(&self) -> Control {
+        self.control.read(0)
+    }
+
+    fn bucket(&self, index: u32) -> Bucket {
+        self.buckets.read(index)
+    }
+
+    fn frontend(&self, row: u32) -> Frontend {
+        self.frontends.read(row)
+    }
+
+    fn slot(&self, index: u32) -> u64 {
+        self.slots.word(index, 0).load(Ordering::Relaxed)
+    }
+
+    fn backend(&self, row: u32) -> Backend {
+        self.backends.read(row)
+    }
+
+    fn egress(&self, row: u32) -> Egress {
+        self.egress.read(row)
+    }
+}
+
+impl Datapath for Bpf {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        for op in ops {
+            self.carry_out(op)?;
+        }
+        Ok(())
+    }
+}
+
+impl Bpf {
+    fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
+        match *op {
+            Op::Egress(row, ref value) => self.egress.write(row, value),
+            Op::Backend(row, ref value) => self.backends.write(row, value),
+            Op::Hop(row, hop) => self.backends.store(row, Backend::HOP, hop.to_word()),
+            Op::State(row, state) => self.backends.store(row, Backend::STATE, state.to_word()),
+            Op::Ring { offset, signature, ref slots } => {
+                self.slots.store(offset - 1, 0, 0);
+                for (i, slot) in (offset..).zip(slots) {
+                    self.slots.word(i, 0).store(slot.to_word(), Ordering::Relaxed);
+                }
+                self.slots.store(offset - 1, 0, signature);
+            }
+            Op::Slot(index, slot) => self.slots.store(index, 0, slot.to_word()),
+            Op::Signature(index, word) => self.slots.store(index, 0, word),
+            Op::Frontend(row, ref value) => self.frontends.write(row, value),
+            Op::FrontendRing(row, ring) => {
+                self.frontends.store(row, Frontend::RING, ring.to_word());
+            }
+            Op::FrontendOldRing(row, ring) => {
+                self.frontends.store(row, Frontend::OLD_RING, ring.to_word());
+            }
+            Op::FrontendAny(row, word) => self.frontends.store(row, Frontend::ANY, word),
+            Op::Bucket { index, way, word } => {
+                self.buckets.store(index, usize::from(way) * 8, word);
+            }
+            Op::List(row, ref value) => self.lists.write(row, value),
+            Op::Block(index, ref lists) => self.write_block(index, lists),
+            Op::Line(network, entry) => self.store_entry(network, entry.to_word()),
+            Op::Prefix6(net, list) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                self.prefixes6.insert(&key, list, 0).map_err(|e| refused(op, e))?;
+            }
+            Op::RemovePrefix6(net) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                self.prefixes6.remove(&key).map_err(|e| refused(op, e))?;
+            }
+            Op::Flags(flags) => self.control.store(0, Control::FLAGS, flags),
+            Op::Generation(n) => self.control.store(0, Control::GENERATION, n),
+        }
+        Ok(())
+    }
+
+    fn write_block(&self, index: u32, lists: &[u8; 256]) {
+        for (i, &list) in lists.iter().enumerate() {
+            let word = self.blocks.word(index, i / 8 * 8).as_ptr().cast::<u8>();
+            // SAFETY: byte `i % 8` of a word inside the mapping.
+            unsafe { AtomicU8::from_ptr(word.add(i % 8)) }.store(list, Ordering::Relaxed);
+        }
+        fence(Ordering::Release);
+    }
+
+    fn store_entry(&self, network: u32, entry: u32) {
+        let line = network / abi::prefix::LINE as u32;
+        let at = network as usize % abi::prefix::LINE;
+        let word = self.lines.word(line, at / 2 * 8).as_ptr().cast::<u32>();
+        // SAFETY: one half of a word inside the mapping, aligned to 4.
+        unsafe { AtomicU32::from_ptr(word.add(at % 2)) }.store(entry, Ordering::Release);
+    }
+}
+
+fn refused(op: &Op, error: aya::maps::MapError) -> ApplyError {
+    ApplyError { what: format!("{op:?}"), source: io::Error::other(error) }
+}
+
+/// Counters in shared memory: reading them asks nobody.
+pub struct MappedCounters {
+    cpus: u32,
+    capacity: Capacity,
+    frontends: Mapped<Counter>,
+    backends: Mapped<Counter>,
+    lists: Mapped<Counter>,
+    reasons: Mapped<ReasonCounter>,
+}
+
+impl MappedCounters {
+    fn sum(&self, table: &Mapped<Counter>, rows: u32, row: u32) -> Count {
+        let mut total = Count::default();
+        if row >= rows {
+            return total;
+        }
+        for cpu in 0..self.cpus {
+            let c = table.read(cpu * rows + row);
+            total.packets += c.packets;
+            total.bytes += c.bytes;
+            total.new_connections += c.new_connections;
+        }
+        total
+    }
+}
+
+impl Counters for MappedCounters {
+    fn frontend(&self, row: u32) -> Count {
+        self.sum(&self.frontends, self.capacity.frontends, row)
+    }
+
+    fn backend(&self, row: u32) -> Count {
+        self.sum(&self.backends, self.capacity.backends, row)
+    }
+
+    fn list(&self, row: u32) -> Count {
+        self.sum(&self.lists, LIST_ROWS, row)
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        let sum = |reason: &Reason| {
+            let mut total = Count::default();
+            for cpu in 0..self.cpus {
+                let c = self.reasons.read(cpu * REASON_ROWS + *reason as u32);
+                total.packets += c.packets;
+                total.bytes += c.bytes;
+            }
+            (*reason, total)
+        };
+        Reason::ALL.iter().map(sum).collect()
+    }
+}

@@ -1,0 +1,216 @@
+//! The XDP program in the kernel, with tables that the planner filled, run on single packets by
+//! `BPF_PROG_TEST_RUN`. Nothing is attached or pinned.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use abi::{limits::feature, reason::Reason};
+use aya::programs::{TestRun, TestRunOptions};
+use config::model::{
+    Backend, BackendState, DesiredState, Forwarding, Port, Protocol, Scheduling, Service, Source,
+};
+use lb_daemon::{
+    datapath::{Capacity, Datapath, Op, bpf::Bpf},
+    nexthop::{Hop, NextHop},
+    plan::Planner,
+    view::{Count, Counters},
+};
+
+/// MAC of the next hop, of every backend.
+pub const HOP_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+/// Our own MAC.
+pub const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
+/// A client's MAC.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+/// Seed of the flow hash.
+pub const SEED: u64 = 11;
+/// The interface that a test run claims to receive from is the loopback of the namespace.
+pub const INGRESS: u32 = 1;
+
+/// All of what the program does.
+pub const EVERYTHING: u32 = feature::PREFILTER | feature::BALANCE | feature::DECAP;
+
+/// Fails with a clear message when the tests may not load programs.
+pub fn need_root() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().nth(1));
+    assert_eq!(uid, Some("0"), "this test loads BPF programs and needs root: use `make test`");
+}
+
+/// Table sizes for tests.
+#[must_use]
+pub fn capacity() -> Capacity {
+    Capacity {
+        buckets: 1024,
+        frontends: 1024,
+        slots: 200_000,
+        backends: 1024,
+        egress: 16,
+        lines: abi::prefix::LINES,
+        blocks: 16,
+        prefixes6: 64,
+    }
+}
+
+/// A service with one TCP port, and whatever the test changes.
+#[must_use]
+pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&str]) -> Service {
+    let address = |a: &&str| a.parse::<IpAddr>().expect("an address");
+    Service {
+        name: name.to_owned(),
+        source: Source::Api,
+        addresses: vips.iter().map(address).collect(),
+        ports: [(80, Protocol::Tcp), (443, Protocol::Udp)]
+            .map(|(port, protocol)| Port {
+                name: format!("p{port}"),
+                port,
+                protocol,
+                target_port: port,
+            })
+            .into(),
+        forwarding,
+        scheduling: Scheduling::Maglev,
+        backends: backends
+            .iter()
+            .map(|a| Backend {
+                name: (*a).to_owned(),
+                address: address(a),
+                weight: 1,
+                state: BackendState::Active,
+            })
+            .collect(),
+        drain_timeout: Duration::from_secs(60),
+        health_check: None,
+    }
+}
+
+/// What came of one packet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// `XDP_PASS` and so on.
+    pub action: u32,
+    /// The one reason whose counter moved.
+    pub reason: Reason,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// The program, its tables and the planner that fills them.
+pub struct Rig {
+    /// The kernel's tables.
+    pub bpf: Bpf,
+    /// The planner.
+    pub planner: Planner,
+    counters: Box<dyn Counters>,
+    features: u32,
+}
+
+impl Rig {
+    /// Loads the program; nothing is configured.
+    #[must_use]
+    pub fn new(features: u32) -> Self {
+        need_root();
+        let bpf = Bpf::load(capacity(), 3, SEED, features, None).expect("the program loads");
+        let counters = Box::new(bpf.counters().expect("counters"));
+        let planner = Planner::adopt(&bpf, std::iter::empty(), Duration::ZERO);
+        Self { bpf, planner, counters, features }
+    }
+
+    /// Loads the program and puts services in force, with every backend behind [`HOP_MAC`] on
+    /// interface `ifindex`.
+    #[must_use]
+    pub fn with(services: Vec<Service>, ifindex: u32, mtu: u32) -> Self {
+        let mut rig = Self::new(EVERYTHING);
+        let mut hops = BTreeMap::new();
+        for backend in services.iter().flat_map(|s| &s.backends) {
+            let source = if backend.address.is_ipv4() { "10.0.0.1" } else { "2001:db8:f::1" };
+            let hop = Hop {
+                ifindex,
+                interface: "eth0".to_owned(),
+                dst_mac: HOP_MAC,
+                src_mac: OUR_MAC,
+                mtu,
+                source: source.parse().ok(),
+            };
+            hops.insert(backend.address, NextHop::Resolved(hop));
+        }
+        let ops = rig.planner.set_hops(&hops, &rig.bpf, Duration::ZERO).expect("room");
+        rig.apply(&ops);
+        rig.put(services);
+        rig
+    }
+
+    /// Puts services in force.
+    pub fn put(&mut self, services: Vec<Service>) {
+        let wanted = DesiredState {
+            services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
+            ..DesiredState::default()
+        };
+        let ops = self.planner.plan(&wanted, &self.bpf, Duration::ZERO).expect("room");
+        self.apply(&ops);
+    }
+
+    /// Tunnels end at this address.
+    pub fn decap_at(&mut self, address: &str) {
+        let address = BTreeSet::from([address.parse().expect("an address")]);
+        let ops = self.planner.set_decap(&address, &self.bpf).expect("room");
+        self.apply(&ops);
+    }
+
+    /// Carries out operations.
+    pub fn apply(&mut self, ops: &[Op]) {
+        self.bpf.apply(ops).expect("the kernel takes it");
+    }
+
+    /// Runs the program on one frame.
+    pub fn run(&mut self, frame: &[u8]) -> Outcome {
+        let before = self.counters.reasons();
+        let mut out = vec![0; frame.len() + 256];
+        let program = self.bpf.program(self.features).expect("loaded");
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).expect("the kernel runs it");
+        out.truncate(result.data_size_out as usize);
+        let after = self.counters.reasons();
+        let mut moved = before.iter().zip(&after).filter(|(b, a)| b.1.packets != a.1.packets);
+        let (b, a) = moved.next().expect("a reason is counted");
+        assert_eq!(a.1.packets - b.1.packets, 1, "once");
+        assert_eq!(a.1.bytes - b.1.bytes, frame.len() as u64);
+        assert!(moved.next().is_none(), "only one reason is counted");
+        Outcome { action: result.return_value, reason: a.0, frame: out }
+    }
+
+    /// Counters of a service's first frontend, and the sum over its backends.
+    #[must_use]
+    pub fn counts(&self, service: &str) -> (Count, Count) {
+        let planned = &self.planner.services()[service];
+        let mut front = Count::default();
+        for &row in planned.frontends.values() {
+            add(&mut front, self.counters.frontend(row));
+        }
+        let mut back = Count::default();
+        for member in planned.members.values() {
+            add(&mut back, self.counters.backend(member.row));
+        }
+        (front, back)
+    }
+
+    /// Hits of a blocklist.
+    #[must_use]
+    pub fn list_hits(&self, number: u32) -> u64 {
+        self.counters.list(number).packets
+    }
+}
+
+fn add(total: &mut Count, c: Count) {
+    total.packets += c.packets;
+    total.bytes += c.bytes;
+    total.new_connections += c.new_connections;
+}

@@ -1,0 +1,425 @@
+//! Golden packets: (tables, packet) -> verdict, reason, bytes, counters, by the program in the kernel.
+//!
+//! Packets are built and checked by `etherparse`, whose checksums are not ours.
+
+use abi::{
+    limits::feature,
+    prefix::{Entry, ListRow},
+    reason::{Reason, Verdict},
+};
+use config::model::{Forwarding, Port, Protocol};
+use etherparse::{
+    EtherType, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, VlanId,
+};
+use lb_daemon::datapath::Op;
+use lb_tests::rig::{CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
+
+const PASS: u32 = 2;
+const DROP: u32 = 1;
+const TX: u32 = 3;
+const REDIRECT: u32 = 4;
+
+const VIP4: &str = "203.0.113.10";
+const VIP6: &str = "2001:db8:1::10";
+
+fn v4(a: &str) -> [u8; 4] {
+    a.parse::<std::net::Ipv4Addr>().unwrap().octets()
+}
+
+fn v6(a: &str) -> [u8; 16] {
+    a.parse::<std::net::Ipv6Addr>().unwrap().octets()
+}
+
+#[derive(Clone, Copy)]
+enum L4 {
+    Syn(u16),
+    Ack(u16),
+    Udp(u16),
+}
+
+fn frame4(src: &str, dst: &str, l4: L4, ttl: u8, payload: &[u8]) -> Vec<u8> {
+    let b = PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC).ipv4(v4(src), v4(dst), ttl);
+    let mut out = Vec::new();
+    match l4 {
+        L4::Syn(port) => b.tcp(40000, port, 1, 1000).syn().write(&mut out, payload).unwrap(),
+        L4::Ack(port) => b.tcp(40000, port, 1, 1000).ack(7).write(&mut out, payload).unwrap(),
+        L4::Udp(port) => b.udp(40000, port).write(&mut out, payload).unwrap(),
+    }
+    out
+}
+
+fn frame6(src: &str, dst: &str, l4: L4, hops: u8, payload: &[u8]) -> Vec<u8> {
+    let b = PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC).ipv6(v6(src), v6(dst), hops);
+    let mut out = Vec::new();
+    match l4 {
+        L4::Syn(port) => b.tcp(40000, port, 1, 1000).syn().write(&mut out, payload).unwrap(),
+        L4::Ack(port) => b.tcp(40000, port, 1, 1000).ack(7).write(&mut out, payload).unwrap(),
+        L4::Udp(port) => b.udp(40000, port).write(&mut out, payload).unwrap(),
+    }
+    out
+}
+
+/// The packet that `frame` carries, with its TTL one lower and its checksum made anew.
+fn one_hop_later(l3: &[u8]) -> Vec<u8> {
+    let mut out = l3.to_vec();
+    if l3[0] >> 4 == 4 {
+        let (mut h, _) = Ipv4Header::from_slice(l3).unwrap();
+        h.time_to_live -= 1;
+        h.header_checksum = h.calc_header_checksum();
+        out[..h.header_len()].copy_from_slice(&h.to_bytes());
+    } else {
+        out[7] -= 1;
+    }
+    out
+}
+
+fn macs(frame: &[u8]) -> ([u8; 6], [u8; 6]) {
+    (frame[..6].try_into().unwrap(), frame[6..12].try_into().unwrap())
+}
+
+fn rig(forwarding: Forwarding, backend: &str) -> Rig {
+    Rig::with(vec![service("web", &[VIP4, VIP6], forwarding, &[backend])], INGRESS, 1500)
+}
+
+#[test]
+fn loads_with_every_set_of_features() {
+    for features in 0..=EVERYTHING {
+        let _ = Rig::new(features);
+    }
+}
+
+#[test]
+fn ipip_in_every_combination_of_families() {
+    for (backend, outer_v4) in [("10.0.1.11", true), ("2001:db8:2::11", false)] {
+        let mut rig = rig(Forwarding::Ipip, backend);
+        for inner_v4 in [true, false] {
+            for l4 in [L4::Syn(80), L4::Ack(80), L4::Udp(443)] {
+                let frame = if inner_v4 {
+                    frame4("198.51.100.7", VIP4, l4, 64, b"hello")
+                } else {
+                    frame6("2001:db8:9::7", VIP6, l4, 64, b"hello")
+                };
+                let got = rig.run(&frame);
+                assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx));
+                assert_eq!(macs(&got.frame), (HOP_MAC, OUR_MAC));
+                let l3 = &got.frame[14..];
+                let inner = if outer_v4 {
+                    assert_eq!(got.frame[12..14], [8, 0]);
+                    let (h, rest) = Ipv4Header::from_slice(l3).unwrap();
+                    assert_eq!(h.header_checksum, h.calc_header_checksum());
+                    assert_eq!(h.protocol, if inner_v4 { IpNumber::IPV4 } else { IpNumber::IPV6 });
+                    assert_eq!((h.source, h.destination), (v4("10.0.0.1"), v4(backend)));
+                    assert_eq!(usize::from(h.total_len), l3.len());
+                    assert!(h.dont_fragment && h.time_to_live == 64);
+                    rest
+                } else {
+                    assert_eq!(got.frame[12..14], [0x86, 0xdd]);
+                    let (h, rest) = Ipv6Header::from_slice(l3).unwrap();
+                    assert_eq!(
+                        h.next_header,
+                        if inner_v4 { IpNumber::IPV4 } else { IpNumber::IPV6 }
+                    );
+                    assert_eq!((h.source, h.destination), (v6("2001:db8:f::1"), v6(backend)));
+                    assert_eq!(usize::from(h.payload_length), rest.len());
+                    assert_eq!(h.hop_limit, 64);
+                    rest
+                };
+                assert_eq!(inner, one_hop_later(&frame[14..]));
+            }
+        }
+        let (front, back) = rig.counts("web");
+        assert_eq!((front.packets, front.new_connections), (6, 2));
+        assert_eq!(front, back);
+    }
+}
+
+#[test]
+fn dscp_and_ecn_are_copied_outwards() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let mut frame = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, b"");
+    let (mut h, _) = Ipv4Header::from_slice(&frame[14..]).unwrap();
+    frame[15] = 0xb9;
+    let mut ip = frame[14..34].to_vec();
+    ip[10..12].fill(0);
+    let sum = abi::checksum::full(&ip);
+    frame[24..26].copy_from_slice(&sum.to_ne_bytes());
+    h.time_to_live = 0;
+    let got = rig.run(&frame);
+    assert_eq!(got.reason, Reason::ForwardedTx);
+    assert_eq!((got.frame[15], got.frame[35]), (0xb9, 0xb9));
+    let (outer, _) = Ipv4Header::from_slice(&got.frame[14..]).unwrap();
+    assert_eq!(outer.header_checksum, outer.calc_header_checksum());
+}
+
+#[test]
+fn l2_rewrites_macs_and_ttl_and_nothing_else() {
+    let mut rig = rig(Forwarding::L2, "10.0.1.11");
+    for frame in [
+        frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"hello"),
+        frame6("2001:db8:9::7", VIP6, L4::Udp(443), 64, b"hello"),
+    ] {
+        let got = rig.run(&frame);
+        assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx));
+        assert_eq!(macs(&got.frame), (HOP_MAC, OUR_MAC));
+        assert_eq!(got.frame[14..], one_hop_later(&frame[14..]));
+    }
+}
+
+#[test]
+fn another_interface_is_reached_by_redirection() {
+    let web = service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.11"]);
+    let mut rig = Rig::with(vec![web], INGRESS + 41, 1500);
+    let got = rig.run(&frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b""));
+    assert_eq!((got.action, got.reason), (REDIRECT, Reason::ForwardedRedirect));
+}
+
+#[test]
+fn vlan_tags_are_put_back() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    for double in [false, true] {
+        let id = |n| VlanId::try_new(n).unwrap();
+        let b = PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC);
+        let b = if double { b.double_vlan(id(100), id(7)) } else { b.single_vlan(id(7)) };
+        let mut frame = Vec::new();
+        b.ipv4(v4("198.51.100.7"), v4(VIP4), 64)
+            .tcp(40000, 80, 1, 1000)
+            .write(&mut frame, b"x")
+            .unwrap();
+        let l3 = if double { 22 } else { 18 };
+        let got = rig.run(&frame);
+        assert_eq!(got.reason, Reason::ForwardedTx);
+        assert_eq!(got.frame[12..l3], frame[12..l3], "tags and ethertype as they came");
+        assert_eq!(got.frame[l3 + 20..], one_hop_later(&frame[l3..]));
+        let parsed = SlicedPacket::from_ethernet(&got.frame).unwrap();
+        assert!(parsed.net.is_some());
+    }
+}
+
+#[test]
+fn what_is_not_ours_passes_untouched() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let mut arp = vec![0u8; 60];
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let mut bad_version = frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"");
+    bad_version[14] = 0x35;
+    let cases = [
+        (
+            "another address",
+            frame4("198.51.100.7", "203.0.113.11", L4::Syn(80), 64, b""),
+            Reason::NotOurs,
+        ),
+        (
+            "another IPv6 address",
+            frame6("2001:db8:9::7", "2001:db8:1::11", L4::Syn(80), 64, b""),
+            Reason::NotOurs,
+        ),
+        ("not IP", arp, Reason::NotIp),
+        ("a lie in the version", bad_version, Reason::NotOurs),
+        ("a runt", vec![0; 14], Reason::NotIp),
+    ];
+    for (what, frame, reason) in cases {
+        let got = rig.run(&frame);
+        assert_eq!((got.action, got.reason), (PASS, reason), "{what}");
+        assert_eq!(got.frame, frame, "{what}");
+    }
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC)
+        .ipv4(v4("198.51.100.7"), v4(VIP4), 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut out, b"ping")
+        .unwrap();
+    let got = rig.run(&out);
+    assert_eq!((got.action, got.reason), (PASS, Reason::VipOtherProtocol));
+    assert_eq!(got.frame, out);
+}
+
+#[test]
+fn what_is_ours_and_wrong_is_dropped_for_its_reason() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let good = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, b"hello");
+    let with = |at: usize, bytes: &[u8]| {
+        let mut f = good.clone();
+        f[at..at + bytes.len()].copy_from_slice(bytes);
+        f
+    };
+    let cases = [
+        ("cut short", good[..14 + 20 + 10].to_vec(), Reason::Truncated),
+        ("total length beyond the frame", with(16, &[5, 220]), Reason::BadLength),
+        ("TTL 1", with(22, &[1]), Reason::TtlExpired),
+        ("TTL 0", with(22, &[0]), Reason::TtlExpired),
+        ("more fragments", with(20, &[0x20]), Reason::Fragment),
+        ("a later fragment", with(20, &[0x00, 0x10]), Reason::Fragment),
+        (
+            "a port without service",
+            frame4("198.51.100.7", VIP4, L4::Syn(81), 64, b""),
+            Reason::NoService,
+        ),
+        (
+            "the port with another protocol",
+            frame4("198.51.100.7", VIP4, L4::Udp(80), 64, b""),
+            Reason::NoService,
+        ),
+        (
+            "too big for the way",
+            frame4("198.51.100.7", VIP4, L4::Ack(80), 64, &[0; 1450]),
+            Reason::TooBig,
+        ),
+    ];
+    for (what, frame, reason) in cases {
+        let got = rig.run(&frame);
+        assert_eq!((got.action, got.reason), (DROP, reason), "{what}");
+    }
+    let largest = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, &[0; 1440]);
+    assert_eq!(rig.run(&largest).reason, Reason::ForwardedTx, "1,500 bytes with the outer header");
+}
+
+#[test]
+fn options_are_walked_over() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let plain = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, b"hello");
+    let mut frame = plain[..34].to_vec();
+    frame.extend([1u8, 1, 1, 0]);
+    frame.extend(&plain[34..]);
+    frame[14] = 0x46;
+    let total = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = abi::checksum::full(&frame[14..38]);
+    frame[24..26].copy_from_slice(&sum.to_ne_bytes());
+    let got = rig.run(&frame);
+    assert_eq!(got.reason, Reason::ForwardedTx);
+    assert_eq!(got.frame[34..], one_hop_later(&frame[14..]));
+}
+
+#[test]
+fn no_backend_and_no_next_hop() {
+    let mut rig = Rig::new(EVERYTHING);
+    rig.put(vec![service("web", &[VIP4], Forwarding::Ipip, &[])]);
+    let frame = frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"");
+    assert_eq!(rig.run(&frame).reason, Reason::NoBackend);
+    // A backend whose next hop nobody knows takes nothing.
+    rig.put(vec![service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.11"])]);
+    assert_eq!(rig.run(&frame).reason, Reason::NoBackend);
+    // The state says up, the word is not there: the moment between two stores.
+    let row = rig.planner.services()["web"].members[&"10.0.1.11".parse().unwrap()].row;
+    rig.apply(&[Op::State(row, abi::table::State::default())]);
+    assert_eq!(rig.run(&frame).reason, Reason::NoNextHop);
+}
+
+#[test]
+fn port_zero_takes_what_no_other_port_does() {
+    let mut any = service("any", &[VIP4], Forwarding::L2, &["10.0.1.11"]);
+    any.ports = vec![Port { name: "any".into(), port: 0, protocol: Protocol::Tcp, target_port: 0 }];
+    let mut exact = service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.12"]);
+    exact.ports.truncate(1);
+    let mut rig = Rig::with(vec![any, exact], INGRESS, 1500);
+    rig.run(&frame4("198.51.100.7", VIP4, L4::Syn(8080), 64, b""));
+    rig.run(&frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b""));
+    assert_eq!((rig.counts("any").0.packets, rig.counts("web").0.packets), (1, 1));
+    let got = rig.run(&frame4("198.51.100.7", VIP4, L4::Udp(8080), 64, b""));
+    assert_eq!(got.reason, Reason::NoService);
+}
+
+#[test]
+fn decapsulation_hands_the_inner_packet_to_the_stack() {
+    // What one node encapsulates the other takes off again.
+    for backend in ["10.0.1.11", "2001:db8:2::11"] {
+        let mut sender = rig(Forwarding::Ipip, backend);
+        let mut receiver = Rig::new(feature::DECAP);
+        receiver.decap_at(backend);
+        for frame in [
+            frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"hello"),
+            frame6("2001:db8:9::7", VIP6, L4::Ack(80), 64, b"hello"),
+        ] {
+            let sent = sender.run(&frame).frame;
+            let got = receiver.run(&sent);
+            assert_eq!((got.action, got.reason), (PASS, Reason::Decapsulated));
+            assert_eq!(got.frame[..12], sent[..12]);
+            assert_eq!(got.frame[12..14], frame[12..14]);
+            assert_eq!(got.frame[14..], one_hop_later(&frame[14..]));
+
+            let mut lie = sent.clone();
+            let inner = if backend.contains(':') { 54 } else { 34 };
+            lie[inner] = 0x55;
+            let got = receiver.run(&lie);
+            assert_eq!((got.action, got.reason), (DROP, Reason::BadInner));
+            let cut = &sent[..sent.len() - 3];
+            assert_eq!(receiver.run(cut).reason, Reason::BadLength);
+        }
+        let mut other = Rig::new(feature::DECAP);
+        other.decap_at("10.9.9.9");
+        let sent = sender.run(&frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"")).frame;
+        let got = other.run(&sent);
+        assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NotOurs, sent));
+    }
+}
+
+#[test]
+fn blocked_sources_are_dropped_audited_ones_counted() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let mut block = Box::new([0u8; 256]);
+    block[7] = 2;
+    rig.apply(&[
+        Op::List(1, ListRow { drop: 1, id: 1 }),
+        Op::List(2, ListRow { drop: 0, id: 2 }),
+        Op::Block(3, block),
+        // 192.0.2.0/24 in list 1; of 198.51.100.0/24 only .7, in list 2.
+        Op::Line(0xc0_0002, Entry::List(1)),
+        Op::Line(0xc6_3364, Entry::Block(3)),
+        Op::Prefix6("2001:db8:bad::/48".parse().unwrap(), 1),
+        Op::Flags(abi::table::Control::PREFIXES_V6),
+    ]);
+    let mut see = |frame: &[u8]| rig.run(frame).reason;
+    assert_eq!(see(&frame4("192.0.2.200", VIP4, L4::Syn(80), 64, b"")), Reason::Blocked);
+    assert_eq!(see(&frame4("192.0.3.200", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame4("198.51.100.8", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame6("2001:db8:bad::1", VIP6, L4::Syn(80), 64, b"")), Reason::Blocked);
+    assert_eq!(see(&frame6("2001:db8:9::1", VIP6, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!((rig.list_hits(1), rig.list_hits(2)), (2, 1));
+    let _ = EtherType::IPV4;
+}
+
+#[test]
+fn the_kernel_picks_what_the_host_picks() {
+    use abi::{hash, hash::Tuple};
+    let backends: Vec<String> = (1..=20).map(|n| format!("10.0.1.{n}")).collect();
+    let names: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let mut rig = Rig::with(vec![service("web", &[VIP4], Forwarding::Ipip, &names)], INGRESS, 1500);
+    let members: Vec<_> = {
+        let mut m: Vec<std::net::IpAddr> = names.iter().map(|n| n.parse().unwrap()).collect();
+        m.sort();
+        m
+    };
+    let seed = lb_daemon::ring::seed("");
+    let size = lb_daemon::ring::size_for(members.len());
+    let built: Vec<_> = members.iter().map(|&a| lb_daemon::ring::Member::new(seed, a, 1)).collect();
+    let ring = lb_daemon::ring::build(&built, size);
+    for n in 0..200u8 {
+        let src = format!("198.51.100.{n}");
+        let got = rig.run(&frame4(&src, VIP4, L4::Ack(80), 64, b""));
+        let tuple = Tuple {
+            src: src.parse::<std::net::IpAddr>().unwrap().into(),
+            dst: VIP4.parse::<std::net::IpAddr>().unwrap().into(),
+            ports: u32::from(40000u16.to_be()) | u32::from(80u16.to_be()) << 16,
+            protocol: 6,
+        };
+        let slot = hash::slot(hash::flow(&tuple, lb_tests::rig::SEED), size);
+        let want = members[ring[slot as usize] as usize];
+        assert_eq!(got.frame[30..34], v4(&want.to_string()), "{src}");
+    }
+}
+
+/// Every reason above appears in a test of this file; one that is added without is found here.
+#[test]
+fn every_reason_is_tested() {
+    let source = include_str!("golden.rs");
+    for reason in Reason::ALL {
+        let untestable = matches!(reason, Reason::AdjustFailed);
+        let named = source.contains(&format!("Reason::{reason:?})"))
+            || source.contains(&format!("Reason::{reason:?},"))
+            || source.contains(&format!("Reason::{reason:?};"));
+        assert!(named || untestable, "{reason:?} is in no test");
+        assert!(!untestable || reason.verdict() == Verdict::Drop);
+    }
+}
