@@ -1,7 +1,7 @@
 //! Daemons under test: started as shipped, waited for by their own notifications.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -200,6 +200,44 @@ impl Daemon {
     /// As [`Daemon::get`].
     pub fn status(&self) -> anyhow::Result<Value> {
         self.get("/v1/status")
+    }
+
+    /// Succeeds when the way to every backend is known.
+    ///
+    /// # Errors
+    ///
+    /// What the status says of those that are not, or [`Daemon::status`]'s.
+    pub fn ways_known(&self) -> anyhow::Result<()> {
+        let backends = &self.status()?["services"]["backends"];
+        ensure!(backends["unresolved"] == 0, "unresolved backends: {backends}");
+        Ok(())
+    }
+
+    /// Packets from sources on a blocklist.
+    ///
+    /// # Errors
+    ///
+    /// There is no such list.
+    pub fn list_packets(&self, list: &str) -> anyhow::Result<u64> {
+        let lists = self.get("/v1/prefilter/lists")?;
+        let items = lists["items"].as_array().into_iter().flatten();
+        let found = items.into_iter().find(|item| item["name"] == list);
+        let hits = found.and_then(|item| item["hits"].as_u64());
+        hits.with_context(|| format!("no list {list} in {lists}"))
+    }
+
+    /// A service's backends as the API shows them, by name.
+    ///
+    /// # Errors
+    ///
+    /// There is no such service.
+    pub fn backends(&self, service: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+        let service = self.get(&format!("/v1/services/{service}"))?;
+        let backends = service["backends"].as_array().with_context(|| format!("{service}"))?;
+        let named = backends.iter().map(|backend| {
+            (backend["name"].as_str().unwrap_or_default().to_owned(), backend.clone())
+        });
+        Ok(named.collect())
     }
 
     /// What `lbctl ARGUMENTS` prints, asked of this daemon.

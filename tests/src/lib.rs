@@ -16,6 +16,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod edge;
 pub mod http;
 pub mod lab;
 pub mod netns;

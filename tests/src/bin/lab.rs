@@ -46,14 +46,19 @@ fn once() -> anyhow::Result<bool> {
 }
 
 fn show(once: bool, signals: &SigSet) -> anyhow::Result<()> {
-    println!("Building the lab: namespaces client, lb, web-1..3 on one switch, nginx in each web-N.");
+    println!(
+        "Building the lab: namespaces client, lb, web-1..3 on one switch, nginx in each web-N."
+    );
     let lab = Lab::start()?;
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab.yaml").canonicalize()?;
     let decap = lab.decap()?;
     let lb = lab.daemon_with("lb", &config)?;
     let loaded = lb.loaded()?;
     ensure!(loaded.mode == 1, "XDP is not attached natively on lb's eth0");
-    println!("lb-daemon is ready: XDP program {} is attached natively to lb's eth0.", loaded.program);
+    println!(
+        "lb-daemon is ready: XDP program {} is attached natively to lb's eth0.",
+        loaded.program
+    );
     ways_known(&lb)?;
 
     let answered = requests(&lab);
@@ -102,9 +107,12 @@ fn requests(lab: &Lab) -> anyhow::Result<()> {
         let failed = tally.failures.len();
         println!("  {how:<12}{vip:<22}{one:>8}{two:>8}{three:>8}{failed:>9}");
         failures.extend(tally.failures);
-        silent.extend(WEBS.into_iter().zip(counts).filter(|(_, count)| *count == 0).map(
-            |(web, _)| format!("{web} answered nothing at {vip}"),
-        ));
+        silent.extend(
+            WEBS.into_iter()
+                .zip(counts)
+                .filter(|(_, count)| *count == 0)
+                .map(|(web, _)| format!("{web} answered nothing at {vip}")),
+        );
     }
     ensure!(failures.is_empty(), "not every request was answered:\n{}", failures.join("\n"));
     ensure!(silent.is_empty(), "{}", silent.join("\n"));

@@ -1,0 +1,144 @@
+//! Packets' way: requests are answered by all backends on both families and for every forwarding,
+//! blocked sources are not, and every checksum on the way is right.
+
+use std::time::Duration;
+
+use lb_tests::{
+    capture::{Capture, Checksums},
+    edge::{self, Edge, expect_all_answer, expect_answered},
+    http,
+    lab::{BLOCKED_V4, BLOCKED_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4, SPARE_V6, at},
+    web,
+};
+
+/// Service and backends of the same family, encapsulated.
+#[test]
+fn ipip_in_the_same_family() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::IPIP)?;
+    for vip in [IPIP_V4, IPIP_V6] {
+        expect_all_answer(&edge.requests(vip, 90)?);
+    }
+    edge.lb.expect_quiet()
+}
+
+/// IPv4 services with IPv6 backends, and the other way round.
+#[test]
+fn ipip_in_the_other_family() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::IPIP_CROSSED)?;
+    for vip in [SPARE_V4, SPARE_V6] {
+        expect_all_answer(&edge.requests(vip, 90)?);
+    }
+    edge.lb.expect_quiet()
+}
+
+/// Only the MAC is rewritten.
+#[test]
+fn l2() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::L2)?;
+    for vip in [L2_V4, L2_V6] {
+        expect_all_answer(&edge.requests(vip, 90)?);
+    }
+    edge.lb.expect_quiet()
+}
+
+/// The programs are in the driver, as asked.
+#[test]
+fn attached_natively() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::L2)?;
+    assert_eq!(edge.lb.loaded()?.mode, 1);
+    assert_eq!(edge.lb.status()?["interfaces"][0]["attached"], "native");
+    Ok(())
+}
+
+/// A blocked source gets no answer, is counted on its list, and everybody else is served.
+#[test]
+fn blocked_sources_are_dropped_and_counted() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::L2)?;
+    for (source, vip) in [(BLOCKED_V4, L2_V4), (BLOCKED_V6, L2_V6)] {
+        let before = edge.lb.list_packets("blocked")?;
+        let answer = edge.client()?.enter(|| {
+            let source = source.parse().expect("an address");
+            http::get_from(source, at(vip, web::PORT), "/", Duration::from_millis(300))
+        })?;
+        assert!(answer.is_err(), "{source} was answered");
+        assert!(edge.lb.list_packets("blocked")? > before, "{source} was not counted");
+    }
+    for vip in [L2_V4, L2_V6] {
+        expect_answered(&edge.requests(vip, 10)?);
+    }
+    Ok(())
+}
+
+/// What is not for the appliance passes untouched: the host itself answers.
+#[test]
+fn other_packets_pass() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::L2)?;
+    let client = edge.client()?;
+    for address in ["192.0.2.1", "2001:db8:2::1"] {
+        client.enter(|| {
+            let refused = http::get(at(address, web::PORT), "/").unwrap_err();
+            // A reset from the host's stack: nobody listens there.
+            assert!(format!("{refused:#}").contains("refused"), "{refused:#}");
+        })?;
+    }
+    Ok(())
+}
+
+/// Every packet that leaves the balancer and every answer has right checksums, and the capture holds
+/// what it should: outer headers towards the servers.
+#[test]
+fn every_checksum_is_right() -> anyhow::Result<()> {
+    for (config, vips, outer) in [
+        (edge::IPIP, [IPIP_V4, IPIP_V6], true),
+        (edge::IPIP_CROSSED, [SPARE_V4, SPARE_V6], true),
+        (edge::L2, [L2_V4, L2_V6], false),
+    ] {
+        let edge = Edge::start(config)?;
+        let file = edge.lab.directory().join("balancer.pcap");
+        let balancer = Capture::start(edge.lab.fabric(), "to-lb", "ip or ip6", &file)?;
+        let file = edge.lab.directory().join("client.pcap");
+        let client = Capture::start(edge.client()?, "eth0", "tcp", &file)?;
+        for vip in vips {
+            expect_answered(&edge.requests(vip, 30)?);
+        }
+        let forwarded = balancer.packets()?;
+        for packets in [&forwarded, &client.packets()?] {
+            let sums = Checksums::of(packets);
+            assert_eq!(sums.wrong, Vec::<String>::new());
+            assert!(sums.right > 300, "{} of {} packets", sums.right, packets.len());
+        }
+        let encapsulated = |packet: &&String| {
+            packet.contains("proto IPIP")
+                || packet.contains("proto IPv6 (41)")
+                || packet.contains("next-header IPIP")
+                || packet.contains("next-header IPv6")
+        };
+        let encapsulated = forwarded.iter().filter(encapsulated).count();
+        assert_eq!(encapsulated > 300, outer, "{encapsulated}\n{}", forwarded.join("\n"));
+    }
+    Ok(())
+}
+
+/// A body of a megabyte arrives, in either direction.
+#[test]
+fn large_bodies() -> anyhow::Result<()> {
+    let edge = Edge::start(edge::L2)?;
+    for vip in [L2_V4, L2_V6] {
+        edge.client()?.enter(|| -> anyhow::Result<()> {
+            let mut kept = http::Kept::connect(at(vip, web::PORT))?;
+            assert_eq!(kept.get("/large")?.len(), web::LARGE);
+            assert!(kept.post("/", &vec![b'y'; web::LARGE])?.starts_with(b"web-"));
+            Ok(())
+        })??;
+    }
+    let edge = Edge::start(edge::IPIP)?;
+    for vip in [IPIP_V4, IPIP_V6] {
+        edge.client()?.enter(|| -> anyhow::Result<()> {
+            let mut kept = http::Kept::connect(at(vip, web::PORT))?;
+            assert_eq!(kept.get("/large")?.len(), web::LARGE);
+            assert!(kept.post("/", &vec![b'y'; web::LARGE])?.starts_with(b"web-"));
+            Ok(())
+        })??;
+    }
+    Ok(())
+}

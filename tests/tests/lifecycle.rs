@@ -1,0 +1,105 @@
+//! The daemon comes and goes, the data path stays: killed, stopped, started again, cleaned up.
+
+use lb_tests::{
+    daemon::binary,
+    edge::{self, Edge, IPIP, L2, PATIENCE, expect_all_answer, expect_answered},
+    eventually,
+    http::Kept,
+    lab::{IPIP_V4, IPIP_V6, L2_V4, L2_V6, at},
+    netns, web,
+};
+
+/// Killed under load, started again under load: no request fails, no connection breaks, and program
+/// and maps are the same ones.
+#[test]
+fn a_killed_daemon_is_adopted() -> anyhow::Result<()> {
+    let mut edge = Edge::start(IPIP)?;
+    let before = edge.lb.loaded()?;
+    let mut kept = edge.client()?.enter(|| {
+        (0..20).map(|_| Kept::connect(at(IPIP_V4, web::PORT))).collect::<anyhow::Result<Vec<_>>>()
+    })??;
+
+    let load = edge.load(&[IPIP_V4, IPIP_V6])?;
+    load.wait_requests(200)?;
+    edge.lb.kill9()?;
+    load.wait_requests(500)?;
+    edge.lb.resume()?;
+    load.wait_requests(500)?;
+    let tally = load.stop()?;
+
+    expect_all_answer(&tally);
+    for connection in &mut kept {
+        connection.get("/")?;
+    }
+    assert_eq!(edge.lb.loaded()?, before);
+    assert_eq!(edge.lb.status()?["adopted"], true);
+    Ok(())
+}
+
+/// Stopped as systemd does, it leaves the data path; whoever starts it again finds it.
+#[test]
+fn a_stopped_daemon_leaves_the_data_path() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    let before = edge.lb.loaded()?;
+    edge.lb.stop()?;
+    assert_eq!(edge.lb.loaded()?, before);
+    for vip in [L2_V4, L2_V6] {
+        expect_all_answer(&edge.requests(vip, 60)?);
+    }
+    edge.lb.resume()?;
+    assert_eq!(edge.lb.loaded()?, before);
+    for vip in [L2_V4, L2_V6] {
+        expect_answered(&edge.requests(vip, 20)?);
+    }
+    edge.lb.expect_quiet()
+}
+
+/// A change that was made while it was down is in force after the start.
+#[test]
+fn changes_while_down_are_seen() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    edge.lb.stop()?;
+    let mut specs = L2();
+    specs[0].webs = vec![2];
+    edge.lb.write_config(&edge::yaml(&specs))?;
+    edge.lb.resume()?;
+    eventually(PATIENCE, || {
+        let backends = edge.lb.backends("l2-v4")?;
+        anyhow::ensure!(backends.len() == 1, "{backends:?}");
+        Ok(())
+    })?;
+    let tally = edge.requests(L2_V4, 40)?;
+    expect_answered(&tally);
+    assert_eq!(tally.answers.len(), 1, "{:?}", tally.answers);
+    assert!(tally.answers.contains_key("web-2"), "{:?}", tally.answers);
+    Ok(())
+}
+
+/// `lbctl cleanup` needs no daemon and leaves nothing: no program, no pin.
+#[test]
+fn cleanup_removes_everything() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    edge.lb.stop()?;
+    let program = edge.lb.loaded()?.program;
+    netns::run(
+        std::process::Command::new(binary("lbctl")?)
+            .arg("cleanup")
+            .arg("--bpffs")
+            .arg(edge.lb.bpffs()),
+    )?;
+    assert!(edge.lb.loaded().is_err(), "a program is still attached");
+    let left = std::fs::read_dir(edge.lb.bpffs()).map(Iterator::count).unwrap_or(0);
+    assert_eq!(left, 0, "pins are left in {}", edge.lb.bpffs().display());
+    // The kernel frees a program when its last user is gone, shortly afterwards.
+    eventually(PATIENCE, || {
+        let shown = netns::run(std::process::Command::new("bpftool").args([
+            "prog",
+            "show",
+            "id",
+            &program.to_string(),
+        ]));
+        anyhow::ensure!(shown.is_err(), "program {program} is still loaded");
+        Ok(())
+    })?;
+    Ok(())
+}
