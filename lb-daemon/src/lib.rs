@@ -1,9 +1,11 @@
 //! The appliance: sources, desired state, compile, plan, apply; health, next hops, API.
 
+pub mod api;
 pub mod command;
 pub mod datapath;
 pub mod health;
 pub mod links;
+pub mod metrics;
 pub mod netlink;
 pub mod nexthop;
 pub mod plan;

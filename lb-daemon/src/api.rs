@@ -1,0 +1,114 @@
+//! The REST API: a router over the published [`View`], live [`Counters`] and the owner task's
+//! [`Command`]s.
+//!
+//! Owns paths, representations, error bodies and the bounds on what a client may ask. Holds no state
+//! of its own and writes no table: reading never waits for the owner task, and a change is a command
+//! that the owner task accepts or refuses. The description at `/v1/openapi.json` is made from the
+//! same declarations as the routes, so neither can exist without the other.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::DefaultBodyLimit,
+    http::{Method, Uri},
+    middleware,
+    routing::get,
+};
+use tokio::sync::{mpsc, watch};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    command::Command,
+    view::{Counters, View},
+};
+
+mod extract;
+pub mod limits;
+pub mod listen;
+pub mod model;
+pub mod problem;
+mod read;
+mod services;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use listen::{ApiAddr, serve};
+
+use problem::{Kind, Problem};
+
+/// What handlers read and whom they ask.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The daemon's state.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The owner task.
+    pub commands: mpsc::Sender<Command>,
+    /// Live counters.
+    pub counters: Arc<dyn Counters>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Load balancer appliance",
+        description = "Services, backends, blocklists and the state of one node. \
+            Every error is a problem document (RFC 9457).",
+    ),
+    components(schemas(Problem)),
+    tags(
+        (name = "services", description = "Services and their backends"),
+        (name = "prefilter", description = "Blocklists"),
+        (name = "node", description = "What this node does"),
+        (name = "health", description = "For probes and monitoring"),
+    )
+)]
+struct Description;
+
+/// Every path of the API.
+pub fn router(state: ApiState) -> Router {
+    let (router, description) = declared().split_for_parts();
+    router
+        .route("/v1/openapi.json", get(move || std::future::ready(Json(description.clone()))))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(DefaultBodyLimit::max(limits::BODY_BYTES))
+        .layer(middleware::map_response(problem::everything))
+        .with_state(state)
+}
+
+/// The OpenAPI description of the API.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    declared().split_for_parts().1
+}
+
+fn declared() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(read::healthz))
+        .routes(routes!(read::readyz))
+        .routes(routes!(read::metrics))
+        .routes(routes!(read::status))
+        .routes(routes!(services::list_services))
+        .routes(routes!(services::get_service, services::delete_service))
+        .routes(routes!(services::list_backends))
+        .routes(routes!(services::patch_backend))
+        .routes(routes!(read::prefilter_lists))
+        .routes(routes!(read::reasons))
+        .routes(routes!(read::maps))
+        .routes(routes!(read::interfaces))
+}
+
+async fn unknown_path(uri: Uri) -> Problem {
+    let detail = format!("there is nothing at {}; /v1/openapi.json lists all paths", uri.path());
+    Problem::new(Kind::NotFound, detail)
+}
+
+async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    let detail =
+        format!("{} does not know {method}; the header Allow lists what it does", uri.path());
+    Problem::new(Kind::MethodNotAllowed, detail)
+}

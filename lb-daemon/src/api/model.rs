@@ -1,0 +1,762 @@
+//! The representations of the API: what `GET` answers with, as types with a schema.
+//!
+//! Owns names and units of every field. Made from a [`View`] and live counters alone, so they hold
+//! no state; the client reads the same types back to draw its tables. Fields are only ever added.
+
+use std::{
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use abi::reason::{Reason, Verdict};
+use config::model;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::view::{self, Count, Counters, View};
+
+/// A list of objects.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct List<T> {
+    /// The objects, in a stable order.
+    pub items: Vec<T>,
+}
+
+/// Who an object came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A configuration file.
+    File,
+    /// This API.
+    Api,
+    /// The Kubernetes API.
+    Kubernetes,
+}
+
+/// Packets and bytes since the tables were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes on the wire as received, Ethernet header included.
+    pub bytes: u64,
+    /// Of the packets, TCP segments that open a connection.
+    pub new_connections: u64,
+}
+
+/// A service in force, without its specification.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceSummary {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from; only services of the API can be changed here.
+    pub source: Source,
+    /// File with line and column, or the Kubernetes object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Changes with the specification; the entity tag.
+    pub version: u64,
+    /// VIPs.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// How packets reach a backend: `l2`, `ipip`.
+    pub forwarding: String,
+    /// How new flows are spread: `maglev`.
+    pub scheduling: String,
+    /// Slots of the ring.
+    pub ring_size: u32,
+    /// Slots between two backends because of a recent change.
+    pub moving_slots: u32,
+    /// Backends by what they do.
+    pub backend_counts: BackendCounts,
+    /// Sum over the frontends.
+    pub traffic: Traffic,
+    /// One for each address and port.
+    pub frontends: Vec<Frontend>,
+}
+
+/// Backends of one or more services, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackendCounts {
+    /// All.
+    pub total: u32,
+    /// Own at least one slot of the ring, so they get new flows.
+    pub serving: u32,
+    /// Active by the operator's will and unhealthy.
+    pub down: u32,
+    /// Draining.
+    pub draining: u32,
+    /// In maintenance.
+    pub maintenance: u32,
+    /// Without a known next hop.
+    pub unresolved: u32,
+}
+
+/// An address and port of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Frontend {
+    /// VIP.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Name of the port.
+    pub name: String,
+    /// 0: every port that has no entry of its own.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// What came for it.
+    pub traffic: Traffic,
+}
+
+/// A service in force: what was asked for and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Service {
+    /// Everything that lists show too.
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    /// In the order of the specification.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Backend {
+    /// Its service.
+    pub service: String,
+    /// Unique within the service.
+    pub name: String,
+    /// Who its service came from.
+    pub source: Source,
+    /// Where it is reached.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Share relative to the others; 0: no new flows.
+    pub weight: u32,
+    /// What the operator wants of it.
+    pub state: BackendState,
+    /// What the health check found.
+    pub health: Health,
+    /// Why it counts as down, or the last probe's failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
+    /// Slots of the ring that it owns.
+    pub slots: u32,
+    /// Of the ring, between 0 and 1.
+    pub share: f64,
+    /// The way there.
+    pub next_hop: NextHop,
+    /// What was sent to it.
+    pub traffic: Traffic,
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Takes flows.
+    Active,
+    /// No new flows.
+    Draining,
+    /// Takes nothing.
+    Maintenance,
+}
+
+/// Health of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// No check is configured: counts as healthy.
+    Unchecked,
+    /// Not decided yet: counts as healthy.
+    Unknown,
+    /// Healthy.
+    Up,
+    /// Unhealthy.
+    Down,
+}
+
+/// How packets leave for a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NextHop {
+    /// Whether route and neighbour are known.
+    pub resolved: bool,
+    /// Egress interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// MAC address of the next hop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Bytes of L3 that fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Why it is not resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A blocklist in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PrefixList {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// File with line and column, or the Kubernetes object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// `drop`, or `audit`: count and let pass.
+    pub action: String,
+    /// IPv4 prefixes.
+    pub prefixes_v4: u64,
+    /// IPv6 prefixes.
+    pub prefixes_v6: u64,
+    /// Packets whose source is in it.
+    pub hits: u64,
+    /// Their bytes.
+    pub hit_bytes: u64,
+}
+
+/// Why packets went the way they went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonCount {
+    /// Stable name.
+    pub name: String,
+    /// `pass`, `drop` or `forward`.
+    pub verdict: String,
+    /// What it means.
+    pub description: String,
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A table shared with the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Map {
+    /// As in the object file.
+    pub name: String,
+    /// In use; absent where only the kernel knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Entries it was made for.
+    pub capacity: u64,
+    /// Memory it takes.
+    pub bytes: u64,
+}
+
+/// An interface that the configuration names or matches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Interface {
+    /// Kernel's name.
+    pub name: String,
+    /// Absent while the interface does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ifindex: Option<u32>,
+    /// `auto`, `native` or `generic`.
+    pub wanted: String,
+    /// `prefilter`, `balance`, `decap`, `node`.
+    pub roles: Vec<String>,
+    /// `native`, `generic` or `none`.
+    pub attached: String,
+    /// Why it is not attached, and what mends that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// State of the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ConfigStatus {
+    /// What is watched.
+    pub path: String,
+    /// Changes put in force since the tables were made.
+    pub generation: u64,
+    /// When the last change came into force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success: Option<String>,
+    /// From the notice of that change to its last store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_apply_seconds: Option<f64>,
+    /// Why what is on disk is not in force; empty when it is.
+    pub faults: Vec<String>,
+}
+
+/// One page about everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// When the daemon started.
+    pub started: String,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+    /// Whether it took over the tables of an earlier process.
+    pub adopted: bool,
+    /// Whether the appliance does its work.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready: Vec<String>,
+    /// State of the configuration.
+    pub config: ConfigStatus,
+    /// What is attached where.
+    pub interfaces: Vec<Interface>,
+    /// Services, counted.
+    pub services: ServicesStatus,
+    /// Blocklists, counted.
+    pub prefilter: PrefilterStatus,
+    /// Reasons with at least one packet that was dropped.
+    pub drops: Vec<ReasonCount>,
+    /// Tables.
+    pub maps: Vec<Map>,
+}
+
+/// Services, counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServicesStatus {
+    /// Services.
+    pub total: u32,
+    /// Of these, how many have no backend that gets flows.
+    pub without_backend: u32,
+    /// Backends of all services.
+    pub backends: BackendCounts,
+    /// Traffic of all services.
+    pub traffic: Traffic,
+}
+
+/// Blocklists, counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PrefilterStatus {
+    /// Lists.
+    pub lists: u32,
+    /// IPv4 prefixes of all lists.
+    pub prefixes_v4: u64,
+    /// IPv6 prefixes of all lists.
+    pub prefixes_v6: u64,
+    /// Hits of all lists.
+    pub hits: u64,
+}
+
+/// A change that came into force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Accepted {
+    /// The object.
+    pub name: String,
+    /// Its version now.
+    pub version: u64,
+}
+
+/// A change of a backend; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendPatch {
+    /// 0 to 65,535; 0: no new flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65535)]
+    pub weight: Option<u32>,
+    /// What the operator wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<BackendState>,
+}
+
+impl Traffic {
+    fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.new_connections += other.new_connections;
+    }
+}
+
+impl From<Count> for Traffic {
+    fn from(Count { packets, bytes, new_connections }: Count) -> Self {
+        Self { packets, bytes, new_connections }
+    }
+}
+
+impl From<&model::Source> for Source {
+    fn from(source: &model::Source) -> Self {
+        match source {
+            model::Source::File { .. } => Self::File,
+            model::Source::Api => Self::Api,
+            model::Source::Kubernetes(_) => Self::Kubernetes,
+        }
+    }
+}
+
+impl Source {
+    /// As in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Api => "api",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+}
+
+/// Where exactly an object came from; `None` for the API.
+#[must_use]
+pub fn origin(source: &model::Source) -> Option<String> {
+    match source {
+        model::Source::File { path, line, column } => {
+            Some(format!("{}:{line}:{column}", path.display()))
+        }
+        model::Source::Api => None,
+        model::Source::Kubernetes(object) => Some(object.clone()),
+    }
+}
+
+impl BackendCounts {
+    fn count(&mut self, backend: &view::BackendView) {
+        self.total += 1;
+        self.serving += u32::from(backend.slots > 0);
+        match backend.state {
+            model::BackendState::Active => {
+                self.down += u32::from(backend.health == view::Health::Down);
+            }
+            model::BackendState::Draining => self.draining += 1,
+            model::BackendState::Maintenance => self.maintenance += 1,
+        }
+        self.unresolved += u32::from(matches!(backend.next_hop, view::NextHopView::Unresolved(_)));
+    }
+}
+
+impl ServiceSummary {
+    /// A service as of now.
+    #[must_use]
+    pub fn of(service: &view::ServiceView, counters: &dyn Counters) -> Self {
+        let mut backend_counts = BackendCounts::default();
+        for backend in &service.backends {
+            backend_counts.count(backend);
+        }
+        let frontends: Vec<_> =
+            service.frontends.iter().map(|frontend| Frontend::of(frontend, counters)).collect();
+        let mut traffic = Traffic::default();
+        for frontend in &frontends {
+            traffic.add(frontend.traffic);
+        }
+        let model::Scheduling::Maglev = service.spec.scheduling;
+        Self {
+            name: service.spec.name.clone(),
+            source: Source::from(&service.spec.source),
+            origin: origin(&service.spec.source),
+            version: service.version,
+            addresses: service.spec.addresses.clone(),
+            forwarding: service.spec.forwarding.as_str().to_owned(),
+            scheduling: "maglev".to_owned(),
+            ring_size: service.ring_size,
+            moving_slots: service.moving_slots,
+            backend_counts,
+            traffic,
+            frontends,
+        }
+    }
+}
+
+impl Frontend {
+    fn of(frontend: &view::FrontendView, counters: &dyn Counters) -> Self {
+        Self {
+            address: frontend.address,
+            name: frontend.port.name.clone(),
+            port: frontend.port.port,
+            protocol: frontend.port.protocol.as_str().to_owned(),
+            traffic: counters.frontend(frontend.row).into(),
+        }
+    }
+}
+
+impl Backend {
+    /// Every backend of a service as of now.
+    pub fn all(service: &view::ServiceView, counters: &dyn Counters) -> impl Iterator<Item = Self> {
+        service.backends.iter().map(move |backend| Self {
+            service: service.spec.name.clone(),
+            name: backend.name.clone(),
+            source: Source::from(&service.spec.source),
+            address: backend.address,
+            weight: backend.weight,
+            state: backend.state.into(),
+            health: backend.health.into(),
+            health_reason: backend.health_reason.clone(),
+            slots: backend.slots,
+            share: f64::from(backend.slots) / f64::from(service.ring_size.max(1)),
+            next_hop: NextHop::from(&backend.next_hop),
+            traffic: counters.backend(backend.row).into(),
+        })
+    }
+}
+
+impl From<model::BackendState> for BackendState {
+    fn from(state: model::BackendState) -> Self {
+        match state {
+            model::BackendState::Active => Self::Active,
+            model::BackendState::Draining => Self::Draining,
+            model::BackendState::Maintenance => Self::Maintenance,
+        }
+    }
+}
+
+impl BackendState {
+    /// As in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+impl From<view::Health> for Health {
+    fn from(health: view::Health) -> Self {
+        match health {
+            view::Health::Unchecked => Self::Unchecked,
+            view::Health::Unknown => Self::Unknown,
+            view::Health::Up => Self::Up,
+            view::Health::Down => Self::Down,
+        }
+    }
+}
+
+impl Health {
+    /// As in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl From<&view::NextHopView> for NextHop {
+    fn from(next_hop: &view::NextHopView) -> Self {
+        match next_hop {
+            view::NextHopView::Resolved { interface, mac, mtu } => {
+                let mac = mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+                Self {
+                    resolved: true,
+                    interface: Some(interface.clone()),
+                    mac: Some(mac),
+                    mtu: Some(*mtu),
+                    reason: None,
+                }
+            }
+            view::NextHopView::Unresolved(reason) => Self {
+                resolved: false,
+                interface: None,
+                mac: None,
+                mtu: None,
+                reason: Some(reason.clone()),
+            },
+        }
+    }
+}
+
+impl PrefixList {
+    /// A list as of now.
+    #[must_use]
+    pub fn of(list: &view::ListView, counters: &dyn Counters) -> Self {
+        let hits = counters.list(list.row);
+        Self {
+            name: list.name.clone(),
+            source: Source::from(&list.source),
+            origin: origin(&list.source),
+            action: list.action.as_str().to_owned(),
+            prefixes_v4: list.prefixes_v4,
+            prefixes_v6: list.prefixes_v6,
+            hits: hits.packets,
+            hit_bytes: hits.bytes,
+        }
+    }
+}
+
+/// Name of a verdict in the API and in metrics.
+#[must_use]
+pub fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Drop => "drop",
+        Verdict::Forward => "forward",
+    }
+}
+
+impl ReasonCount {
+    /// A reason and how often it was met.
+    #[must_use]
+    pub fn of(reason: Reason, count: Count) -> Self {
+        Self {
+            name: reason.name().to_owned(),
+            verdict: verdict_name(reason.verdict()).to_owned(),
+            description: reason.describe().to_owned(),
+            packets: count.packets,
+            bytes: count.bytes,
+        }
+    }
+}
+
+impl From<&view::MapView> for Map {
+    fn from(map: &view::MapView) -> Self {
+        let view::MapView { name, entries, capacity, bytes } = map;
+        Self { name: name.clone(), entries: *entries, capacity: *capacity, bytes: *bytes }
+    }
+}
+
+/// Name of a wanted mode in files, the API and metrics.
+fn mode_name(mode: model::XdpMode) -> &'static str {
+    match mode {
+        model::XdpMode::Auto => "auto",
+        model::XdpMode::Native => "native",
+        model::XdpMode::Generic => "generic",
+    }
+}
+
+impl From<&view::InterfaceView> for Interface {
+    fn from(interface: &view::InterfaceView) -> Self {
+        let model::Roles { prefilter, balance, decap, node } = interface.roles;
+        let roles =
+            [(prefilter, "prefilter"), (balance, "balance"), (decap, "decap"), (node, "node")];
+        let (attached, reason) = match &interface.attached {
+            view::Attachment::Native => ("native", None),
+            view::Attachment::Generic => ("generic", None),
+            view::Attachment::Failed(reason) => ("none", Some(reason.clone())),
+        };
+        Self {
+            name: interface.name.clone(),
+            ifindex: interface.ifindex,
+            wanted: mode_name(interface.wanted).to_owned(),
+            roles: roles.iter().filter(|(on, _)| *on).map(|(_, role)| (*role).to_owned()).collect(),
+            attached: attached.to_owned(),
+            reason,
+        }
+    }
+}
+
+impl Status {
+    /// The state of everything as of `now`.
+    #[must_use]
+    pub fn of(view: &View, counters: &dyn Counters, now: SystemTime) -> Self {
+        let mut services = ServicesStatus::default();
+        for service in &view.services {
+            services.total += 1;
+            services.without_backend += u32::from(service.backends.iter().all(|b| b.slots == 0));
+            for backend in &service.backends {
+                services.backends.count(backend);
+            }
+            for frontend in &service.frontends {
+                services.traffic.add(counters.frontend(frontend.row).into());
+            }
+        }
+        let mut prefilter = PrefilterStatus::default();
+        for list in &view.lists {
+            prefilter.lists += 1;
+            prefilter.prefixes_v4 += list.prefixes_v4;
+            prefilter.prefixes_v6 += list.prefixes_v6;
+            prefilter.hits += counters.list(list.row).packets;
+        }
+        let not_ready: Vec<_> = not_ready(view).into_iter().map(|(_, reason)| reason).collect();
+        Self {
+            node: view.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: rfc3339(view.started),
+            uptime_seconds: now.duration_since(view.started).unwrap_or_default().as_secs(),
+            adopted: view.adopted,
+            ready: not_ready.is_empty(),
+            not_ready,
+            config: ConfigStatus::from(&view.config),
+            interfaces: view.interfaces.iter().map(Interface::from).collect(),
+            services,
+            prefilter,
+            drops: counters
+                .reasons()
+                .into_iter()
+                .filter(|(reason, count)| reason.verdict() == Verdict::Drop && count.packets > 0)
+                .map(|(reason, count)| ReasonCount::of(reason, count))
+                .collect(),
+            maps: view.maps.iter().map(Map::from).collect(),
+        }
+    }
+}
+
+impl From<&view::ConfigView> for ConfigStatus {
+    fn from(config: &view::ConfigView) -> Self {
+        Self {
+            path: config.path.display().to_string(),
+            generation: config.generation,
+            last_success: config.last_success.map(rfc3339),
+            last_apply_seconds: config.last_apply.map(|d| d.as_secs_f64()),
+            faults: config.faults.clone(),
+        }
+    }
+}
+
+/// Why the appliance does not do its work, as `(part, reason)`; empty when it does.
+///
+/// Tables taken over from an earlier process count as a configuration in force: they forward.
+#[must_use]
+pub fn not_ready(view: &View) -> Vec<(String, String)> {
+    let mut reasons = Vec::new();
+    let in_force =
+        view.config.last_success.is_some() || (view.adopted && view.config.generation > 0);
+    if !in_force {
+        let reason = if view.config.faults.is_empty() {
+            "no configuration has been put in force yet".to_owned()
+        } else {
+            format!("no configuration is in force: {}", view.config.faults.join("; "))
+        };
+        reasons.push(("config".to_owned(), reason));
+    }
+    for interface in &view.interfaces {
+        if let view::Attachment::Failed(reason) = &interface.attached {
+            let name = &interface.name;
+            reasons
+                .push((format!("interfaces.{name}"), format!("{name} is not attached: {reason}")));
+        }
+    }
+    reasons
+}
+
+/// A time in UTC to the second, as in RFC 3339; times before 1970 count as 1970.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    // Years that begin in March have their leap day at the end, so that all months but the last
+    // follow one formula; 719,468 days lie between 0000-03-01 and 1970-01-01.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+}

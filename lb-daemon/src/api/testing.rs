@@ -1,0 +1,268 @@
+//! A small node for tests: a view, counters with recognisable numbers, and an owner task that keeps
+//! services like the real one but writes no tables.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use abi::reason::Reason;
+use config::model::{
+    Backend, BackendState, Forwarding, HealthCheck, ListAction, Port, Probe, Protocol, Roles,
+    Scheduling, Service, Source, XdpMode,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::ApiState;
+use crate::{
+    command::{Command, Refusal},
+    view::{
+        Attachment, BackendView, ConfigView, Count, Counters, FrontendView, Health, InterfaceView,
+        ListView, MapView, NextHopView, ServiceView, View,
+    },
+};
+
+pub(crate) const START: SystemTime = UNIX_EPOCH;
+
+/// Counters that tell their row: `kind * 1_000_000 + row` packets.
+pub(crate) struct FakeCounters;
+
+impl FakeCounters {
+    fn of(kind: u64, row: u32) -> Count {
+        let packets = kind * 1_000_000 + u64::from(row);
+        Count { packets, bytes: packets * 100, new_connections: packets / 10 }
+    }
+}
+
+impl Counters for FakeCounters {
+    fn frontend(&self, row: u32) -> Count {
+        Self::of(1, row)
+    }
+
+    fn backend(&self, row: u32) -> Count {
+        Self::of(2, row)
+    }
+
+    fn list(&self, row: u32) -> Count {
+        Count { new_connections: 0, ..Self::of(3, row) }
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        let count = |reason: Reason| match reason {
+            Reason::NotOurs => 5_000_000,
+            Reason::Blocked => 1234,
+            Reason::NoBackend => 7,
+            _ => 0,
+        };
+        let with =
+            |r: Reason| (r, Count { packets: count(r), bytes: count(r) * 60, ..Count::default() });
+        Reason::ALL.iter().copied().map(with).collect()
+    }
+}
+
+pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
+    let backend = |name: &str, address: &str, weight, state| Backend {
+        name: name.to_owned(),
+        address: address.parse().unwrap(),
+        weight,
+        state,
+    };
+    Service {
+        name: name.to_owned(),
+        source,
+        addresses: vec![vip.parse().unwrap()],
+        ports: vec![Port {
+            name: "https".to_owned(),
+            port: 443,
+            protocol: Protocol::Tcp,
+            target_port: 443,
+        }],
+        forwarding: Forwarding::Ipip,
+        scheduling: Scheduling::Maglev,
+        backends: vec![
+            backend("web-1", "10.0.1.11", 100, BackendState::Active),
+            backend("web-2", "2001:db8::12", 50, BackendState::Draining),
+        ],
+        drain_timeout: Duration::from_secs(300),
+        health_check: Some(HealthCheck {
+            probe: Probe::Tcp { port: 443 },
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: 2,
+            fall: 3,
+        }),
+    }
+}
+
+fn file() -> Source {
+    Source::File { path: Arc::new("/etc/lb/edge.yaml".into()), line: 12, column: 5 }
+}
+
+fn service_view(spec: Service, version: u64, first_row: u32) -> ServiceView {
+    let ports = spec.ports.iter();
+    let frontends = ports.zip(first_row..).flat_map(|(port, row)| {
+        spec.addresses.iter().map(move |address| FrontendView {
+            address: *address,
+            port: port.clone(),
+            row,
+        })
+    });
+    let backends =
+        spec.backends.iter().zip(first_row..).enumerate().map(|(i, (backend, row))| BackendView {
+            name: backend.name.clone(),
+            address: backend.address,
+            weight: backend.weight,
+            state: backend.state,
+            health: if i == 0 { Health::Up } else { Health::Down },
+            health_reason: (i > 0).then(|| "connection refused".to_owned()),
+            next_hop: if i == 0 {
+                let mac = [0x02, 0, 0, 0, 0, 0x11];
+                NextHopView::Resolved { interface: "eth0".to_owned(), mac, mtu: 1500 }
+            } else {
+                NextHopView::Unresolved("no neighbour answers for 2001:db8::12".to_owned())
+            },
+            slots: if i == 0 { 65_521 } else { 0 },
+            row,
+        });
+    ServiceView {
+        version,
+        ring_size: 65_521,
+        moving_slots: 12,
+        frontends: frontends.collect(),
+        backends: backends.collect(),
+        spec: Arc::new(spec),
+    }
+}
+
+/// Service `web` of a file and `api` of the API, two lists, one interface that is not attached.
+pub(crate) fn view() -> View {
+    let interface = |name: &str, ifindex, attached| InterfaceView {
+        name: name.to_owned(),
+        ifindex,
+        wanted: XdpMode::Auto,
+        roles: Roles { prefilter: true, balance: true, ..Roles::default() },
+        attached,
+    };
+    let list = |name: &str, action, v4, v6, row| ListView {
+        name: name.to_owned(),
+        source: file(),
+        action,
+        prefixes_v4: v4,
+        prefixes_v6: v6,
+        row,
+    };
+    let map = |name: &str, entries, capacity, bytes| MapView {
+        name: name.to_owned(),
+        entries,
+        capacity,
+        bytes,
+    };
+    View {
+        node: "edge-1".to_owned(),
+        started: START,
+        adopted: false,
+        config: ConfigView {
+            path: "/etc/lb".into(),
+            generation: 42,
+            last_success: Some(START + Duration::from_secs(3600)),
+            last_apply: Some(Duration::from_micros(1234)),
+            faults: Vec::new(),
+        },
+        interfaces: vec![
+            interface("eth0", Some(2), Attachment::Native),
+            interface(
+                "eth1",
+                Some(3),
+                Attachment::Failed("the driver has no XDP; set xdp_mode: generic".to_owned()),
+            ),
+        ],
+        services: vec![
+            service_view(service("api", Source::Api, "203.0.113.20"), 7, 0),
+            service_view(service("web", file(), "2001:db8::10"), 3, 10),
+        ],
+        lists: vec![
+            list("manual", ListAction::Drop, 2, 1, 0),
+            list("watch", ListAction::Audit, 1_500_000, 0, 1),
+        ],
+        maps: vec![
+            map("BACKENDS", Some(4), 65_536, 4 << 20),
+            map("PREFIX_BLOCKS", Some(950), 1000, 256 << 20),
+            map("CONNECTIONS", None, 1 << 20, 64 << 20),
+        ],
+    }
+}
+
+/// A state over `view` whose owner task is gone: for reading.
+pub(crate) fn read_only(view: View) -> ApiState {
+    let (commands, _) = mpsc::channel(1);
+    let (_, view) = watch::channel(Arc::new(view));
+    ApiState { view, commands, counters: Arc::new(FakeCounters) }
+}
+
+/// A state over `view` with an owner task that carries out changes of services.
+pub(crate) fn live(view: View) -> ApiState {
+    let (commands, mut inbox) = mpsc::channel(8);
+    let (publish, published) = watch::channel(Arc::new(view.clone()));
+    tokio::spawn(async move {
+        let mut view = view;
+        let mut versions = 100;
+        while let Some(command) = inbox.recv().await {
+            versions += 1;
+            match command {
+                Command::PutService { service, if_match, reply } => {
+                    let done = put(&mut view, &service, if_match, versions);
+                    publish.send_replace(Arc::new(view.clone()));
+                    let _ = reply.send(done);
+                }
+                Command::DeleteService { name, if_match, reply } => {
+                    let done = guard(&view, &name, if_match);
+                    if done.is_ok() {
+                        view.services.retain(|service| service.spec.name != name);
+                    }
+                    publish.send_replace(Arc::new(view.clone()));
+                    let _ = reply.send(done);
+                }
+                other => panic!("the API never sends {other:?}"),
+            }
+        }
+    });
+    ApiState { view: published, commands, counters: Arc::new(FakeCounters) }
+}
+
+fn guard(view: &View, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
+    let in_force = view.services.iter().find(|s| s.spec.name == name).map(|s| s.version);
+    match (if_match, in_force) {
+        (Some(expected), Some(actual)) if expected != actual => {
+            Err(Refusal::Stale { expected, actual })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn put(
+    view: &mut View,
+    service: &Service,
+    if_match: Option<u64>,
+    version: u64,
+) -> Result<u64, Refusal> {
+    guard(view, &service.name, if_match)?;
+    let vips: BTreeMap<_, _> = view
+        .services
+        .iter()
+        .filter(|other| other.spec.name != service.name)
+        .flat_map(|other| other.spec.addresses.iter().map(move |a| (*a, other.spec.name.clone())))
+        .collect();
+    for (i, address) in service.addresses.iter().enumerate() {
+        if let Some(other) = vips.get(address) {
+            return Err(Refusal::Conflict {
+                field: format!("addresses[{i}]"),
+                message: format!("{address} is an address of the service \"{other}\""),
+            });
+        }
+    }
+    view.services.retain(|other| other.spec.name != service.name);
+    view.services.push(service_view(service.clone(), version, 20));
+    view.services.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    Ok(version)
+}
