@@ -25,9 +25,8 @@ help: ## this list
 
 run: ## build, and start the lab until Ctrl-C; ARGS=--once: ends by itself, 0 if every request was answered
 	@scripts/setup.sh test
-	$(CARGO) build --release
-	@$(CARGO) build --quiet -p lb-tests --bin lab
-	@$(as_root) $(CARGO) run --quiet -p lb-tests --bin lab -- $(ARGS)
+	$(CARGO) build --release -p lb-daemon -p lb-tests --bins
+	@$(as_root) $(CARGO) run --release --quiet -p lb-tests --bin lab -- $(ARGS)
 
 test: test-host test-root ## every test; those in namespaces need root and ask for it with sudo
 
