@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -85,11 +86,22 @@ impl Daemon {
     ///
     /// As [`Daemon::start`].
     pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.resume_under(&[])
+    }
+
+    /// The same, started by a command that becomes it, such as `setpriv OPTIONS`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`].
+    pub fn resume_under(&mut self, wrapper: &[&str]) -> anyhow::Result<()> {
         let notify = self.directory.join("notify.sock");
         listen(&notify, &self.log)?;
         let from = self.log.lines().len();
-        let mut command = Command::new(binary("lb-daemon")?);
-        command.arg("--config").arg(&self.config);
+        let program = binary("lb-daemon")?;
+        let mut words = wrapper.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or(program.as_os_str()));
+        command.args(words).arg("--config").arg(&self.config);
         command.arg("--state").arg(self.directory.join("state"));
         command.arg("--bpffs").arg(&self.bpffs);
         command.arg("--api").arg(self.api());
