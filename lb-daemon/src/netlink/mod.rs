@@ -35,7 +35,7 @@ const RECEIVE_BUFFER: usize = 16 * 1024 * 1024;
 /// The kernel answers at once; this much silence means that the answer was lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a dump is begun again that changes have interrupted.
+/// How often a dump is made that changes have interrupted or that failed.
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A failure to talk with the kernel about its network.
@@ -92,18 +92,21 @@ impl Requests {
         request: RouteNetlinkMessage,
         mut each: impl FnMut(Option<RouteNetlinkMessage>),
     ) -> Result<(), Error> {
+        let mut last = Ok(());
         for _ in 0..DUMP_ATTEMPTS {
             each(None);
-            let consistent = self
-                .dump_once(request.clone(), &mut each)
-                .await
-                .map_err(|source| Error::Request { what, source })?;
-            if consistent {
-                break;
+            match self.dump_once(request.clone(), &mut each).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => last = Ok(()),
+                Err(source) => {
+                    last = Err(Error::Request { what, source });
+                    // The rest of a dump that was not read to its end would be in the way.
+                    *self = Self::open()?;
+                }
             }
         }
         // A table that never rests is taken as last read: notifications of what changed meanwhile follow.
-        Ok(())
+        last
     }
 
     async fn dump_once(
@@ -286,5 +289,63 @@ fn enlarge_receive_buffer(socket: &TokioSocket) {
     let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    use super::{testing::Namespace, *};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_overflow_is_told() {
+        let here = Namespace::new("here");
+        let here = &here;
+        here.run(async {
+            let mut notices = Notices::subscribe(&[MulticastGroup::Ipv4Ifaddr]).unwrap();
+            // SAFETY: the descriptor belongs to `notices`, which outlives this use of it.
+            let fd = unsafe { BorrowedFd::borrow_raw(notices.socket.as_raw_fd()) };
+            setsockopt(&fd, sockopt::RcvBuf, &1).unwrap();
+            for host in 1..40 {
+                here.ip(&format!("address add 192.0.2.{host}/32 dev lo"));
+            }
+            let lost = async { while !matches!(notices.next().await.unwrap(), Notice::Lost) {} };
+            timeout(PATIENCE, lost).await.expect("the kernel tells of the overflow");
+        });
+    }
+
+    #[test]
+    fn refusals_carry_the_kernels_reason() {
+        Namespace::new("here").run(async {
+            let mut request = netlink_packet_route::route::RouteMessage::default();
+            request.header.address_family = netlink_packet_route::AddressFamily::Inet;
+            request.header.destination_prefix_length = 32;
+            let to = std::net::Ipv4Addr::new(192, 0, 2, 1);
+            let to = netlink_packet_route::route::RouteAddress::Inet(to);
+            request.attributes.push(netlink_packet_route::route::RouteAttribute::Destination(to));
+            let mut requests = Requests::open().unwrap();
+            let request = RouteNetlinkMessage::GetRoute(request);
+            let error = requests.get("asking", request).await.unwrap_err();
+            assert_eq!(error.to_string(), "netlink, asking: Network is unreachable (os error 101)");
+        });
+    }
+
+    #[test]
+    fn datagrams_are_cut_into_messages() {
+        let message = |length: u8, total: usize| {
+            let mut bytes = vec![0; total];
+            bytes[0] = length;
+            bytes
+        };
+        let lengths = |datagram: &[u8]| messages(datagram).map(<[u8]>::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&[]), [0usize; 0]);
+        assert_eq!(lengths(&message(16, 16)), [16]);
+        assert_eq!(lengths(&[message(18, 20), message(16, 16)].concat()), [18, 16]);
+        assert_eq!(lengths(&[message(18, 18)].concat()), [18], "no padding at the end");
+        assert_eq!(lengths(&message(40, 20)), [0usize; 0], "cut off");
+        assert_eq!(lengths(&message(0, 20)), [0usize; 0], "no length");
     }
 }

@@ -354,3 +354,51 @@ async fn at(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::testing::Namespace;
+
+    fn target() -> IpAddr {
+        "192.0.2.1".parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_missed_is_read_anew() {
+        let (here, there) = (Namespace::new("here"), Namespace::new("there"));
+        here.veth("veth0", &there, "peer");
+        let here = &here;
+        here.run(async {
+            let (sender, mut changes) = mpsc::channel(1);
+            let (resolver, mut task) = Resolver::open(sender).await.unwrap();
+            // Nobody hears of this route.
+            here.ip("route add blackhole 192.0.2.0/24");
+            task.notices = Notices::subscribe(&[]).unwrap();
+            task.take_notice(&Notice::Lost);
+            resolver.set_targets(BTreeSet::from([target()]));
+            let cancel = CancellationToken::new();
+            let task = tokio::spawn(task.run(cancel.clone()));
+
+            let mut told = BTreeMap::new();
+            let blackhole = "the route of 192.0.2.0/24 is a blackhole".to_owned();
+            while told.get(&target()) != Some(&NextHop::Unresolved(blackhole.clone())) {
+                let change = tokio::time::timeout(Duration::from_secs(20), changes.recv()).await;
+                told.extend(change.expect("the route is found").unwrap());
+            }
+            cancel.cancel();
+            task.await.unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn the_first_entries_of_a_map() {
+        let map = || BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
+        for (count, taken, left) in [(0, 0, 3), (2, 2, 1), (3, 3, 0), (9, 3, 0)] {
+            let mut rest = map();
+            let head = first(&mut rest, count);
+            assert_eq!((head.len(), rest.len()), (taken, left));
+            assert!(head.keys().all(|key| rest.keys().all(|other| key < other)));
+        }
+    }
+}
