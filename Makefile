@@ -17,7 +17,7 @@ endif
 
 ARGS ?=
 
-.PHONY: help run test test-host test-root bench build lint setup clean
+.PHONY: help run test test-host test-root bench build lint lint-setup lint-format lint-host lint-ebpf lint-docs setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,12 +48,22 @@ build: ## release binaries in target/release
 	@scripts/setup.sh build
 	$(CARGO) build --release
 
-lint: ## rustfmt, clippy on host and BPF crates, rustdoc; every warning is an error
+lint: lint-format lint-host lint-ebpf lint-docs ## rustfmt, clippy on host and BPF crates, rustdoc; every warning is an error
+
+lint-setup:
 	@scripts/setup.sh lint
+
+lint-format: lint-setup
 	$(CARGO) fmt --all -- --check
+
+lint-host: lint-setup
 	$(CARGO) clippy $(host) --all-targets -- -D warnings
+
+lint-ebpf: lint-setup
 	$(if $(ebpf),scripts/lint-ebpf.sh $(ebpf))
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items $(host)
+
+lint-docs: lint-setup
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --no-deps --document-private-items $(host)
 
 setup: ## install what building, testing and linting need (run, test and lint do so by themselves)
 	@scripts/setup.sh build
