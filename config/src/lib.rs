@@ -1,4 +1,22 @@
 //! What users write: the domain model, the YAML files, their validation and their schema.
+//!
+//! [`Loader`] turns a directory (or one file) into a [`model::DesiredState`], or into the list of
+//! everything that is wrong with it. [`Watcher`] says when it is time to load again.
 #![forbid(unsafe_code)]
 
+mod api;
+mod duration;
+mod fault;
+mod file;
+mod lists;
+mod load;
 pub mod model;
+mod schema;
+mod tree;
+mod validate;
+
+pub use api::{parse_service_json, service_to_json};
+pub use duration::{format_duration, parse_duration};
+pub use fault::{Fault, FieldFault};
+pub use load::Loader;
+pub use schema::schema;

@@ -8,13 +8,7 @@
 //! Services are held behind `Arc`, so that a source that did not change hands out the same
 //! allocation again and the planner sees that by comparing pointers.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 

@@ -1,0 +1,96 @@
+//! Services as JSON: the same shape as in the files, read by the same code.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    duration::format_duration,
+    fault::{Document, FieldFault, Report},
+    file, model, tree, validate,
+};
+
+/// Reads the service `name` from a JSON body.
+///
+/// # Errors
+/// Everything that is wrong, each with the field it concerns.
+pub fn parse_service_json(name: &str, body: &[u8]) -> Result<model::Service, Vec<FieldFault>> {
+    let json: Value = serde_json::from_slice(body).map_err(|error| {
+        vec![FieldFault { field: String::new(), message: format!("the body is not JSON: {error}") }]
+    })?;
+    let (node, paths) = tree::json::from_json(&json);
+    let report = Report::new(Document::Json(&paths));
+    let de = tree::de::NodeDe { node: &node, report: &report, field: "" };
+    let service = file::Service::deserialize(de)
+        .map_err(|error| report.fault(node.at, error.to_string(), ""))
+        .ok()
+        .and_then(|service| {
+            validate::service(&service, node.at, Some(name), model::Source::Api, &report)
+        });
+    match service {
+        Some((service, _)) if report.len() == 0 => Ok(service),
+        _ => Err(report.into_field_faults()),
+    }
+}
+
+/// Writes a service in the shape that [`parse_service_json`] and the files have.
+#[must_use]
+pub fn service_to_json(service: &model::Service) -> Value {
+    let model::Service {
+        name,
+        source: _,
+        addresses,
+        ports,
+        forwarding,
+        scheduling: model::Scheduling::Maglev,
+        backends,
+        drain_timeout,
+        health_check,
+    } = service;
+    let mut json = json!({
+        "name": name,
+        "addresses": addresses,
+        "ports": ports.iter().map(port).collect::<Vec<_>>(),
+        "forwarding": forwarding.as_str(),
+        "scheduling": "maglev",
+        "backends": backends.iter().map(backend).collect::<Vec<_>>(),
+        "drain_timeout": format_duration(*drain_timeout),
+    });
+    if let Some(check) = health_check {
+        json["health_check"] = self::health_check(check);
+    }
+    json
+}
+
+fn port(port: &model::Port) -> Value {
+    let model::Port { name, port, protocol, target_port } = port;
+    let mut json = json!({"name": name, "port": port, "protocol": protocol.as_str()});
+    if target_port != port {
+        json["target_port"] = json!(target_port);
+    }
+    json
+}
+
+fn backend(backend: &model::Backend) -> Value {
+    let model::Backend { name, address, weight, state } = backend;
+    json!({"name": name, "address": address, "weight": weight, "state": state.as_str()})
+}
+
+fn health_check(check: &model::HealthCheck) -> Value {
+    let model::HealthCheck { probe, interval, timeout, rise, fall } = check;
+    let mut json = json!({
+        "interval": format_duration(*interval),
+        "timeout": format_duration(*timeout),
+        "rise": rise,
+        "fall": fall,
+    });
+    match probe {
+        model::Probe::Tcp { port } => json["tcp"] = json!({"port": port}),
+        model::Probe::Http { port, path, host, expect } => {
+            json["http"] = json!({"port": port, "path": path, "expect": expect});
+            if let Some(host) = host {
+                json["http"]["host"] = json!(host);
+            }
+        }
+    }
+    json
+}

@@ -1,0 +1,234 @@
+//! `policies`: Cilium's rule shape. Parsed and checked for its shape, not implemented in this version.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Cidr, Field, List};
+
+/// Whether endpoints without a policy are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicyEnforcement {
+    /// Open until a policy selects them.
+    Default,
+    /// Closed. Not implemented in this version.
+    Always,
+    /// Open, whatever the policies say. Not implemented in this version.
+    Never,
+}
+
+/// A rule: which endpoints it selects, and who may talk to them. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("required" = ["name", "endpointSelector"]))]
+pub(crate) struct Policy {
+    /// Unique name.
+    pub(crate) name: Field<String>,
+    /// What it is for.
+    pub(crate) description: Field<String>,
+    /// Endpoints it applies to.
+    pub(crate) endpoint_selector: Field<Selector>,
+    /// Who may send to them.
+    pub(crate) ingress: List<Ingress>,
+    /// Who may not.
+    pub(crate) ingress_deny: List<Ingress>,
+    /// Whom they may send to.
+    pub(crate) egress: List<Egress>,
+    /// Whom they may not.
+    pub(crate) egress_deny: List<Egress>,
+}
+
+/// Selects endpoints by their labels; an empty one selects all.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Selector {
+    /// Labels with their values.
+    pub(crate) match_labels: Field<BTreeMap<String, Field<String>>>,
+    /// Conditions on labels.
+    pub(crate) match_expressions: List<Expression>,
+}
+
+/// A condition on a label.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["key", "operator"]))]
+pub(crate) struct Expression {
+    /// The label.
+    pub(crate) key: Field<String>,
+    /// The condition.
+    pub(crate) operator: Field<Operator>,
+    /// Values, for `In` and `NotIn`.
+    pub(crate) values: List<String>,
+}
+
+/// A condition on a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub(crate) enum Operator {
+    /// Has one of the values.
+    In,
+    /// Has none of the values.
+    NotIn,
+    /// Is there.
+    Exists,
+    /// Is not there.
+    DoesNotExist,
+}
+
+/// One way in.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Ingress {
+    /// Endpoints that may send.
+    pub(crate) from_endpoints: List<Selector>,
+    /// Endpoints that the others also have to be.
+    pub(crate) from_requires: List<Selector>,
+    /// Prefixes that may send.
+    #[serde(rename = "fromCIDR")]
+    pub(crate) from_cidr: List<Cidr>,
+    /// Prefixes that may send, less exceptions.
+    #[serde(rename = "fromCIDRSet")]
+    pub(crate) from_cidr_set: List<CidrRule>,
+    /// Entities that may send.
+    pub(crate) from_entities: List<Entity>,
+    /// Ports it holds for.
+    pub(crate) to_ports: List<PortRule>,
+    /// ICMP messages it holds for.
+    pub(crate) icmps: List<IcmpRule>,
+}
+
+/// One way out.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Egress {
+    /// Endpoints that may be sent to.
+    pub(crate) to_endpoints: List<Selector>,
+    /// Endpoints that the others also have to be.
+    pub(crate) to_requires: List<Selector>,
+    /// Prefixes that may be sent to.
+    #[serde(rename = "toCIDR")]
+    pub(crate) to_cidr: List<Cidr>,
+    /// Prefixes that may be sent to, less exceptions.
+    #[serde(rename = "toCIDRSet")]
+    pub(crate) to_cidr_set: List<CidrRule>,
+    /// Entities that may be sent to.
+    pub(crate) to_entities: List<Entity>,
+    /// Ports it holds for.
+    pub(crate) to_ports: List<PortRule>,
+    /// ICMP messages it holds for.
+    pub(crate) icmps: List<IcmpRule>,
+}
+
+/// A prefix less exceptions.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["cidr"]))]
+pub(crate) struct CidrRule {
+    /// The prefix.
+    pub(crate) cidr: Field<Cidr>,
+    /// Parts of it that do not count.
+    pub(crate) except: List<Cidr>,
+}
+
+/// A group of peers that has a name of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Entity {
+    /// Everybody.
+    All,
+    /// Everybody who is no endpoint, host or node.
+    World,
+    /// The IPv4 part of `world`.
+    WorldIpv4,
+    /// The IPv6 part of `world`.
+    WorldIpv6,
+    /// This machine.
+    Host,
+    /// Other nodes.
+    RemoteNode,
+    /// All endpoints and nodes.
+    Cluster,
+    /// Endpoints that have no identity yet.
+    Init,
+    /// The health checker.
+    Health,
+    /// Endpoints that nobody manages.
+    Unmanaged,
+    /// Nobody.
+    None,
+    /// The servers of the Kubernetes API.
+    KubeApiserver,
+    /// The ingress proxy.
+    Ingress,
+}
+
+/// Ports a rule holds for.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PortRule {
+    /// The ports.
+    pub(crate) ports: List<PolicyPort>,
+}
+
+/// A port, or a range of them.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("required" = ["port"]))]
+pub(crate) struct PolicyPort {
+    /// A number or the name of a port.
+    pub(crate) port: Field<String>,
+    /// The last port of a range.
+    pub(crate) end_port: Field<u16>,
+    /// Default: `ANY`.
+    pub(crate) protocol: Field<PolicyProtocol>,
+}
+
+/// A protocol, in the spelling of such rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub(crate) enum PolicyProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP.
+    Icmp,
+    /// ICMPv6.
+    Icmpv6,
+    /// Any of them.
+    Any,
+}
+
+/// ICMP messages a rule holds for.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct IcmpRule {
+    /// The messages.
+    pub(crate) fields: List<IcmpField>,
+}
+
+/// An ICMP message.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["type"]))]
+pub(crate) struct IcmpField {
+    /// Default: `IPv4`.
+    pub(crate) family: Field<Family>,
+    /// Its type, as a number or a name.
+    #[serde(rename = "type")]
+    pub(crate) kind: Field<String>,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub(crate) enum Family {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    Ipv4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    Ipv6,
+}

@@ -1,0 +1,93 @@
+//! `prefilter`.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Cidr, Field, List, Protocol, RateKey};
+
+/// Which sources are dropped at the interface.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Prefilter {
+    /// Sources that no list applies to.
+    pub(crate) allow: List<Cidr>,
+    /// Lists of sources. The first list that drops an address decides.
+    pub(crate) lists: List<PrefixList>,
+    /// Limits on packets per second. Not implemented in this version.
+    pub(crate) rate_limits: List<RateLimit>,
+}
+
+/// A named list of prefixes, here or in a file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend(
+    "required" = ["name"],
+    "oneOf" = [{"required": ["cidrs"]}, {"required": ["file"]}]
+))]
+pub(crate) struct PrefixList {
+    /// Unique name.
+    pub(crate) name: Field<String>,
+    /// The prefixes; a bare address is a prefix of full length.
+    pub(crate) cidrs: List<Cidr>,
+    /// A file of prefixes; its path is relative to the directory of this file.
+    pub(crate) file: Field<String>,
+    /// How the file is written. Default: `auto`.
+    pub(crate) format: Field<ListFormat>,
+    /// Default: `drop`.
+    pub(crate) action: Field<ListAction>,
+}
+
+/// How a list file is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ListFormat {
+    /// Found out from the content.
+    #[default]
+    Auto,
+    /// A prefix or an address per line; `#` and `;` begin a comment.
+    Plain,
+    /// A FireHOL netset: as `plain`, with `#` for comments.
+    Netset,
+    /// Spamhaus DROP as text: a prefix, `;` and a reference per line.
+    SpamhausDrop,
+    /// Spamhaus DROP as JSON: an object with `cidr` per line.
+    SpamhausDropJson,
+}
+
+/// What a list does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ListAction {
+    /// Drop and count.
+    Drop,
+    /// Count, let pass.
+    Audit,
+}
+
+/// A limit on packets per second. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "packets_per_second"]))]
+pub(crate) struct RateLimit {
+    /// Unique name.
+    pub(crate) name: Field<String>,
+    /// Which packets it counts. Default: all.
+    #[serde(rename = "match")]
+    pub(crate) matches: Field<RateMatch>,
+    /// Packets per second and key.
+    pub(crate) packets_per_second: Field<u64>,
+    /// Packets that may come at once. Default: `packets_per_second`.
+    pub(crate) burst: Field<u64>,
+    /// What has a budget of its own: `source/` and a prefix length. Default: `source/32`.
+    pub(crate) key: Field<RateKey>,
+}
+
+/// Which packets a rate limit counts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RateMatch {
+    /// Transport protocol. Default: all.
+    pub(crate) protocol: Field<Protocol>,
+    /// Destination port. Default: all.
+    pub(crate) port: Field<u16>,
+}

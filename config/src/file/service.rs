@@ -1,0 +1,211 @@
+//! `services`.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Cidr, Field, Ip, List, Span};
+
+/// A service: addresses and ports in front, backends behind.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend(
+    "required" = ["name", "ports", "forwarding"],
+    "oneOf" = [{"required": ["address"]}, {"required": ["addresses"]}]
+))]
+pub(crate) struct Service {
+    /// Unique name.
+    pub(crate) name: Field<String>,
+    /// Its address, when there is one.
+    pub(crate) address: Field<Ip>,
+    /// Its addresses, when there are several; IPv4 and IPv6 may stand together.
+    pub(crate) addresses: List<Ip>,
+    /// What it listens on.
+    pub(crate) ports: List<Port>,
+    /// How packets reach a backend.
+    pub(crate) forwarding: Field<Forwarding>,
+    /// How new flows are spread. Default: `maglev`, the only one of this version.
+    pub(crate) scheduling: Field<Scheduling>,
+    /// Keeps clients on their backend. Not implemented in this version.
+    pub(crate) affinity: Field<Affinity>,
+    /// Clients that may use the service. Not implemented in this version.
+    pub(crate) source_ranges: List<Cidr>,
+    /// Where the packets go. Without any, all packets for the service are dropped.
+    pub(crate) backends: List<Backend>,
+    /// How long connections of a draining or removed backend are kept. Default: 5m.
+    pub(crate) drain_timeout: Field<Span>,
+    /// How backends are checked. Without it they count as healthy.
+    pub(crate) health_check: Field<HealthCheck>,
+}
+
+/// A port of a service.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["port"]))]
+pub(crate) struct Port {
+    /// Unique within the service. Default: protocol and port, such as `tcp-443`.
+    pub(crate) name: Field<String>,
+    /// 0: every port of the address that has no entry of its own.
+    pub(crate) port: Field<u16>,
+    /// Default: `tcp`.
+    pub(crate) protocol: Field<Protocol>,
+    /// Port at the backend. Without `forwarding: nat`, only `port` itself is possible.
+    pub(crate) target_port: Field<u16>,
+    /// Route by QUIC connection id. Not implemented in this version.
+    pub(crate) quic: Field<bool>,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Forwarding {
+    /// A new destination MAC address; the backend is on the same link and holds the address of the
+    /// service.
+    L2,
+    /// An outer IP header; the backend decapsulates.
+    Ipip,
+    /// Not implemented in this version.
+    Gue,
+    /// Not implemented in this version.
+    Geneve,
+    /// Not implemented in this version.
+    Nat,
+}
+
+/// How new flows are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scheduling {
+    /// Weighted consistent hashing.
+    Maglev,
+    /// Not implemented in this version.
+    Random,
+    /// Not implemented in this version.
+    LeastConnections,
+}
+
+/// Keeps clients on their backend. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["client_ip"]))]
+pub(crate) struct Affinity {
+    /// For how long after its last packet a client address stays with its backend.
+    pub(crate) client_ip: Field<Span>,
+}
+
+/// A real server.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["address"]))]
+pub(crate) struct Backend {
+    /// Unique within the service. Default: the address.
+    pub(crate) name: Field<String>,
+    /// Where it is reached.
+    pub(crate) address: Field<Ip>,
+    /// Share of new flows, relative to the other backends; 0: none. Default: 100.
+    pub(crate) weight: Field<u16>,
+    /// Default: `active`.
+    pub(crate) state: Field<BackendState>,
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BackendState {
+    /// Takes flows.
+    Active,
+    /// No new flows; established ones stay until the drain timeout.
+    Draining,
+    /// Takes nothing, at once.
+    Maintenance,
+}
+
+/// How the backends of a service are checked: exactly one of the probes, and its rhythm.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    {"required": ["tcp"]}, {"required": ["http"]}, {"required": ["https"]},
+    {"required": ["grpc"]}, {"required": ["udp"]}, {"required": ["icmp"]}
+]))]
+pub(crate) struct HealthCheck {
+    /// The TCP handshake succeeds.
+    pub(crate) tcp: Field<TcpProbe>,
+    /// `GET` answers with the expected status.
+    pub(crate) http: Field<HttpProbe>,
+    /// As `http`, over TLS. Not implemented in this version.
+    pub(crate) https: Field<HttpProbe>,
+    /// The gRPC health protocol says SERVING. Not implemented in this version.
+    pub(crate) grpc: Field<GrpcProbe>,
+    /// A datagram is answered. Not implemented in this version.
+    pub(crate) udp: Field<UdpProbe>,
+    /// An echo request is answered. Not implemented in this version.
+    pub(crate) icmp: Field<IcmpProbe>,
+    /// From the start of one probe to the start of the next. Default: 1s.
+    pub(crate) interval: Field<Span>,
+    /// At most `interval`. Default: 500ms, or `interval` when that is shorter.
+    pub(crate) timeout: Field<Span>,
+    /// Successes in a row that make a backend healthy. Default: 2.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) rise: Field<u32>,
+    /// Failures in a row that make it unhealthy. Default: 3.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) fall: Field<u32>,
+}
+
+/// The TCP handshake succeeds.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TcpProbe {
+    /// Port at the backend. Default: the TCP port of the service, if it has exactly one.
+    pub(crate) port: Field<u16>,
+}
+
+/// `GET` answers with the expected status.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HttpProbe {
+    /// Port at the backend. Default: the TCP port of the service, if it has exactly one.
+    pub(crate) port: Field<u16>,
+    /// Begins with `/`. Default: `/`.
+    pub(crate) path: Field<String>,
+    /// Value of the `Host` header. Default: the backend's address.
+    pub(crate) host: Field<String>,
+    /// Status code wanted. Default: 200.
+    pub(crate) expect: Field<u16>,
+}
+
+/// The gRPC health protocol says SERVING. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GrpcProbe {
+    /// Port at the backend.
+    pub(crate) port: Field<u16>,
+    /// Name of the gRPC service to ask for.
+    pub(crate) service: Field<String>,
+}
+
+/// A datagram is answered. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct UdpProbe {
+    /// Port at the backend.
+    pub(crate) port: Field<u16>,
+    /// What is sent.
+    pub(crate) send: Field<String>,
+    /// What the answer begins with.
+    pub(crate) expect: Field<String>,
+}
+
+/// An echo request is answered. Not implemented in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct IcmpProbe {}

@@ -1,0 +1,372 @@
+//! Loads a directory of configuration files, or one file.
+//!
+//! A [`Loader`] remembers what it read: the next load parses only what changed, and hands out the same
+//! `Arc` for a service or a list that did not. All file access of the crate is here and in
+//! [`crate::watch`].
+
+mod merge;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use self::{
+    merge::{Part, fault, merge},
+    read::{Seen, read_if_changed, unreadable},
+};
+use crate::{
+    fault::{Document, Fault, Loc, Report},
+    file::{Field, File, ListFormat},
+    lists, model, tree,
+    validate::{self, Context, Fragment, ListBody, ListEntry},
+};
+
+const MAX_FILE_BYTES: u64 = 64 << 20;
+const MAX_LIST_BYTES: u64 = 1 << 30;
+const MAX_FILES: usize = 10_000;
+
+/// Loads a configuration, again and again.
+#[derive(Debug)]
+pub struct Loader {
+    path: PathBuf,
+    host_name: String,
+    files: HashMap<PathBuf, CachedFile>,
+    lists: HashMap<(PathBuf, ListFormat), CachedList>,
+    prefilter: Arc<model::Prefilter>,
+}
+
+/// A document that was read.
+#[derive(Debug)]
+struct CachedFile {
+    seen: Seen,
+    fragment: Fragment,
+    faults: Vec<Fault>,
+    /// What was handed out before the document had faults.
+    spare: Vec<Arc<model::Service>>,
+}
+
+/// A list file that was read.
+#[derive(Debug)]
+struct CachedList {
+    seen: Seen,
+    /// One for each entry that names the file. Not empty, unless there are faults.
+    built: Vec<Arc<model::PrefixList>>,
+    faults: Vec<Fault>,
+    /// The load that used it last.
+    used: bool,
+}
+
+impl Loader {
+    /// A loader of the directory or file at `path`. Reads nothing yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            host_name: host_name(),
+            files: HashMap::new(),
+            lists: HashMap::new(),
+            prefilter: Arc::default(),
+        }
+    }
+
+    /// What is loaded.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what changed since the last load, and validates all of it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of files, lines and columns.
+    pub fn load(&mut self) -> Result<model::DesiredState, Vec<Fault>> {
+        let paths = self.paths().map_err(|fault| vec![fault])?;
+        let mut faults = Vec::new();
+        self.files.retain(|path, _| paths.binary_search(path).is_ok());
+        for path in &paths {
+            if let Err(fault) = self.refresh_file(path) {
+                self.files.remove(path);
+                faults.push(fault);
+            }
+        }
+
+        let cached: Vec<(&Path, &CachedFile)> = paths
+            .iter()
+            .filter_map(|path| self.files.get(path).map(|file| (path.as_path(), file)))
+            .collect();
+        faults.extend(cached.iter().flat_map(|(_, file)| file.faults.iter().cloned()));
+        let parts: Vec<Part<'_>> =
+            cached.iter().map(|(path, file)| (*path, &file.fragment)).collect();
+        let mut state = merge(&parts, &self.host_name, &mut faults);
+        let prefilter = prefilter(&parts, &mut self.lists, &mut faults);
+
+        if !faults.is_empty() {
+            faults.sort();
+            faults.dedup();
+            return Err(faults);
+        }
+        if !same_prefilter(&self.prefilter, &prefilter) {
+            self.prefilter = Arc::new(prefilter);
+        }
+        state.prefilter = self.prefilter.clone();
+        Ok(state)
+    }
+
+    /// Directories outside the configured one whose files the last load used, or missed: those of list
+    /// files and of what symbolic links point to. To be watched.
+    #[must_use]
+    pub fn watch_dirs(&self) -> Vec<PathBuf> {
+        let lists = self.files.values().flat_map(|file| &file.fragment.lists);
+        let list_files = lists.filter_map(|entry| match &entry.body {
+            ListBody::File { path, .. } => Some(path),
+            ListBody::Inline(_) => None,
+        });
+        let own = if self.path.is_dir() { &self.path } else { parent(&self.path) };
+        let mut directories = BTreeSet::new();
+        for path in self.files.keys().chain(list_files) {
+            directories.insert(parent(path).to_path_buf());
+            if let Ok(target) = fs::canonicalize(path) {
+                let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
+                if is_link {
+                    directories.insert(parent(&target).to_path_buf());
+                }
+            }
+        }
+        directories.remove(own);
+        directories.into_iter().collect()
+    }
+
+    /// The documents, sorted.
+    fn paths(&self) -> Result<Vec<PathBuf>, Fault> {
+        let of_io = |error: &std::io::Error| {
+            let why = unreadable(&self.path, error);
+            Fault::of_file(&self.path, why.message, why.help)
+        };
+        let metadata = fs::metadata(&self.path).map_err(|error| of_io(&error))?;
+        if !metadata.is_dir() {
+            return Ok(vec![self.path.clone()]);
+        }
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(|error| of_io(&error))? {
+            let name = entry.map_err(|error| of_io(&error))?.file_name();
+            let bytes = name.as_encoded_bytes();
+            if bytes.ends_with(b".yaml") && !bytes.starts_with(b".") {
+                paths.push(self.path.join(name));
+            }
+        }
+        if paths.is_empty() {
+            return Err(Fault::of_file(
+                &self.path,
+                "the directory has no *.yaml file",
+                "create one; an empty file is a valid configuration",
+            ));
+        }
+        if paths.len() > MAX_FILES {
+            let message = format!("the directory has {} *.yaml files", paths.len());
+            return Err(Fault::of_file(
+                &self.path,
+                message,
+                format!("allowed: at most {MAX_FILES}"),
+            ));
+        }
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// Parses a document unless it is as it was.
+    fn refresh_file(&mut self, path: &Path) -> Result<(), Fault> {
+        let cached = self.files.get_mut(path);
+        let seen = cached.map(|cached| &mut cached.seen);
+        let changed = read_if_changed(path, seen, MAX_FILE_BYTES)
+            .map_err(|why| Fault::of_file(path, why.message, why.help))?;
+        let Some((bytes, seen)) = changed else {
+            return Ok(());
+        };
+        let (mut fragment, faults) = parse(path, &bytes);
+        let mut spare = Vec::new();
+        if let Some(old) = self.files.remove(path) {
+            keep_unchanged(&mut fragment, &old);
+            if !faults.is_empty() {
+                spare = old.spare;
+                spare.extend(old.fragment.services.into_iter().map(|(service, _)| service));
+            }
+        }
+        self.files.insert(path.to_path_buf(), CachedFile { seen, fragment, faults, spare });
+        Ok(())
+    }
+}
+
+/// Parses and validates one document.
+fn parse(path: &Path, bytes: &[u8]) -> (Fragment, Vec<Fault>) {
+    let report = Report::new(Document::File(path));
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+            let line = before.split('\n').count();
+            let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+            let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let at = Loc { line: clamp(line), column: clamp(column) };
+            report.fault(at, "the file is not UTF-8 from here on", "allowed: UTF-8 text");
+            return (Fragment::default(), report.into_faults());
+        }
+    };
+    let file = tree::yaml::from_yaml(text, &report)
+        .map(|node| {
+            let de = tree::de::NodeDe { node: &node, report: &report, field: "" };
+            Field::<File>::deserialize(de).unwrap_or_default()
+        })
+        .unwrap_or_default();
+    let context =
+        Context { report: &report, path: Arc::new(path.to_path_buf()), directory: parent(path) };
+    let fragment = match file.get() {
+        Some(file) => validate::fragment(file, &context),
+        None => Fragment::default(),
+    };
+    (fragment, report.into_faults())
+}
+
+/// Puts the old `Arc`s of what is still the same in the place of the new ones.
+fn keep_unchanged(fragment: &mut Fragment, old: &CachedFile) {
+    let fresh = old.fragment.services.iter().map(|(service, _)| service);
+    let by_name: HashMap<&str, &Arc<model::Service>> =
+        old.spare.iter().chain(fresh).map(|service| (service.name.as_str(), service)).collect();
+    for (service, _) in &mut fragment.services {
+        if let Some(same) = by_name.get(service.name.as_str()).filter(|old| **old == service) {
+            *service = Arc::clone(same);
+        }
+    }
+    for entry in &mut fragment.lists {
+        let ListBody::Inline(list) = &mut entry.body else {
+            continue;
+        };
+        let same = old.fragment.lists.iter().find_map(|old| match &old.body {
+            ListBody::Inline(old) if is_same_list(old, list) => Some(old),
+            _ => None,
+        });
+        if let Some(same) = same {
+            *list = Arc::clone(same);
+        }
+    }
+}
+
+/// Whether two lists are the same but for their line. Lists may be large: one that only moved within
+/// its document is not worth being compiled again, so it keeps the line where it stood first.
+fn is_same_list(one: &model::PrefixList, other: &model::PrefixList) -> bool {
+    one.name == other.name
+        && one.action == other.action
+        && same_file(&one.source, &other.source)
+        && one.prefixes == other.prefixes
+}
+
+fn same_file(one: &model::Source, other: &model::Source) -> bool {
+    match (one, other) {
+        (model::Source::File { path: one, .. }, model::Source::File { path: other, .. }) => {
+            one == other
+        }
+        _ => one == other,
+    }
+}
+
+/// The blocklists of all documents, with those that stand in files of their own.
+fn prefilter(
+    parts: &[Part<'_>],
+    cache: &mut HashMap<(PathBuf, ListFormat), CachedList>,
+    faults: &mut Vec<Fault>,
+) -> model::Prefilter {
+    cache.values_mut().for_each(|list| list.used = false);
+    let mut prefilter = model::Prefilter::default();
+    for (document, fragment) in parts {
+        prefilter.allow.extend_from_slice(&fragment.allow);
+        for entry in &fragment.lists {
+            match &entry.body {
+                ListBody::Inline(list) => prefilter.lists.push(list.clone()),
+                ListBody::File { path, at, format } => {
+                    match list_file(entry, path, *format, cache) {
+                        Ok(Some(list)) => prefilter.lists.push(list),
+                        Ok(None) => {
+                            let cached = cache.get(&(path.clone(), *format));
+                            faults.extend(cached.into_iter().flat_map(|one| one.faults.clone()));
+                        }
+                        Err(why) => faults.push(fault(document, *at, why.message, why.help)),
+                    }
+                }
+            }
+        }
+    }
+    cache.retain(|_, list| list.used);
+    prefilter
+}
+
+/// The list of an entry that names a file. `None`: the file has faults.
+fn list_file(
+    entry: &ListEntry,
+    path: &Path,
+    format: ListFormat,
+    cache: &mut HashMap<(PathBuf, ListFormat), CachedList>,
+) -> Result<Option<Arc<model::PrefixList>>, read::Unreadable> {
+    let ListEntry { name, source, action, body: _ } = entry;
+    let list = |prefixes| {
+        let (name, source, action) = (name.clone(), source.clone(), *action);
+        Arc::new(model::PrefixList { name, source, action, prefixes })
+    };
+    let key = (path.to_path_buf(), format);
+    let seen = cache.get_mut(&key).map(|cached| {
+        cached.used = true;
+        &mut cached.seen
+    });
+    if let Some((bytes, seen)) = read_if_changed(path, seen, MAX_LIST_BYTES)? {
+        let old = cache.remove(&key).map(|old| old.built).unwrap_or_default();
+        let (built, faults) = match lists::parse(path, &bytes, format) {
+            Err(faults) => (old, faults),
+            Ok(prefixes) if old.first().is_some_and(|old| old.prefixes == prefixes) => {
+                (old, Vec::new())
+            }
+            Ok(prefixes) => (vec![list(prefixes)], Vec::new()),
+        };
+        cache.insert(key.clone(), CachedList { seen, built, faults, used: true });
+    }
+    let Some(cached) = cache.get_mut(&key).filter(|cached| cached.faults.is_empty()) else {
+        return Ok(None);
+    };
+    let is_same = |one: &&Arc<model::PrefixList>| {
+        one.name == *name && one.action == *action && same_file(&one.source, source)
+    };
+    if let Some(built) = cached.built.iter().find(is_same) {
+        return Ok(Some(built.clone()));
+    }
+    let prefixes = cached.built.first().map(|one| one.prefixes.clone()).unwrap_or_default();
+    let built = list(prefixes);
+    cached.built.push(built.clone());
+    Ok(Some(built))
+}
+
+fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {
+    one.allow == other.allow
+        && one.lists.len() == other.lists.len()
+        && one.lists.iter().zip(&other.lists).all(|(one, other)| Arc::ptr_eq(one, other))
+}
+
+/// The directory a path stands in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| model::Node::default().name)
+}

@@ -1,0 +1,166 @@
+//! File types to domain model, one document at a time.
+//!
+//! A document becomes a [`Fragment`]: all of it that is valid on its own, with the places that are
+//! needed to say which two documents contradict each other. Does no I/O: list files and the merging of
+//! fragments are [`crate::load`]'s.
+
+mod general;
+mod prefilter;
+mod refused;
+mod service;
+
+use std::{net::IpAddr, path::Path, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub(crate) use self::{
+    prefilter::{ListBody, ListEntry},
+    service::{Places, service},
+};
+use crate::{
+    fault::{Loc, Report, show},
+    file, model,
+};
+
+/// What one document contributes.
+#[derive(Debug, Default)]
+pub(crate) struct Fragment {
+    pub(crate) node_name: Option<String>,
+    pub(crate) tunnel_ipv4: Option<model::SourceOf<Ipv4Net>>,
+    pub(crate) tunnel_ipv6: Option<model::SourceOf<Ipv6Net>>,
+    pub(crate) table_size: Option<u32>,
+    pub(crate) seed: Option<String>,
+    pub(crate) interfaces: Vec<model::Interface>,
+    pub(crate) services: Vec<(Arc<model::Service>, Places)>,
+    pub(crate) allow: Vec<IpNet>,
+    pub(crate) lists: Vec<ListEntry>,
+    /// What may be set once in all documents, by its path.
+    pub(crate) scalars: Vec<(&'static str, Loc)>,
+    /// What must be unique in all documents. Holds the names of faulty objects too.
+    pub(crate) names: Vec<(Kind, String, Loc)>,
+}
+
+/// Kinds of objects that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Interface,
+    InterfacePattern,
+    Service,
+    PrefixList,
+    RateLimit,
+    Endpoint,
+    Policy,
+}
+
+impl Kind {
+    /// As it is named in messages.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Interface => "interface",
+            Self::InterfacePattern => "interface pattern",
+            Self::Service => "service",
+            Self::PrefixList => "list",
+            Self::RateLimit => "rate limit",
+            Self::Endpoint => "endpoint",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+/// What the validation of a document needs to know about it.
+pub(crate) struct Context<'c, 'd> {
+    pub(crate) report: &'c Report<'d>,
+    /// As objects name it.
+    pub(crate) path: Arc<std::path::PathBuf>,
+    /// What relative paths are relative to.
+    pub(crate) directory: &'c Path,
+}
+
+impl Context<'_, '_> {
+    fn source(&self, at: Loc) -> model::Source {
+        model::Source::File { path: self.path.clone(), line: at.line, column: at.column }
+    }
+}
+
+/// Validates a document. The report has what is wrong; the fragment is what is left.
+pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment {
+    let file::File {
+        node,
+        interfaces,
+        maglev,
+        services,
+        prefilter,
+        endpoints,
+        policies,
+        policy_enforcement,
+        kubernetes,
+    } = file;
+    let mut fragment = Fragment::default();
+    general::node(node, context, &mut fragment);
+    general::interfaces(interfaces, context, &mut fragment);
+    general::maglev(maglev, context, &mut fragment);
+    for (one, at) in services.elements() {
+        if let Some((name, name_at)) = one.name.placed() {
+            fragment.names.push((Kind::Service, name.clone(), name_at));
+        }
+        if let Some((service, places)) = service(one, at, None, context.source(at), context.report)
+        {
+            fragment.services.push((Arc::new(service), places));
+        }
+    }
+    prefilter::prefilter(prefilter, context, &mut fragment);
+    refused::endpoints(endpoints, context, &mut fragment);
+    refused::policies(policies, context, &mut fragment);
+    refused::policy_enforcement(policy_enforcement, context, &mut fragment);
+    refused::kubernetes(kubernetes, context, &mut fragment);
+    fragment
+}
+
+const MAX_NAME: usize = 128;
+const NAME_ALLOWED: &str = "allowed: 1 to 128 letters, digits, `.`, `_`, `:` and `-`";
+
+/// Checks the name of an object: it stands in paths of the API and in labels of metrics.
+pub(crate) fn name(text: &str, at: Loc, report: &Report<'_>) -> bool {
+    let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b':' | b'-');
+    let fits = !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(good);
+    // A path segment of dots alone would be taken for a directory.
+    let fits = fits && !text.bytes().all(|c| c == b'.');
+    if !fits {
+        report.fault(at, format!("{} cannot be a name", show(text)), NAME_ALLOWED);
+    }
+    fits
+}
+
+/// The name of an object that must have one.
+fn required_name(
+    field: &file::Field<String>,
+    at: Loc,
+    kind: Kind,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) -> Option<String> {
+    if field.is_absent() {
+        context.report.missing(at, "name", "every entry needs a unique name");
+    }
+    let (text, at) = field.placed()?;
+    if !name(text, at, context.report) {
+        return None;
+    }
+    fragment.names.push((kind, text.clone(), at));
+    Some(text.clone())
+}
+
+/// Whether packets can be sent to an address, or from one.
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) {
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}

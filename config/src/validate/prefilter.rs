@@ -1,0 +1,126 @@
+//! `prefilter`.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{Context, Fragment, Kind, required_name};
+use crate::{
+    fault::Loc,
+    file::{self, Field, List, ListFormat},
+    model,
+};
+
+/// A list of a document.
+#[derive(Debug)]
+pub(crate) struct ListEntry {
+    pub(crate) name: String,
+    pub(crate) source: model::Source,
+    pub(crate) action: model::ListAction,
+    pub(crate) body: ListBody,
+}
+
+/// Where the prefixes of a list stand.
+#[derive(Debug)]
+pub(crate) enum ListBody {
+    /// In the document.
+    Inline(Arc<model::PrefixList>),
+    /// In a file, which the document names at this place.
+    File { path: PathBuf, at: Loc, format: ListFormat },
+}
+
+pub(super) fn prefilter(
+    prefilter: &Field<file::Prefilter>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    let Some(file::Prefilter { allow, lists, rate_limits }) = prefilter.get() else {
+        return;
+    };
+    fragment.allow.extend(allow.elements().map(|(cidr, _)| cidr.0));
+    for (entry, at) in lists.elements() {
+        if let Some(entry) = list(entry, at, context, fragment) {
+            fragment.lists.push(entry);
+        }
+    }
+    self::rate_limits(rate_limits, context, fragment);
+}
+
+fn list(
+    list: &file::PrefixList,
+    at: Loc,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) -> Option<ListEntry> {
+    let report = context.report;
+    let file::PrefixList { name, cidrs, file, format, action } = list;
+    let name = required_name(name, at, Kind::PrefixList, context, fragment);
+    let action = match action.get() {
+        None | Some(file::ListAction::Drop) => model::ListAction::Drop,
+        Some(file::ListAction::Audit) => model::ListAction::Audit,
+    };
+    if cidrs.is_absent() && file.is_absent() {
+        report.missing(at, "cidrs", "allowed: cidrs: [192.0.2.0/24], or file: lists/drop.txt");
+    }
+    if !cidrs.is_absent() && !file.is_absent() {
+        report.fault(file.at, "a list has both `cidrs` and `file`", "allowed: one of them");
+        return None;
+    }
+    if file.is_absent() && !format.is_absent() {
+        report.fault(
+            format.at,
+            "`format` says how a file is written, and this list has none",
+            "leave it out, or set `file`",
+        );
+    }
+    let name = name?;
+    let source = context.source(at);
+    let body = match file.placed() {
+        Some((text, at)) => {
+            if text.is_empty() || text.contains('\0') {
+                report.fault(at, "`file` is not a path", "allowed: the path of a list file");
+                return None;
+            }
+            let path = context.directory.join(text);
+            ListBody::File { path, at, format: format.get().copied().unwrap_or_default() }
+        }
+        None if !file.is_absent() => return None,
+        None => ListBody::Inline(Arc::new(model::PrefixList {
+            name: name.clone(),
+            source: source.clone(),
+            action,
+            prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
+        })),
+    };
+    Some(ListEntry { name, source, action, body })
+}
+
+fn rate_limits(limits: &List<file::RateLimit>, context: &Context<'_, '_>, fragment: &mut Fragment) {
+    for (limit, at) in limits.elements() {
+        let file::RateLimit { name, matches, packets_per_second, burst, key: _ } = limit;
+        required_name(name, at, Kind::RateLimit, context, fragment);
+        if packets_per_second.is_absent() {
+            context.report.missing(at, "packets_per_second", "allowed: 1 or more");
+        }
+        for (field, what) in [(packets_per_second, "packets_per_second"), (burst, "burst")] {
+            if let Some((0, at)) = field.placed() {
+                context.report.fault(at, format!("`{what}` is 0"), "allowed: 1 or more");
+            }
+        }
+        if let Some(file::RateMatch { protocol, port }) = matches.get()
+            && protocol.is_absent()
+            && !port.is_absent()
+        {
+            context.report.fault(
+                port.at,
+                "`port` needs a `protocol`",
+                "allowed: protocol: tcp or protocol: udp beside it",
+            );
+        }
+    }
+    if limits.get().is_some_and(|limits| !limits.is_empty()) {
+        context.report.fault(
+            limits.at,
+            "`prefilter.rate_limits` is not implemented in this version",
+            "leave it out",
+        );
+    }
+}

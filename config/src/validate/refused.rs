@@ -1,0 +1,223 @@
+//! Parts of the schema that this version reads and checks, and then refuses: what a user asked for is
+//! never silently left undone.
+
+use super::{Context, Fragment, Kind, required_name};
+use crate::{
+    fault::{Loc, show},
+    file::{self, Field, List},
+};
+
+pub(super) fn endpoints(
+    endpoints: &List<file::Endpoint>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    let report = context.report;
+    for (endpoint, at) in endpoints.elements() {
+        let file::Endpoint { name, labels: _, addresses, interface } = endpoint;
+        required_name(name, at, Kind::Endpoint, context, fragment);
+        if addresses.is_absent() {
+            report.missing(at, "addresses", "allowed: one address or more");
+        }
+        if interface.is_absent() {
+            report.missing(at, "interface", "allowed: the host side of its interface");
+        }
+    }
+    refuse(endpoints, "endpoints", context);
+}
+
+pub(super) fn policies(
+    policies: &List<file::Policy>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    for (policy, at) in policies.elements() {
+        let file::Policy {
+            name,
+            description: _,
+            endpoint_selector,
+            ingress,
+            ingress_deny,
+            egress,
+            egress_deny,
+        } = policy;
+        required_name(name, at, Kind::Policy, context, fragment);
+        if endpoint_selector.is_absent() {
+            context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
+        }
+        selector(endpoint_selector, context);
+        for (rule, _) in ingress.elements().chain(ingress_deny.elements()) {
+            for peers in [&rule.from_endpoints, &rule.from_requires] {
+                each(peers, |one| expressions(one, context));
+            }
+            each(&rule.from_cidr_set, |set| cidr_rule(set, context));
+            ports(&rule.to_ports, context);
+            icmps(&rule.icmps, context);
+        }
+        for (rule, _) in egress.elements().chain(egress_deny.elements()) {
+            for peers in [&rule.to_endpoints, &rule.to_requires] {
+                each(peers, |one| expressions(one, context));
+            }
+            each(&rule.to_cidr_set, |set| cidr_rule(set, context));
+            ports(&rule.to_ports, context);
+            icmps(&rule.icmps, context);
+        }
+    }
+    refuse(policies, "policies", context);
+}
+
+pub(super) fn policy_enforcement(
+    field: &Field<file::PolicyEnforcement>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    let Some((enforcement, at)) = field.placed() else {
+        return;
+    };
+    fragment.scalars.push(("policy_enforcement", at));
+    let word = match enforcement {
+        file::PolicyEnforcement::Default => return,
+        file::PolicyEnforcement::Always => "always",
+        file::PolicyEnforcement::Never => "never",
+    };
+    context.report.fault(
+        at,
+        format!("`policy_enforcement: {word}` is not implemented in this version"),
+        "allowed: default",
+    );
+}
+
+pub(super) fn kubernetes(
+    field: &Field<file::Kubernetes>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    let Some(file::Kubernetes { enabled, kubeconfig, node_name }) = field.get() else {
+        return;
+    };
+    if let Some((enabled, at)) = enabled.placed() {
+        fragment.scalars.push(("kubernetes.enabled", at));
+        if *enabled {
+            context.report.fault(
+                at,
+                "`kubernetes.enabled: true` is not implemented in this version",
+                "allowed: false",
+            );
+        }
+    }
+    for (name, field) in
+        [("kubernetes.kubeconfig", kubeconfig), ("kubernetes.node_name", node_name)]
+    {
+        if let Some((_, at)) = field.placed() {
+            fragment.scalars.push((name, at));
+        }
+    }
+}
+
+fn refuse<T>(list: &List<T>, what: &str, context: &Context<'_, '_>) {
+    if list.get().is_some_and(|list| !list.is_empty()) {
+        context.report.fault(
+            list.at,
+            format!("`{what}` is not implemented in this version"),
+            "leave it out",
+        );
+    }
+}
+
+fn each<'l, T: 'l>(list: &'l List<T>, check: impl Fn(&'l T)) {
+    list.elements().for_each(|(one, _)| check(one));
+}
+
+fn selector(field: &Field<file::Selector>, context: &Context<'_, '_>) {
+    if let Some(selector) = field.get() {
+        expressions(selector, context);
+    }
+}
+
+fn expressions(selector: &file::Selector, context: &Context<'_, '_>) {
+    let report = context.report;
+    for (expression, at) in selector.match_expressions.elements() {
+        let file::Expression { key, operator, values } = expression;
+        if key.is_absent() {
+            report.missing(at, "key", "allowed: the name of a label");
+        }
+        if operator.is_absent() {
+            report.missing(at, "operator", "allowed: In, NotIn, Exists, DoesNotExist");
+        }
+        let Some(operator) = operator.get() else {
+            continue;
+        };
+        let wants_values = matches!(operator, file::Operator::In | file::Operator::NotIn);
+        if wants_values && values.is_absent() {
+            report.missing(at, "values", "In and NotIn need one value or more");
+        }
+        if !wants_values && values.get().is_some_and(|values| !values.is_empty()) {
+            report.fault(values.at, "Exists and DoesNotExist take no values", "leave them out");
+        }
+    }
+}
+
+fn cidr_rule(rule: &file::CidrRule, context: &Context<'_, '_>) {
+    let file::CidrRule { cidr, except } = rule;
+    let Some(file::Cidr(whole)) = cidr.get() else {
+        return;
+    };
+    for (file::Cidr(part), at) in except.elements() {
+        if !whole.contains(part) {
+            let message = format!("{part} is not a part of {whole}");
+            context.report.fault(at, message, "allowed: prefixes inside `cidr`");
+        }
+    }
+}
+
+fn ports(rules: &List<file::PortRule>, context: &Context<'_, '_>) {
+    for (rule, _) in rules.elements() {
+        for (port, at) in rule.ports.elements() {
+            port_range(port, at, context);
+        }
+    }
+}
+
+fn port_range(entry: &file::PolicyPort, at: Loc, context: &Context<'_, '_>) {
+    let report = context.report;
+    let file::PolicyPort { port, end_port, protocol: _ } = entry;
+    if port.is_absent() {
+        report.missing(at, "port", "allowed: a number or the name of a port");
+    }
+    let Some((text, at)) = port.placed() else {
+        return;
+    };
+    let named = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 15
+            && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+            && text.bytes().any(|c| c.is_ascii_alphabetic())
+    };
+    let number = text.parse::<u16>();
+    if number.is_err() && !named(text) {
+        report.fault(
+            at,
+            format!("{} is not a port", show(text)),
+            "allowed: 0 to 65535, or the name of a port",
+        );
+    }
+    if let Some((&last, at)) = end_port.placed()
+        && number.is_ok_and(|first| last < first)
+    {
+        report.fault(
+            at,
+            format!("the range ends at {last}, before it begins at {text}"),
+            format!("allowed: {text} to 65535"),
+        );
+    }
+}
+
+fn icmps(rules: &List<file::IcmpRule>, context: &Context<'_, '_>) {
+    for (rule, _) in rules.elements() {
+        for (field, at) in rule.fields.elements() {
+            if field.kind.is_absent() {
+                context.report.missing(at, "type", "allowed: a number or the name of a message");
+            }
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! `services`: the same for files and for the API.
+
+use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Duration};
+
+use super::{name, unusable};
+use crate::{
+    fault::{Loc, Report, show},
+    file::{self, Field, List},
+    model,
+};
+
+/// Where the parts of a service stand that another service may contradict.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Places {
+    /// As [`model::Service::ports`].
+    pub(crate) ports: Vec<Loc>,
+}
+
+/// Defaults, as the documentation has them.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const WEIGHT: u16 = 100;
+const INTERVAL: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_millis(500);
+const RISE: u32 = 2;
+const FALL: u32 = 3;
+
+/// Bounds.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(3600);
+const MAX_IN_A_ROW: u32 = 1000;
+const MAX_ADDRESSES: usize = 256;
+const MAX_PORTS: usize = 4096;
+const MAX_BACKENDS: usize = 65_536;
+
+/// Validates the service at `at`. `named`: its name, when it does not come from the service itself.
+/// `None`: the report says why.
+pub(crate) fn service(
+    service: &file::Service,
+    at: Loc,
+    named: Option<&str>,
+    source: model::Source,
+    report: &Report<'_>,
+) -> Option<(model::Service, Places)> {
+    let faults_before = report.len();
+    let file::Service {
+        name,
+        address,
+        addresses,
+        ports,
+        forwarding,
+        scheduling,
+        affinity,
+        source_ranges,
+        backends,
+        drain_timeout,
+        health_check,
+    } = service;
+
+    let name = service_name(name, at, named, report);
+    let addresses = self::addresses(address, addresses, at, report);
+    let (ports, places) = self::ports(ports, forwarding, at, report);
+    let forwarding = self::forwarding(forwarding, at, report);
+    let backends = self::backends(backends, &addresses, forwarding, report);
+    refuse_unimplemented(scheduling, affinity, source_ranges, report);
+    let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);
+    let health_check =
+        health_check.placed().and_then(|(check, at)| self::health_check(check, at, &ports, report));
+
+    if report.len() > faults_before {
+        return None;
+    }
+    let service = model::Service {
+        name: name?,
+        source,
+        addresses,
+        ports,
+        forwarding: forwarding?,
+        scheduling: model::Scheduling::Maglev,
+        backends,
+        drain_timeout,
+        health_check,
+    };
+    Some((service, Places { ports: places }))
+}
+
+fn service_name(
+    field: &Field<String>,
+    at: Loc,
+    named: Option<&str>,
+    report: &Report<'_>,
+) -> Option<String> {
+    match (field.placed(), named) {
+        (Some((text, at)), Some(named)) if text != named => {
+            report.fault(
+                at,
+                format!("the service is named {} here and {} by its path", show(text), show(named)),
+                "leave the name out, or write the same",
+            );
+            None
+        }
+        (Some((text, at)), _) => name(text, at, report).then(|| text.clone()),
+        (None, Some(named)) => name(named, at, report).then(|| named.to_owned()),
+        (None, None) => {
+            if field.is_absent() {
+                report.missing(at, "name", "every service needs a unique name");
+            }
+            None
+        }
+    }
+}
+
+fn addresses(
+    address: &Field<file::Ip>,
+    addresses: &List<file::Ip>,
+    at: Loc,
+    report: &Report<'_>,
+) -> Vec<IpAddr> {
+    if address.is_absent() && addresses.is_absent() {
+        report.missing(at, "address", "allowed: address: 203.0.113.10, or addresses: [...]");
+    }
+    if !address.is_absent() && !addresses.is_absent() {
+        report.fault(
+            addresses.at,
+            format!(
+                "both `address` and `addresses` are set, the first at {}",
+                report.place(address.at)
+            ),
+            "allowed: one of them",
+        );
+    }
+    if addresses.get().is_some_and(Vec::is_empty) {
+        report.fault(addresses.at, "`addresses` is empty", "allowed: one address or more");
+    }
+    check_count(addresses, MAX_ADDRESSES, "addresses", report);
+
+    let mut seen = HashMap::new();
+    let mut valid = Vec::new();
+    for (&file::Ip(address), at) in address.placed().into_iter().chain(addresses.elements()) {
+        if let Some(what) = unusable(address) {
+            report.fault(
+                at,
+                format!("{address} is {what} and cannot be the address of a service"),
+                "allowed: a unicast address",
+            );
+        } else if once(&mut seen, address, at, &format!("the address {address}"), report) {
+            valid.push(address);
+        }
+    }
+    valid
+}
+
+fn ports(
+    list: &List<file::Port>,
+    forwarding: &Field<file::Forwarding>,
+    at: Loc,
+    report: &Report<'_>,
+) -> (Vec<model::Port>, Vec<Loc>) {
+    if list.is_absent() {
+        report.missing(
+            at,
+            "ports",
+            "allowed: one port or more, such as {port: 443, protocol: tcp}",
+        );
+    } else if list.get().is_some_and(Vec::is_empty) {
+        report.fault(list.at, "a service has no port", "allowed: one port or more");
+    }
+    check_count(list, MAX_PORTS, "ports", report);
+
+    let (mut names, mut numbers) = (HashMap::new(), HashMap::new());
+    let (mut valid, mut places) = (Vec::new(), Vec::new());
+    for (entry, at) in list.elements() {
+        let file::Port { name: given, port, protocol, target_port, quic } = entry;
+        let protocol = match protocol.get() {
+            None | Some(file::Protocol::Tcp) => model::Protocol::Tcp,
+            Some(file::Protocol::Udp) => model::Protocol::Udp,
+        };
+        if let Some((true, at)) = quic.placed() {
+            report.fault(
+                at,
+                "`quic: true` is not implemented in this version",
+                "allowed: false; packets then follow their addresses and ports",
+            );
+        }
+        if port.is_absent() {
+            report.missing(at, "port", "allowed: 1 to 65535, or 0 for every port of the address");
+        }
+        let Some((&number, number_at)) = port.placed() else {
+            continue;
+        };
+        if let Some((&target, at)) = target_port.placed()
+            && target != number
+            && forwarding.get() != Some(&file::Forwarding::Nat)
+        {
+            report.fault(
+                at,
+                format!(
+                    "a target_port of {target} differs from port {number}, which only NAT can do; \
+                         NAT is not implemented in this version"
+                ),
+                format!("allowed: {number}"),
+            );
+        }
+        let text = match given.placed() {
+            Some((text, at)) if !name(text, at, report) => continue,
+            Some((text, _)) => text.clone(),
+            None if number == 0 => format!("{}-any", protocol.as_str()),
+            None => format!("{}-{number}", protocol.as_str()),
+        };
+        let name_at = if given.is_absent() { at } else { given.at };
+        let what = format!("the port name {}", show(&text));
+        let unique_name = once(&mut names, text.clone(), name_at, &what, report);
+        let what = format!("port {number}/{}", protocol.as_str());
+        if once(&mut numbers, (number, protocol), number_at, &what, report) && unique_name {
+            let target_port = number;
+            valid.push(model::Port { name: text, port: number, protocol, target_port });
+            places.push(number_at);
+        }
+    }
+    (valid, places)
+}
+
+fn forwarding(
+    field: &Field<file::Forwarding>,
+    at: Loc,
+    report: &Report<'_>,
+) -> Option<model::Forwarding> {
+    if field.is_absent() {
+        report.missing(at, "forwarding", "allowed: l2, ipip");
+    }
+    let (forwarding, at) = field.placed()?;
+    let word = match forwarding {
+        file::Forwarding::L2 => return Some(model::Forwarding::L2),
+        file::Forwarding::Ipip => return Some(model::Forwarding::Ipip),
+        file::Forwarding::Gue => "gue",
+        file::Forwarding::Geneve => "geneve",
+        file::Forwarding::Nat => "nat",
+    };
+    report.fault(
+        at,
+        format!("`forwarding: {word}` is not implemented in this version"),
+        "allowed: l2, ipip",
+    );
+    None
+}
+
+fn backends(
+    list: &List<file::Backend>,
+    addresses: &[IpAddr],
+    forwarding: Option<model::Forwarding>,
+    report: &Report<'_>,
+) -> Vec<model::Backend> {
+    check_count(list, MAX_BACKENDS, "backends", report);
+    let (mut names, mut seen) = (HashMap::new(), HashMap::new());
+    let mut valid = Vec::with_capacity(list.get().map_or(0, Vec::len));
+    for (entry, at) in list.elements() {
+        let file::Backend { name: given, address, weight, state } = entry;
+        if address.is_absent() {
+            report.missing(at, "address", "every backend needs the address it is reached at");
+        }
+        let text = match given.placed() {
+            Some((text, at)) if !name(text, at, report) => None,
+            Some((text, _)) => Some(text.clone()),
+            None if given.is_absent() => address.get().map(|ip| ip.0.to_string()),
+            None => None,
+        };
+        let unique_name = text.as_ref().is_some_and(|text| {
+            let name_at = if given.is_absent() { at } else { given.at };
+            once_with(
+                &mut names,
+                text.clone(),
+                name_at,
+                || format!("the backend name {}", show(text)),
+                report,
+            )
+        });
+        let Some((&file::Ip(address), address_at)) = address.placed() else {
+            continue;
+        };
+        if let Some(what) = unusable(address) {
+            report.fault(
+                address_at,
+                format!("{address} is {what} and cannot be the address of a backend"),
+                "allowed: a unicast address",
+            );
+            continue;
+        }
+        check_family(address, address_at, addresses, forwarding, report);
+        let unique = once_with(
+            &mut seen,
+            address,
+            address_at,
+            || format!("the backend address {address}"),
+            report,
+        );
+        let state = match state.get() {
+            None | Some(file::BackendState::Active) => model::BackendState::Active,
+            Some(file::BackendState::Draining) => model::BackendState::Draining,
+            Some(file::BackendState::Maintenance) => model::BackendState::Maintenance,
+        };
+        let weight = weight.get().copied().unwrap_or(WEIGHT).into();
+        if let (Some(name), true, true) = (text, unique, unique_name) {
+            valid.push(model::Backend { name, address, weight, state });
+        }
+    }
+    valid
+}
+
+/// A rewritten frame keeps its IP header, so the backend has to speak the family of an address.
+fn check_family(
+    backend: IpAddr,
+    at: Loc,
+    addresses: &[IpAddr],
+    forwarding: Option<model::Forwarding>,
+    report: &Report<'_>,
+) {
+    let fits = addresses.iter().any(|address| address.is_ipv4() == backend.is_ipv4());
+    if forwarding == Some(model::Forwarding::L2) && !addresses.is_empty() && !fits {
+        let (own, other) = if backend.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+        report.fault(
+            at,
+            format!(
+                "the backend {backend} is an {own} address, and all addresses of the service \
+                     are {other}, which `forwarding: l2` cannot bridge"
+            ),
+            format!("allowed: an {other} address, or forwarding: ipip"),
+        );
+    }
+}
+
+fn refuse_unimplemented(
+    scheduling: &Field<file::Scheduling>,
+    affinity: &Field<file::Affinity>,
+    source_ranges: &List<file::Cidr>,
+    report: &Report<'_>,
+) {
+    let word = match scheduling.get() {
+        None | Some(file::Scheduling::Maglev) => None,
+        Some(file::Scheduling::Random) => Some("random"),
+        Some(file::Scheduling::LeastConnections) => Some("least-connections"),
+    };
+    if let Some(word) = word {
+        report.fault(
+            scheduling.at,
+            format!("`scheduling: {word}` is not implemented in this version"),
+            "allowed: maglev",
+        );
+    }
+    if let Some((file::Affinity { client_ip }, at)) = affinity.placed() {
+        if client_ip.is_absent() {
+            report.missing(at, "client_ip", "allowed: a duration, such as 3h");
+        }
+        report.fault(
+            at,
+            "`affinity` is not implemented in this version",
+            "leave it out; Maglev keeps a connection on its backend",
+        );
+    }
+    if source_ranges.get().is_some_and(|ranges| !ranges.is_empty()) {
+        report.fault(
+            source_ranges.at,
+            "`source_ranges` is not implemented in this version",
+            "leave it out, or block sources with prefilter.lists",
+        );
+    }
+}
+
+fn health_check(
+    check: &file::HealthCheck,
+    at: Loc,
+    ports: &[model::Port],
+    report: &Report<'_>,
+) -> Option<model::HealthCheck> {
+    let file::HealthCheck { tcp, http, https, grpc, udp, icmp, interval, timeout, rise, fall } =
+        check;
+    let kinds = [
+        ("tcp", tcp.at),
+        ("http", http.at),
+        ("https", https.at),
+        ("grpc", grpc.at),
+        ("udp", udp.at),
+        ("icmp", icmp.at),
+    ];
+    let set: Vec<_> = kinds.into_iter().filter(|(_, at)| *at != Loc::default()).collect();
+    match set.as_slice() {
+        [] => report.fault(
+            at,
+            "a health check does not say what to ask",
+            "allowed: one of tcp and http, such as tcp: {port: 80}",
+        ),
+        [(first, _), (second, second_at), ..] => report.fault(
+            *second_at,
+            format!("a health check asks both `{first}` and `{second}`"),
+            "allowed: one of them",
+        ),
+        [_] => {}
+    }
+    for (kind, at) in &set {
+        if !matches!(*kind, "tcp" | "http") {
+            report.fault(
+                *at,
+                format!("the health check `{kind}` is not implemented in this version"),
+                "allowed: tcp, http",
+            );
+        }
+    }
+    if let Some(probe) = https.get() {
+        http_probe(probe, https.at, ports, report);
+    }
+    let probe = match (tcp.placed(), http.placed()) {
+        (Some((file::TcpProbe { port }, at)), _) => {
+            probe_port(port, at, ports, report).map(|port| model::Probe::Tcp { port })
+        }
+        (_, Some((probe, at))) => http_probe(probe, at, ports, report),
+        (None, None) => None,
+    };
+
+    let interval_at = interval.at;
+    let interval = interval.get().map_or(INTERVAL, |span| span.0);
+    if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
+        report.fault(interval_at, "`interval` is out of range", "allowed: 10ms to 1h");
+    }
+    let timeout_at = timeout.at;
+    let timeout = timeout.get().map_or(TIMEOUT.min(interval), |span| span.0);
+    if timeout.is_zero() {
+        report.fault(timeout_at, "a `timeout` of 0 lets no probe succeed", "allowed: 1ms or more");
+    } else if timeout > interval {
+        let [timeout, interval] = [timeout, interval].map(crate::format_duration);
+        report.fault(
+            timeout_at,
+            format!("the timeout of {timeout} is longer than the interval of {interval}"),
+            format!("allowed: at most {interval}"),
+        );
+    }
+    Some(model::HealthCheck {
+        probe: probe?,
+        interval,
+        timeout,
+        rise: in_a_row(rise, RISE, "rise", report),
+        fall: in_a_row(fall, FALL, "fall", report),
+    })
+}
+
+fn http_probe(
+    probe: &file::HttpProbe,
+    at: Loc,
+    ports: &[model::Port],
+    report: &Report<'_>,
+) -> Option<model::Probe> {
+    let file::HttpProbe { port, path, host, expect } = probe;
+    let port = probe_port(port, at, ports, report);
+    if let Some((path, at)) = path.placed()
+        && !(path.starts_with('/') && path.bytes().all(|c| c.is_ascii_graphic()))
+    {
+        report.fault(
+            at,
+            format!("{} is not the path of a request", show(path)),
+            "allowed: `/` and printable ASCII characters without spaces",
+        );
+    }
+    if let Some((host, at)) = host.placed()
+        && (host.is_empty() || !host.bytes().all(|c| c.is_ascii_graphic()))
+    {
+        report.fault(
+            at,
+            format!("{} is not the name of a host", show(host)),
+            "allowed: printable ASCII characters without spaces",
+        );
+    }
+    if let Some((&status, at)) = expect.placed()
+        && !(100..=599).contains(&status)
+    {
+        report.fault(at, format!("{status} is not an HTTP status"), "allowed: 100 to 599");
+    }
+    Some(model::Probe::Http {
+        port: port?,
+        path: path.get().map_or("/", String::as_str).to_owned(),
+        host: host.get().cloned(),
+        expect: expect.get().copied().unwrap_or(200),
+    })
+}
+
+fn probe_port(
+    field: &Field<u16>,
+    at: Loc,
+    ports: &[model::Port],
+    report: &Report<'_>,
+) -> Option<u16> {
+    if let Some((&port, at)) = field.placed() {
+        if port == 0 {
+            report.fault(at, "port 0 cannot be asked", "allowed: 1 to 65535");
+        }
+        return Some(port);
+    }
+    if !field.is_absent() {
+        return None;
+    }
+    let mut tcp =
+        ports.iter().filter(|port| port.protocol == model::Protocol::Tcp && port.port != 0);
+    match (tcp.next(), tcp.next()) {
+        (Some(port), None) => Some(port.port),
+        _ => {
+            report.missing(
+                at,
+                "port",
+                "allowed: 1 to 65535; only a service with exactly one TCP port has a default",
+            );
+            None
+        }
+    }
+}
+
+fn in_a_row(field: &Field<u32>, default: u32, name: &str, report: &Report<'_>) -> u32 {
+    let Some((&number, at)) = field.placed() else {
+        return default;
+    };
+    if !(1..=MAX_IN_A_ROW).contains(&number) {
+        report.fault(at, format!("`{name}` is {number}"), format!("allowed: 1 to {MAX_IN_A_ROW}"));
+    }
+    number
+}
+
+fn check_count<T>(list: &List<T>, max: usize, what: &str, report: &Report<'_>) {
+    let count = list.get().map_or(0, Vec::len);
+    if count > max {
+        report.fault(list.at, format!("{count} {what}"), format!("allowed: at most {max}"));
+    }
+}
+
+/// Notes that `key` stands at `at`; whether it is the first. Otherwise the report names both places.
+fn once<K: Eq + Hash>(
+    seen: &mut HashMap<K, Loc>,
+    key: K,
+    at: Loc,
+    what: &str,
+    report: &Report<'_>,
+) -> bool {
+    once_with(seen, key, at, || what.to_owned(), report)
+}
+
+fn once_with<K: Eq + Hash>(
+    seen: &mut HashMap<K, Loc>,
+    key: K,
+    at: Loc,
+    what: impl FnOnce() -> String,
+    report: &Report<'_>,
+) -> bool {
+    match seen.entry(key) {
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            entry.insert(at);
+            true
+        }
+        std::collections::hash_map::Entry::Occupied(first) => {
+            report.fault(
+                at,
+                format!(
+                    "{} stands twice in the service, first at {}",
+                    what(),
+                    report.place(*first.get())
+                ),
+                "allowed: once",
+            );
+            false
+        }
+    }
+}
