@@ -12,6 +12,7 @@
 pub mod alloc;
 pub mod buckets;
 mod hops;
+pub mod prefixes;
 mod services;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,414 @@
+//! Blocklists: from named lists of prefixes to the flat tables.
+//!
+//! Where lists overlap, an allow prefix wins, then the first list that drops, then the first that
+//! audits, however long or short the prefixes are. IPv4 is painted, weakest first, onto the 2^24
+//! networks of length 24; IPv6 goes into a longest-prefix table in which each prefix carries the
+//! strongest list of all that cover it, so that the longest match is the strongest too.
+//!
+//! Pure: compiles, and compares with what stands.
+
+use std::collections::{BTreeMap, HashMap};
+
+use abi::{
+    limits::MAX_LISTS,
+    prefix::{Entry, ListRow},
+    table::Control,
+};
+use config::model::{ListAction, Prefilter};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{Full, alloc::Rows, stable_id};
+use crate::datapath::Op;
+
+/// Networks of length 24.
+const NETWORKS: usize = 1 << 24;
+
+/// The blocklists as they stand in the tables.
+#[derive(Default)]
+pub struct Prefixes {
+    numbers: BTreeMap<String, u8>,
+    rows: BTreeMap<u8, ListRow>,
+    v4: Painted,
+    blocks_at: HashMap<u32, u32>,
+    blocks: Option<Rows>,
+    v6: BTreeMap<Ipv6Net, u8>,
+    flags: u64,
+}
+
+/// The list of each IPv4 address; 0: none.
+#[derive(Default)]
+struct Painted {
+    /// One for each network; empty: all 0.
+    networks: Vec<u8>,
+    /// Those networks that are of more than one list.
+    blocks: HashMap<u32, Box<[u8; 256]>>,
+}
+
+impl Painted {
+    fn paint(&mut self, net: Ipv4Net, list: u8) {
+        if self.networks.is_empty() {
+            self.networks = vec![0; NETWORKS];
+        }
+        let first = u32::from(net.network());
+        let last = u32::from(net.broadcast());
+        if net.prefix_len() <= 24 {
+            let range = first >> 8..=last >> 8;
+            if self.blocks.len() > range.clone().count() {
+                for n in range.clone() {
+                    self.blocks.remove(&n);
+                }
+            } else {
+                self.blocks.retain(|n, _| !range.contains(n));
+            }
+            self.networks[(first >> 8) as usize..=(last >> 8) as usize].fill(list);
+            return;
+        }
+        let network = first >> 8;
+        let whole = self.networks[network as usize];
+        let block = self.blocks.entry(network).or_insert_with(|| Box::new([whole; 256]));
+        block[(first & 255) as usize..=(last & 255) as usize].fill(list);
+        if block.iter().all(|&l| l == block[0]) {
+            self.networks[network as usize] = block[0];
+            self.blocks.remove(&network);
+        }
+    }
+
+    fn network(&self, network: u32) -> u8 {
+        self.networks.get(network as usize).copied().unwrap_or(0)
+    }
+}
+
+impl Prefixes {
+    /// The operations that make these lists, and no others, stand in the tables. `blocks` is the
+    /// number of second-level blocks that there are.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing has changed then.
+    pub fn plan(&mut self, wanted: &Prefilter, blocks: u32) -> Result<Vec<Op>, Full> {
+        let numbers = self.number(wanted)?;
+        let mut rows = BTreeMap::new();
+        for list in &wanted.lists {
+            let drop = u64::from(list.action == ListAction::Drop);
+            rows.insert(numbers[&list.name], ListRow { drop, id: stable_id(&list.name) });
+        }
+        let (v4, v6) = compile(wanted, &numbers);
+        if v4.blocks.len() > blocks as usize {
+            return Err(Full("BLOCKS"));
+        }
+
+        let mut ops = Vec::new();
+        for (&number, &row) in &rows {
+            if self.rows.get(&number) != Some(&row) {
+                ops.push(Op::List(u32::from(number), row));
+            }
+        }
+        self.diff_v4(&v4, blocks, &mut ops)?;
+        for (&net, &number) in &v6 {
+            if self.v6.get(&net) != Some(&number) {
+                ops.push(Op::Prefix6(net, u32::from(number)));
+            }
+        }
+        let gone = self.v6.keys().filter(|n| !v6.contains_key(*n));
+        ops.extend(gone.map(|&n| Op::RemovePrefix6(n)));
+        let flags = if v6.is_empty() { 0 } else { Control::PREFIXES_V6 };
+        if flags != self.flags {
+            ops.push(Op::Flags(flags));
+        }
+        (self.numbers, self.rows, self.v4, self.v6, self.flags) = (numbers, rows, v4, v6, flags);
+        Ok(ops)
+    }
+
+    /// The number of a list: its row in tables and counters.
+    #[must_use]
+    pub fn number_of(&self, list: &str) -> Option<u8> {
+        self.numbers.get(list).copied()
+    }
+
+    /// The programs have left every block given back so far.
+    pub fn release(&mut self) {
+        if let Some(rows) = &mut self.blocks {
+            rows.release();
+        }
+    }
+
+    /// Numbers for the wanted lists; a list keeps the one that it has.
+    fn number(&self, wanted: &Prefilter) -> Result<BTreeMap<String, u8>, Full> {
+        let mut numbers: BTreeMap<String, u8> = BTreeMap::new();
+        for list in &wanted.lists {
+            if let Some(&n) = self.numbers.get(&list.name) {
+                numbers.insert(list.name.clone(), n);
+            }
+        }
+        for list in &wanted.lists {
+            if numbers.contains_key(&list.name) {
+                continue;
+            }
+            // Nor one that a list has which goes now: packets may still meet it.
+            let free = (1..=MAX_LISTS as u8)
+                .find(|n| !numbers.values().any(|m| m == n) && !self.rows.contains_key(n))
+                .ok_or(Full("LISTS"))?;
+            numbers.insert(list.name.clone(), free);
+        }
+        Ok(numbers)
+    }
+
+    fn diff_v4(&mut self, new: &Painted, capacity: u32, ops: &mut Vec<Op>) -> Result<(), Full> {
+        let rows = self.blocks.get_or_insert_with(|| Rows::new(capacity));
+        let old = &self.v4;
+        for (&network, block) in &new.blocks {
+            if old.blocks.get(&network) == Some(block) {
+                continue;
+            }
+            // A block that changes is written elsewhere, so that no packet meets half of it.
+            let row = rows.take().ok_or(Full("BLOCKS"))?;
+            ops.push(Op::Block(row, block.clone()));
+            ops.push(Op::Line(network, Entry::Block(row)));
+            if let Some(before) = self.blocks_at.insert(network, row) {
+                rows.give(before);
+            }
+        }
+        for network in plain_changes(old, new) {
+            ops.push(Op::Line(network, Entry::List(new.network(network))));
+            if let Some(before) = self.blocks_at.remove(&network) {
+                rows.give(before);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The networks without a block whose entry changes, in order. Compared a page at a time: nearly all
+/// pages of two versions are equal.
+fn plain_changes(old: &Painted, new: &Painted) -> Vec<u32> {
+    const PAGE: usize = 4096;
+    let mut changed: Vec<u32> =
+        old.blocks.keys().filter(|n| !new.blocks.contains_key(n)).copied().collect();
+    let none = [0; PAGE];
+    let page = |p: &'_ Painted, at: usize| -> [u8; PAGE] {
+        p.networks.get(at..at + PAGE).map_or(none, |s| s.try_into().unwrap_or(none))
+    };
+    if !(old.networks.is_empty() && new.networks.is_empty()) {
+        for at in (0..NETWORKS).step_by(PAGE) {
+            let (before, after) = (page(old, at), page(new, at));
+            if before == after {
+                continue;
+            }
+            let differ = (0..PAGE).filter(|&i| before[i] != after[i]).map(|i| (at + i) as u32);
+            changed.extend(
+                differ.filter(|n| !new.blocks.contains_key(n) && !old.blocks.contains_key(n)),
+            );
+        }
+    }
+    changed.sort_unstable();
+    changed
+}
+
+/// Lists from the weakest to the strongest.
+fn by_strength(wanted: &Prefilter) -> impl Iterator<Item = &config::model::PrefixList> {
+    let of = |action| wanted.lists.iter().rev().filter(move |l| l.action == action);
+    of(ListAction::Audit).chain(of(ListAction::Drop)).map(AsRef::as_ref)
+}
+
+fn compile(wanted: &Prefilter, numbers: &BTreeMap<String, u8>) -> (Painted, BTreeMap<Ipv6Net, u8>) {
+    let mut v4 = Painted::default();
+    // Strength 0 is none; allow is the strongest.
+    let mut strengths: BTreeMap<Ipv6Net, (usize, u8)> = BTreeMap::new();
+    let mut put = |net: IpNet, strength: usize, number: u8| match net {
+        IpNet::V4(net) => v4.paint(net.trunc(), number),
+        IpNet::V6(net) => {
+            let at = strengths.entry(net.trunc()).or_default();
+            *at = (*at).max((strength, number));
+        }
+    };
+    for (index, list) in by_strength(wanted).enumerate() {
+        for &net in &list.prefixes {
+            put(net, index + 1, numbers[&list.name]);
+        }
+    }
+    for &net in &wanted.allow {
+        put(net, usize::MAX, 0);
+    }
+    (v4, strongest(&strengths))
+}
+
+/// Gives each prefix the strongest of those that cover it; leaves out what then says nothing.
+fn strongest(strengths: &BTreeMap<Ipv6Net, (usize, u8)>) -> BTreeMap<Ipv6Net, u8> {
+    let mut out = BTreeMap::new();
+    // In the order of addresses, and of lengths for one address: a prefix comes after those that
+    // cover it.
+    let mut covering: Vec<(Ipv6Net, (usize, u8))> = Vec::new();
+    for (&net, &own) in strengths {
+        while covering.last().is_some_and(|(c, _)| !c.contains(&net)) {
+            covering.pop();
+        }
+        let above = covering.last().map(|&(_, s)| s);
+        let best = above.map_or(own, |a| a.max(own));
+        covering.push((net, best));
+        let says = match above {
+            Some(a) => a.1 != best.1,
+            None => best.1 != 0,
+        };
+        if says {
+            out.insert(net, best.1);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr, Ipv6Addr},
+        sync::Arc,
+    };
+
+    use config::model::{PrefixList, Source};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Tables as the operations leave them, looked up as the program does.
+    #[derive(Default)]
+    struct Tables {
+        lines: HashMap<u32, Entry>,
+        blocks: HashMap<u32, Box<[u8; 256]>>,
+        v6: BTreeMap<Ipv6Net, u32>,
+        flags: u64,
+    }
+
+    impl Tables {
+        fn apply(&mut self, ops: Vec<Op>) {
+            for op in ops {
+                match op {
+                    Op::Block(row, b) => {
+                        self.blocks.insert(row, b);
+                    }
+                    Op::Line(n, e) => {
+                        self.lines.insert(n, e);
+                    }
+                    Op::Prefix6(n, l) => {
+                        self.v6.insert(n, l);
+                    }
+                    Op::RemovePrefix6(n) => assert!(self.v6.remove(&n).is_some()),
+                    Op::Flags(f) => self.flags = f,
+                    Op::List(..) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+
+        fn lookup(&self, ip: IpAddr) -> u8 {
+            match ip {
+                IpAddr::V4(ip) => match self.lines.get(&(u32::from(ip) >> 8)) {
+                    None => 0,
+                    Some(Entry::List(n)) => *n,
+                    Some(Entry::Block(b)) => self.blocks[b][usize::from(ip.octets()[3])],
+                },
+                IpAddr::V6(_) if self.flags == 0 => 0,
+                IpAddr::V6(ip) => {
+                    let covers = self.v6.iter().filter(|(n, _)| n.contains(&ip));
+                    covers.max_by_key(|(n, _)| n.prefix_len()).map_or(0, |(_, &l)| l as u8)
+                }
+            }
+        }
+    }
+
+    fn list(name: &str, action: ListAction, prefixes: Vec<IpNet>) -> Arc<PrefixList> {
+        Arc::new(PrefixList { name: name.to_owned(), source: Source::Api, action, prefixes })
+    }
+
+    /// What the documentation promises, by trying every prefix.
+    fn oracle(p: &Prefilter, ip: IpAddr) -> Option<&str> {
+        if p.allow.iter().any(|n| n.contains(&ip)) {
+            return None;
+        }
+        let first = |action| {
+            p.lists
+                .iter()
+                .filter(|l| l.action == action)
+                .find(|l| l.prefixes.iter().any(|n| n.contains(&ip)))
+        };
+        first(ListAction::Drop).or_else(|| first(ListAction::Audit)).map(|l| l.name.as_str())
+    }
+
+    /// Prefixes near each other, so that they overlap.
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        let v4 = (0u32..2048, 20u8..=32).prop_map(|(low, len)| {
+            IpNet::V4(Ipv4Net::new(Ipv4Addr::from(0xcb00_7000 + low), len).unwrap())
+        });
+        let v6 = (any::<u16>(), 100u8..=128).prop_map(|(low, len)| {
+            let ip = Ipv6Addr::from(0x2001_0db8u128 << 96 | u128::from(low));
+            IpNet::V6(Ipv6Net::new(ip, len).unwrap())
+        });
+        // Of the short IPv4 ones only a /16: each network is an operation of the test's.
+        let small = prop::sample::select(vec!["203.0.0.0/16", "::/0", "203.0.112.0/20"])
+            .prop_map(|t| t.parse().unwrap());
+        prop_oneof![12 => v4, 12 => v6, 1 => small]
+    }
+
+    fn prefilter() -> impl Strategy<Value = Prefilter> {
+        let lists =
+            prop::collection::vec((any::<bool>(), prop::collection::vec(prefix(), 0..8)), 0..4);
+        (lists, prop::collection::vec(prefix(), 0..3)).prop_map(|(lists, allow)| Prefilter {
+            allow,
+            lists: lists
+                .into_iter()
+                .enumerate()
+                .map(|(i, (drop, prefixes))| {
+                    let action = if drop { ListAction::Drop } else { ListAction::Audit };
+                    list(&format!("l{i}"), action, prefixes)
+                })
+                .collect(),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(6))]
+
+        #[test]
+        fn every_address_is_of_the_list_that_the_oracle_says(first in prefilter(), second in prefilter()) {
+            let mut prefixes = Prefixes::default();
+            let mut tables = Tables::default();
+            for p in [&first, &second] {
+                tables.apply(prefixes.plan(p, 100).unwrap());
+                prefixes.release();
+                let v4 = (0..2100u32).map(|low| IpAddr::from(Ipv4Addr::from(0xcb00_7000 + low)));
+                let v6 = (0..300u128).map(|low| IpAddr::from(Ipv6Addr::from(0x2001_0db8u128 << 96 | (low * 217))));
+                let far = ["8.8.8.8", "2001:4860::1", "203.0.1.1"].map(|t| t.parse().unwrap());
+                for ip in v4.chain(v6).chain(far) {
+                    let want = oracle(p, ip).map_or(0, |n| prefixes.number_of(n).unwrap());
+                    prop_assert_eq!(tables.lookup(ip), want, "{}", ip);
+                }
+            }
+            prop_assert_eq!(prefixes.plan(&second, 100).unwrap(), vec![]);
+        }
+    }
+
+    #[test]
+    fn one_more_prefix_is_two_stores() {
+        let mut prefixes = Prefixes::default();
+        let with = |nets: &[&str]| Prefilter {
+            allow: vec![],
+            lists: vec![list(
+                "l",
+                ListAction::Drop,
+                nets.iter().map(|n| n.parse().unwrap()).collect(),
+            )],
+        };
+        prefixes.plan(&with(&["192.0.2.0/24"]), 4).unwrap();
+        let ops = prefixes.plan(&with(&["192.0.2.0/24", "198.51.100.7/32"]), 4).unwrap();
+        assert!(
+            matches!(ops[..], [Op::Block(0, _), Op::Line(0xc6_3364, Entry::Block(0))]),
+            "{ops:?}"
+        );
+    }
+
+    #[test]
+    fn too_many_blocks_change_nothing() {
+        let mut prefixes = Prefixes::default();
+        let nets = (0..5).map(|i| format!("192.0.{i}.1/32").parse().unwrap()).collect();
+        let p = Prefilter { allow: vec![], lists: vec![list("l", ListAction::Drop, nets)] };
+        assert_eq!(prefixes.plan(&p, 4), Err(Full("BLOCKS")));
+        assert_eq!(prefixes.number_of("l"), None);
+    }
+}
