@@ -1,2 +1,8 @@
 //! Starts the client.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    eprintln!("lbctl: this version has no client yet; nothing was changed");
+    ExitCode::FAILURE
+}

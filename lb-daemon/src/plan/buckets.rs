@@ -116,7 +116,10 @@ impl Buckets {
 mod tests {
     use std::collections::BTreeMap;
 
-    use abi::addr::Addr;
+    use abi::{
+        addr::Addr,
+        table::{Frontend, Ring},
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -151,12 +154,13 @@ mod tests {
                 let mut ops = Vec::new();
                 let mut buckets = Buckets::default();
                 match (held.get(&n).copied(), add) {
-                    (None, true) => {
-                        if buckets.insert(&fake, &key(n), next, &mut ops).is_ok() {
-                            ops.insert(0, Op::Frontend(next, abi::table::Frontend::service(key(n), true, abi::table::Ring::default(), 0)));
-                            held.insert(n, next);
-                            next += 1;
-                        }
+                    (None, true)
+                        if buckets.insert(&fake, &key(n), next, &mut ops).is_ok() =>
+                    {
+                        let row = Frontend::service(key(n), true, Ring::default(), 0);
+                        ops.insert(0, Op::Frontend(next, row));
+                        held.insert(n, next);
+                        next += 1;
                     }
                     (Some(row), false) => {
                         buckets.replace(&fake, &key(n), row, None, &mut ops);
