@@ -213,7 +213,7 @@ fn count(table: &Array<Counter>, index: u32, bytes: u64, opening: bool) {
         unsafe {
             (*row).packets += 1;
             (*row).bytes += bytes;
-            (*row).new_connections += opening as u64;
+            (*row).new_connections += u64::from(opening);
         }
     }
 }
