@@ -14,9 +14,11 @@ pub mod model;
 mod schema;
 mod tree;
 mod validate;
+mod watch;
 
 pub use api::{parse_service_json, service_to_json};
 pub use duration::{format_duration, parse_duration};
 pub use fault::{Fault, FieldFault};
 pub use load::Loader;
 pub use schema::schema;
+pub use watch::{WatchError, Watcher};

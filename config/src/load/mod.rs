@@ -4,13 +4,13 @@
 //! `Arc` for a service or a list that did not. All file access of the crate is here and in
 //! a watcher (to come).
 
-mod merge;
+mod index;
 mod read;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,7 +19,7 @@ use std::{
 use serde::Deserialize;
 
 use self::{
-    merge::{Part, fault, merge},
+    index::Index,
     read::{Seen, read_if_changed, unreadable},
 };
 use crate::{
@@ -38,7 +38,8 @@ const MAX_FILES: usize = 10_000;
 pub struct Loader {
     path: PathBuf,
     host_name: String,
-    files: HashMap<PathBuf, CachedFile>,
+    files: BTreeMap<PathBuf, CachedFile>,
+    index: Index,
     lists: HashMap<(PathBuf, ListFormat), CachedList>,
     prefilter: Arc<model::Prefilter>,
 }
@@ -46,6 +47,8 @@ pub struct Loader {
 /// A document that was read.
 #[derive(Debug)]
 struct CachedFile {
+    /// As objects name it.
+    path: Arc<PathBuf>,
     seen: Seen,
     fragment: Fragment,
     faults: Vec<Fault>,
@@ -71,7 +74,8 @@ impl Loader {
         Self {
             path: path.into(),
             host_name: host_name(),
-            files: HashMap::new(),
+            files: BTreeMap::new(),
+            index: Index::default(),
             lists: HashMap::new(),
             prefilter: Arc::default(),
         }
@@ -90,23 +94,21 @@ impl Loader {
     pub fn load(&mut self) -> Result<model::DesiredState, Vec<Fault>> {
         let paths = self.paths().map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
-        self.files.retain(|path, _| paths.binary_search(path).is_ok());
+        self.forget_all_but(&paths);
         for path in &paths {
             if let Err(fault) = self.refresh_file(path) {
-                self.files.remove(path);
                 faults.push(fault);
             }
         }
 
-        let cached: Vec<(&Path, &CachedFile)> = paths
-            .iter()
-            .filter_map(|path| self.files.get(path).map(|file| (path.as_path(), file)))
-            .collect();
-        faults.extend(cached.iter().flat_map(|(_, file)| file.faults.iter().cloned()));
-        let parts: Vec<Part<'_>> =
-            cached.iter().map(|(path, file)| (*path, &file.fragment)).collect();
-        let mut state = merge(&parts, &self.host_name, &mut faults);
-        let prefilter = prefilter(&parts, &mut self.lists, &mut faults);
+        let cached = || self.files.values();
+        faults.extend(cached().flat_map(|file| file.faults.iter().cloned()));
+        self.index.faults(&mut faults);
+        let mut state = model::DesiredState::default();
+        state.node.name.clone_from(&self.host_name);
+        let parts = cached().map(|file| (&file.path, &file.fragment));
+        index::scalars(parts, &mut state, &mut faults);
+        let prefilter = prefilter(cached(), &mut self.lists, &mut faults);
 
         if !faults.is_empty() {
             faults.sort();
@@ -117,6 +119,7 @@ impl Loader {
             self.prefilter = Arc::new(prefilter);
         }
         state.prefilter = self.prefilter.clone();
+        state.services = self.index.services(self.files.values().map(|file| &file.fragment));
         Ok(state)
     }
 
@@ -181,31 +184,52 @@ impl Loader {
         Ok(paths)
     }
 
+    /// Forgets documents that are no longer there.
+    fn forget_all_but(&mut self, paths: &[PathBuf]) {
+        let gone: Vec<PathBuf> =
+            self.files.keys().filter(|path| paths.binary_search(path).is_err()).cloned().collect();
+        for path in gone {
+            self.forget(&path);
+        }
+    }
+
+    fn forget(&mut self, path: &Path) -> Option<CachedFile> {
+        let old = self.files.remove(path)?;
+        self.index.remove(&old.path, &old.fragment);
+        Some(old)
+    }
+
     /// Parses a document unless it is as it was.
     fn refresh_file(&mut self, path: &Path) -> Result<(), Fault> {
         let cached = self.files.get_mut(path);
         let seen = cached.map(|cached| &mut cached.seen);
-        let changed = read_if_changed(path, seen, MAX_FILE_BYTES)
-            .map_err(|why| Fault::of_file(path, why.message, why.help))?;
-        let Some((bytes, seen)) = changed else {
-            return Ok(());
+        let (bytes, seen) = match read_if_changed(path, seen, MAX_FILE_BYTES) {
+            Ok(None) => return Ok(()),
+            Ok(Some(changed)) => changed,
+            Err(why) => {
+                self.forget(path);
+                return Err(Fault::of_file(path, why.message, why.help));
+            }
         };
-        let (mut fragment, faults) = parse(path, &bytes);
+        let shared = Arc::new(path.to_path_buf());
+        let (mut fragment, faults) = parse(&shared, &bytes);
         let mut spare = Vec::new();
-        if let Some(old) = self.files.remove(path) {
+        if let Some(old) = self.forget(path) {
             keep_unchanged(&mut fragment, &old);
             if !faults.is_empty() {
                 spare = old.spare;
                 spare.extend(old.fragment.services.into_iter().map(|(service, _)| service));
             }
         }
-        self.files.insert(path.to_path_buf(), CachedFile { seen, fragment, faults, spare });
+        self.index.add(&shared, &fragment);
+        let cached = CachedFile { path: shared, seen, fragment, faults, spare };
+        self.files.insert(path.to_path_buf(), cached);
         Ok(())
     }
 }
 
 /// Parses and validates one document.
-fn parse(path: &Path, bytes: &[u8]) -> (Fragment, Vec<Fault>) {
+fn parse(path: &Arc<PathBuf>, bytes: &[u8]) -> (Fragment, Vec<Fault>) {
     let report = Report::new(Document::File(path));
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -277,14 +301,14 @@ fn same_file(one: &model::Source, other: &model::Source) -> bool {
 }
 
 /// The blocklists of all documents, with those that stand in files of their own.
-fn prefilter(
-    parts: &[Part<'_>],
+fn prefilter<'f>(
+    files: impl Iterator<Item = &'f CachedFile>,
     cache: &mut HashMap<(PathBuf, ListFormat), CachedList>,
     faults: &mut Vec<Fault>,
 ) -> model::Prefilter {
     cache.values_mut().for_each(|list| list.used = false);
     let mut prefilter = model::Prefilter::default();
-    for (document, fragment) in parts {
+    for CachedFile { path: document, fragment, .. } in files {
         prefilter.allow.extend_from_slice(&fragment.allow);
         for entry in &fragment.lists {
             match &entry.body {
@@ -296,7 +320,13 @@ fn prefilter(
                             let cached = cache.get(&(path.clone(), *format));
                             faults.extend(cached.into_iter().flat_map(|one| one.faults.clone()));
                         }
-                        Err(why) => faults.push(fault(document, *at, why.message, why.help)),
+                        Err(read::Unreadable { message, help }) => faults.push(Fault {
+                            path: document.to_path_buf(),
+                            line: at.line,
+                            column: at.column,
+                            message,
+                            help,
+                        }),
                     }
                 }
             }

@@ -12,8 +12,9 @@ use crate::{
 /// Where the parts of a service stand that another service may contradict.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Places {
-    /// As [`model::Service::ports`].
-    pub(crate) ports: Vec<Loc>,
+    /// The port's place for each port and address: ports in the order of the service, and within one
+    /// the addresses.
+    pub(crate) fronts: Vec<Loc>,
 }
 
 /// Defaults, as the documentation has them.
@@ -80,7 +81,11 @@ pub(crate) fn service(
         drain_timeout,
         health_check,
     };
-    Some((service, Places { ports: places }))
+    let fronts = places
+        .into_iter()
+        .flat_map(|at| std::iter::repeat_n(at, service.addresses.len()))
+        .collect();
+    Some((service, Places { fronts }))
 }
 
 fn service_name(

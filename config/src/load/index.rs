@@ -1,0 +1,245 @@
+//! All documents at once: the services of all of them, and what they contradict each other in.
+//!
+//! Kept from load to load, so that a changed document costs as much as it contains and not as much as
+//! there is.
+
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use crate::{
+    fault::{Fault, Loc},
+    model,
+    validate::{Fragment, Kind},
+};
+
+type Front = (IpAddr, u16, model::Protocol);
+
+/// Names, addresses with ports, and services of all documents.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    names: BTreeMap<Kind, Unique<String, ()>>,
+    fronts: Unique<Front, Arc<model::Service>>,
+    services: BTreeMap<String, Arc<model::Service>>,
+    /// Two services had the same name since `services` was right.
+    stale: bool,
+}
+
+/// Keys that should have one owner each.
+#[derive(Debug)]
+struct Unique<K, T> {
+    owners: HashMap<K, Vec<Owner<T>>>,
+    contested: BTreeSet<K>,
+}
+
+#[derive(Debug)]
+struct Owner<T> {
+    document: Arc<PathBuf>,
+    at: Loc,
+    what: T,
+}
+
+impl Index {
+    /// Adds what a document has.
+    pub(super) fn add(&mut self, document: &Arc<PathBuf>, fragment: &Fragment) {
+        let owner = |at| Owner { document: document.clone(), at, what: () };
+        for (kind, name, at) in &fragment.names {
+            let names = self.names.entry(*kind).or_default();
+            if names.add(name.clone(), owner(*at)) && *kind == Kind::Service {
+                self.stale = true;
+            }
+        }
+        for (service, places) in &fragment.services {
+            for (front, at) in fronts(service).zip(&places.fronts) {
+                let (document, what) = (document.clone(), service.clone());
+                // Port 0 stands for the ports that nobody else listens on, so it collides with port 0
+                // only.
+                self.fronts.add(front, Owner { document, at: *at, what });
+            }
+            self.services.insert(service.name.clone(), service.clone());
+        }
+    }
+
+    /// Removes what [`Self::add`] added.
+    pub(super) fn remove(&mut self, document: &Arc<PathBuf>, fragment: &Fragment) {
+        for (kind, name, _) in &fragment.names {
+            if let Some(names) = self.names.get_mut(kind) {
+                names.remove(name.as_str(), document);
+            }
+        }
+        for (service, _) in &fragment.services {
+            for front in fronts(service) {
+                self.fronts.remove(&front, document);
+            }
+            self.services.remove(&service.name);
+        }
+    }
+
+    /// What the documents contradict each other in.
+    pub(super) fn faults(&self, faults: &mut Vec<Fault>) {
+        for (kind, names) in &self.names {
+            names.contested(|name, first, other| {
+                let message = format!(
+                    "the {} `{name}` is defined twice, first at {}",
+                    kind.as_str(),
+                    place(first)
+                );
+                faults.push(fault(other, message, "allowed: once; rename or remove one of them"));
+            });
+        }
+        self.fronts.contested(|(address, port, protocol), first, other| {
+            let port = match port {
+                0 => "every other port".to_owned(),
+                number => format!("port {number}"),
+            };
+            let message = format!(
+                "{address} {port}/{} is taken by the service `{}` at {}",
+                protocol.as_str(),
+                first.what.name,
+                place(first)
+            );
+            faults.push(fault(
+                other,
+                message,
+                "allowed: one service per address, port and protocol",
+            ));
+        });
+    }
+
+    /// The services of all documents, of which there must be no fault.
+    pub(super) fn services<'f>(
+        &mut self,
+        fragments: impl Iterator<Item = &'f Fragment>,
+    ) -> BTreeMap<String, Arc<model::Service>> {
+        if self.stale {
+            self.stale = false;
+            self.services = fragments
+                .flat_map(|fragment| &fragment.services)
+                .map(|(service, _)| (service.name.clone(), service.clone()))
+                .collect();
+        }
+        self.services.clone()
+    }
+}
+
+/// What a service listens on, in the order of [`Places`](crate::validate::Places).
+fn fronts(service: &model::Service) -> impl Iterator<Item = Front> {
+    service.ports.iter().flat_map(|port| {
+        service.addresses.iter().map(|address| (*address, port.port, port.protocol))
+    })
+}
+
+impl<K, T> Default for Unique<K, T> {
+    fn default() -> Self {
+        Self { owners: HashMap::new(), contested: BTreeSet::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Ord, T> Unique<K, T> {
+    /// Adds an owner; whether the key has another one.
+    fn add(&mut self, key: K, owner: Owner<T>) -> bool {
+        if let Some(owners) = self.owners.get_mut(&key) {
+            owners.push(owner);
+            owners.sort_by(|one, other| (&one.document, one.at).cmp(&(&other.document, other.at)));
+            self.contested.insert(key);
+            return true;
+        }
+        self.owners.insert(key, vec![owner]);
+        false
+    }
+
+    /// Removes all owners of the document.
+    fn remove<Q: Eq + Hash + Ord + ?Sized>(&mut self, key: &Q, document: &Arc<PathBuf>)
+    where
+        K: Borrow<Q>,
+    {
+        let Some(owners) = self.owners.get_mut(key) else {
+            return;
+        };
+        owners.retain(|owner| owner.document != *document);
+        let left = owners.len();
+        if left <= 1 {
+            self.contested.remove(key);
+        }
+        if left == 0 {
+            self.owners.remove(key);
+        }
+    }
+
+    /// Calls `tell` with the first and each other owner of a contested key.
+    fn contested(&self, mut tell: impl FnMut(&K, &Owner<T>, &Owner<T>)) {
+        for key in &self.contested {
+            if let Some([first, others @ ..]) = self.owners.get(key).map(Vec::as_slice) {
+                others.iter().for_each(|other| tell(key, first, other));
+            }
+        }
+    }
+}
+
+/// What stands in one document only, and is not worth an index: there is little of it.
+pub(super) fn scalars<'f>(
+    parts: impl Iterator<Item = (&'f Arc<PathBuf>, &'f Fragment)>,
+    state: &mut model::DesiredState,
+    faults: &mut Vec<Fault>,
+) {
+    let mut seen: HashMap<&str, Owner<()>> = HashMap::new();
+    for (document, fragment) in parts {
+        for (name, at) in &fragment.scalars {
+            let owner = Owner { document: document.clone(), at: *at, what: () };
+            if let Some(first) = seen.get(name) {
+                let message = format!("`{name}` is set twice, first at {}", place(first));
+                faults.push(fault(&owner, message, "allowed: in one file"));
+            } else {
+                seen.insert(name, owner);
+            }
+        }
+        let Fragment {
+            node_name,
+            tunnel_ipv4,
+            tunnel_ipv6,
+            table_size,
+            seed,
+            interfaces,
+            services: _,
+            allow: _,
+            lists: _,
+            scalars: _,
+            names: _,
+        } = fragment;
+        if let Some(name) = node_name {
+            state.node.name.clone_from(name);
+        }
+        if let Some(source) = tunnel_ipv4 {
+            state.node.tunnel_source.ipv4 = *source;
+        }
+        if let Some(source) = tunnel_ipv6 {
+            state.node.tunnel_source.ipv6 = *source;
+        }
+        if table_size.is_some() {
+            state.maglev.table_size = *table_size;
+        }
+        if let Some(seed) = seed {
+            state.maglev.seed.clone_from(seed);
+        }
+        state.interfaces.extend(interfaces.iter().cloned());
+    }
+}
+
+fn place<T>(Owner { document, at, .. }: &Owner<T>) -> String {
+    format!("{}:{}:{}", document.display(), at.line, at.column)
+}
+
+fn fault<T>(Owner { document, at, .. }: &Owner<T>, message: String, help: &str) -> Fault {
+    Fault {
+        path: document.to_path_buf(),
+        line: at.line,
+        column: at.column,
+        message,
+        help: help.to_owned(),
+    }
+}
