@@ -1,7 +1,7 @@
 //! What users write: the domain model, the YAML files, their validation and their schema.
 //!
 //! [`Loader`] turns a directory (or one file) into a [`model::DesiredState`], or into the list of
-//! everything that is wrong with it. A watcher (to come) says when it is time to load again.
+//! everything that is wrong with it. [`Watcher`] says when it is time to load again.
 #![forbid(unsafe_code)]
 
 mod api;
