@@ -2,8 +2,9 @@
 //! millions.
 //!
 //! IPv4: a first level with one entry for each of the 2^24 networks of length 24, sixteen to a
-//! cache line, and second-level blocks of 256 bytes for those that hold longer prefixes. Lists are
-//! numbered from 1; 0 is none.
+//! cache line, and second-level blocks of 256 bytes for those that hold longer prefixes. A network
+//! with a single longer prefix, the usual case of lists of addresses, needs no block: its entry
+//! holds that prefix itself. Lists are numbered from 1; 0 is none.
 
 use crate::table::shared;
 
@@ -35,18 +36,46 @@ shared!(Block, 256, { lists @ 0 });
 pub enum Entry {
     /// The whole /24 is of this list; 0: of none.
     List(u8),
+    /// One longer prefix of a list, and what the rest of the /24 is of.
+    One(One),
     /// Look into this block.
     Block(u32),
 }
 
+/// A /24 with a single longer prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct One {
+    /// Last byte of the prefix's first address.
+    pub base: u8,
+    /// Host bits of the prefix: 0 to 7.
+    pub host_bits: u8,
+    /// List of the prefix.
+    pub inside: u8,
+    /// List of the other addresses of the /24.
+    pub outside: u8,
+}
+
+impl One {
+    /// The list of the address whose last byte this is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn list(self, low: u8) -> u8 {
+        if (low ^ self.base) >> (self.host_bits & 7) == 0 { self.inside } else { self.outside }
+    }
+}
+
 impl Entry {
     const BLOCK: u32 = 1 << 31;
+    const ONE: u32 = 1 << 30;
 
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u32 {
         match self {
             Self::List(n) => n as u32,
+            Self::One(One { base, host_bits, inside, outside }) => {
+                Self::ONE | u32::from_be_bytes([host_bits & 7, base, inside, outside])
+            }
             Self::Block(n) => n | Self::BLOCK,
         }
     }
@@ -57,6 +86,9 @@ impl Entry {
     pub const fn from_word(word: u32) -> Self {
         if word & Self::BLOCK != 0 {
             Self::Block(word & !Self::BLOCK)
+        } else if word & Self::ONE != 0 {
+            let [bits, base, inside, outside] = word.to_be_bytes();
+            Self::One(One { base, host_bits: bits & 7, inside, outside })
         } else {
             Self::List(word as u8)
         }
@@ -93,6 +125,7 @@ pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
         unsafe { core::ptr::read_volatile(&raw const line.entries[network as usize & (LINE - 1)]) };
     match Entry::from_word(word) {
         Entry::List(n) => n,
+        Entry::One(one) => one.list(addr as u8),
         Entry::Block(n) => match tables.block(n) {
             Some(block) => block.lists[addr as usize & 255],
             None => 0,
@@ -111,3 +144,33 @@ pub struct PrefixKey6 {
 }
 
 const _: () = assert!(size_of::<PrefixKey6>() == 20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_its_word() {
+        let one = One { base: 0x80, host_bits: 6, inside: 3, outside: 4 };
+        for (entry, word) in
+            [(Entry::List(7), 7), (Entry::One(one), 0x4680_0304), (Entry::Block(9), 0x8000_0009)]
+        {
+            assert_eq!(entry.to_word(), word);
+            assert_eq!(Entry::from_word(word), entry);
+        }
+    }
+
+    #[test]
+    fn one_prefix_covers_its_addresses_and_no_others() {
+        for host_bits in 0..8u8 {
+            for base in (0..=255u8).filter(|b| b.trailing_zeros() >= u32::from(host_bits)) {
+                let one = One { base, host_bits, inside: 1, outside: 2 };
+                for low in 0..=255u8 {
+                    let covered = u32::from(low) >= u32::from(base)
+                        && u32::from(low) < u32::from(base) + (1 << host_bits);
+                    assert_eq!(one.list(low), if covered { 1 } else { 2 }, "{one:?} {low}");
+                }
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use abi::{
     limits::feature,
-    prefix::{Entry, ListRow},
+    prefix::{Entry, ListRow, One},
     reason::{Reason, Verdict},
 };
 use config::model::{Forwarding, Port, Protocol};
@@ -365,6 +365,8 @@ fn blocked_sources_are_dropped_audited_ones_counted() {
         // 192.0.2.0/24 in list 1; of 198.51.100.0/24 only .7, in list 2.
         Op::Line(0xc0_0002, Entry::List(1)),
         Op::Line(0xc6_3364, Entry::Block(3)),
+        // Of 203.0.113.0/24 .64 to .127 in list 1, the rest in list 2.
+        Op::Line(0xcb_0071, Entry::One(One { base: 64, host_bits: 6, inside: 1, outside: 2 })),
         Op::Prefix6("2001:db8:bad::/48".parse().unwrap(), 1),
         Op::Flags(abi::table::Control::PREFIXES_V6),
     ]);
@@ -375,8 +377,82 @@ fn blocked_sources_are_dropped_audited_ones_counted() {
     assert_eq!(see(&frame4("198.51.100.8", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
     assert_eq!(see(&frame6("2001:db8:bad::1", VIP6, L4::Syn(80), 64, b"")), Reason::Blocked);
     assert_eq!(see(&frame6("2001:db8:9::1", VIP6, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
-    assert_eq!((rig.list_hits(1), rig.list_hits(2)), (2, 1));
+    for (low, want) in [
+        (63, Reason::ForwardedTx),
+        (64, Reason::Blocked),
+        (127, Reason::Blocked),
+        (128, Reason::ForwardedTx),
+    ] {
+        let source = format!("203.0.113.{low}");
+        assert_eq!(see(&frame4(&source, VIP4, L4::Syn(80), 64, b"")), want, "{source}");
+    }
+    assert_eq!((rig.list_hits(1), rig.list_hits(2)), (4, 3));
     let _ = EtherType::IPV4;
+}
+
+#[test]
+fn the_kernel_blocks_what_the_lists_say() {
+    use config::model::{ListAction, Prefilter, PrefixList, Source};
+    use lb_daemon::plan::prefixes::{Prefixes, lookup};
+
+    // Numbers that look random, the same in every run.
+    let mut state = 7u64;
+    let mut next = |below: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u32 % below
+    };
+    let mut rig = Rig::new(feature::PREFILTER);
+    let mut prefixes = Prefixes::default();
+    for round in 0..4 {
+        let mut some = |count: u32| -> Vec<_> {
+            (0..count)
+                .map(|_| match next(3) {
+                    0 => format!("2001:db8::{:x}/{}", next(1 << 12), 112 + next(17)),
+                    _ => format!("203.0.{}.{}/{}", 112 + next(8), next(256), 20 + next(13)),
+                })
+                .map(|text| text.parse::<ipnet::IpNet>().expect("a prefix").trunc())
+                .collect()
+        };
+        let list = |name: &str, action, prefixes| {
+            let (name, source) = (name.to_owned(), Source::Api);
+            std::sync::Arc::new(PrefixList { name, source, action, prefixes })
+        };
+        let lists = vec![
+            list("watch", ListAction::Audit, some(8)),
+            list("first", ListAction::Drop, some(10)),
+            list("second", ListAction::Drop, some(10)),
+        ];
+        let wanted = Prefilter { allow: some(4), lists };
+        let ops = prefixes.plan(&wanted, lb_tests::rig::capacity().blocks).expect("room");
+        rig.apply(&ops);
+        prefixes.release();
+        for _ in 0..500 {
+            let (source, frame) = match next(3) {
+                0 => {
+                    let source = format!("2001:db8::{:x}", next(1 << 12));
+                    let frame = frame6(&source, VIP6, L4::Syn(80), 64, b"");
+                    (source, frame)
+                }
+                _ => {
+                    let source = format!("203.0.{}.{}", 112 + next(8), next(256));
+                    let frame = frame4(&source, VIP4, L4::Syn(80), 64, b"");
+                    (source, frame)
+                }
+            };
+            let verdict = lookup(&wanted, source.parse().expect("an address"));
+            let number = verdict.decides.and_then(|name| prefixes.number_of(name));
+            let before = number.map(|n| rig.list_hits(n.into()));
+            let action =
+                verdict.hits.iter().find(|h| Some(h.list) == verdict.decides).map(|h| h.action);
+            let want = match action {
+                Some(ListAction::Drop) => Reason::Blocked,
+                Some(ListAction::Audit) | None => Reason::NotOurs,
+            };
+            assert_eq!(rig.run(&frame).reason, want, "round {round}: {source}: {verdict:?}");
+            let after = number.map(|n| rig.list_hits(n.into()));
+            assert_eq!(after, before.map(|n| n + 1), "round {round}: {source}: {verdict:?}");
+        }
+    }
 }
 
 #[test]

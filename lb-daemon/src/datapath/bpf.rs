@@ -406,6 +406,11 @@ impl Bpf {
             Op::List(row, ref value) => self.lists.write(row, value),
             Op::Block(index, ref lists) => self.write_block(index, lists),
             Op::Line(network, entry) => self.store_entry(network, entry.to_word()),
+            Op::Lines(ref networks, entry) => {
+                for network in networks.clone() {
+                    self.store_entry(network, entry.to_word());
+                }
+            }
             Op::Prefix6(net, list) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
                 self.prefixes6.insert(&key, list, 0).map_err(|e| refused(op, e))?;

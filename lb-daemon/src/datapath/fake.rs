@@ -197,7 +197,7 @@ impl Fake {
             Op::List(row, value) => {
                 self.lists.insert(row, value);
             }
-            Op::Block(..) | Op::Line(..) | Op::Flags(_) => {}
+            Op::Block(..) | Op::Line(..) | Op::Lines(..) | Op::Flags(_) => {}
             Op::Prefix6(net, list) => {
                 self.prefixes6.insert(net, list);
             }

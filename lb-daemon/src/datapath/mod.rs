@@ -99,6 +99,8 @@ pub enum Op {
     Block(u32, Box<[u8; 256]>),
     /// Stores an entry of the first level: network number (address / 256), entry.
     Line(u32, Entry),
+    /// Stores the same entry for all of these networks, one by one.
+    Lines(std::ops::RangeInclusive<u32>, Entry),
     /// Adds or replaces an IPv6 prefix.
     Prefix6(Ipv6Net, u32),
     /// Removes an IPv6 prefix.

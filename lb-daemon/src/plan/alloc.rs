@@ -54,6 +54,12 @@ impl Rows {
         self.next - self.free.len() as u32
     }
 
+    /// How many [`Self::take`] can give now.
+    #[must_use]
+    pub fn available(&self) -> u32 {
+        self.capacity - self.used()
+    }
+
     /// Whether anything waits to be released.
     #[must_use]
     pub fn waits(&self) -> bool {

@@ -7,11 +7,14 @@
 //!
 //! Pure: compiles, and compares with what stands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use abi::{
     limits::MAX_LISTS,
-    prefix::{Entry, ListRow},
+    prefix::{Entry, ListRow, One},
     table::Control,
 };
 use config::model::{ListAction, Prefilter};
@@ -41,7 +44,42 @@ struct Painted {
     /// One for each network; empty: all 0.
     networks: Vec<u8>,
     /// Those networks that are of more than one list.
-    blocks: HashMap<u32, Box<[u8; 256]>>,
+    blocks: HashMap<u32, Mixed>,
+}
+
+/// A network of more than one list.
+#[derive(Clone, Debug, PartialEq)]
+enum Mixed {
+    One(One),
+    Block(Box<[u8; 256]>),
+}
+
+impl Mixed {
+    fn lists(&self) -> Box<[u8; 256]> {
+        match self {
+            Self::One(one) => Box::new(std::array::from_fn(|low| one.list(low as u8))),
+            Self::Block(lists) => lists.clone(),
+        }
+    }
+
+    /// The smallest form of these lists, which are not all the same.
+    fn of(lists: Box<[u8; 256]>) -> Self {
+        for outside in [lists[0], lists[255]] {
+            let first = lists.iter().position(|&l| l != outside).unwrap_or(0);
+            let last = lists.iter().rposition(|&l| l != outside).unwrap_or(0);
+            let size = last - first + 1;
+            let inside = lists[first];
+            if size.is_power_of_two()
+                && size < 256
+                && first % size == 0
+                && lists[first..=last].iter().all(|&l| l == inside)
+            {
+                let host_bits = size.trailing_zeros() as u8;
+                return Self::One(One { base: first as u8, host_bits, inside, outside });
+            }
+        }
+        Self::Block(lists)
+    }
 }
 
 impl Painted {
@@ -65,11 +103,22 @@ impl Painted {
         }
         let network = first >> 8;
         let whole = self.networks[network as usize];
-        let block = self.blocks.entry(network).or_insert_with(|| Box::new([whole; 256]));
-        block[(first & 255) as usize..=(last & 255) as usize].fill(list);
-        if block.iter().all(|&l| l == block[0]) {
-            self.networks[network as usize] = block[0];
+        let mut lists = match self.blocks.get(&network) {
+            None if whole == list => return,
+            None => {
+                let host_bits = 32 - net.prefix_len();
+                let one = One { base: first as u8, host_bits, inside: list, outside: whole };
+                self.blocks.insert(network, Mixed::One(one));
+                return;
+            }
+            Some(mixed) => mixed.lists(),
+        };
+        lists[(first & 255) as usize..=(last & 255) as usize].fill(list);
+        if lists.iter().all(|&l| l == lists[0]) {
+            self.networks[network as usize] = lists[0];
             self.blocks.remove(&network);
+        } else {
+            self.blocks.insert(network, Mixed::of(lists));
         }
     }
 
@@ -92,10 +141,6 @@ impl Prefixes {
             rows.insert(numbers[&list.name], ListRow { drop, id: stable_id(&list.name) });
         }
         let (v4, v6) = compile(wanted, &numbers);
-        if v4.blocks.len() > blocks as usize {
-            return Err(Full("BLOCKS"));
-        }
-
         let mut ops = Vec::new();
         for (&number, &row) in &rows {
             if self.rows.get(&number) != Some(&row) {
@@ -155,22 +200,45 @@ impl Prefixes {
     fn diff_v4(&mut self, new: &Painted, capacity: u32, ops: &mut Vec<Op>) -> Result<(), Full> {
         let rows = self.blocks.get_or_insert_with(|| Rows::new(capacity));
         let old = &self.v4;
-        for (&network, block) in &new.blocks {
-            if old.blocks.get(&network) == Some(block) {
-                continue;
+        let mut changed: Vec<(u32, &Mixed)> = new
+            .blocks
+            .iter()
+            .filter(|(network, mixed)| old.blocks.get(network) != Some(mixed))
+            .map(|(&network, mixed)| (network, mixed))
+            .collect();
+        let wanted = changed.iter().filter(|(_, m)| matches!(m, Mixed::Block(_))).count();
+        if wanted > rows.available() as usize {
+            return Err(Full("BLOCKS"));
+        }
+        changed.sort_unstable_by_key(|&(network, _)| network);
+        for (network, mixed) in changed {
+            let before = self.blocks_at.remove(&network);
+            match mixed {
+                Mixed::One(one) => ops.push(Op::Line(network, Entry::One(*one))),
+                Mixed::Block(lists) => {
+                    // A block that changes is written elsewhere, so that no packet meets half of it.
+                    let row = rows.take().ok_or(Full("BLOCKS"))?;
+                    ops.push(Op::Block(row, lists.clone()));
+                    ops.push(Op::Line(network, Entry::Block(row)));
+                    self.blocks_at.insert(network, row);
+                }
             }
-            // A block that changes is written elsewhere, so that no packet meets half of it.
-            let row = rows.take().ok_or(Full("BLOCKS"))?;
-            ops.push(Op::Block(row, block.clone()));
-            ops.push(Op::Line(network, Entry::Block(row)));
-            if let Some(before) = self.blocks_at.insert(network, row) {
-                rows.give(before);
+            if let Some(row) = before {
+                rows.give(row);
             }
         }
-        for network in plain_changes(old, new) {
-            ops.push(Op::Line(network, Entry::List(new.network(network))));
-            if let Some(before) = self.blocks_at.remove(&network) {
-                rows.give(before);
+        let plain = plain_changes(old, new);
+        for run in plain.chunk_by(|&a, &b| b == a + 1 && new.network(a) == new.network(b)) {
+            let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
+            let entry = Entry::List(new.network(first));
+            ops.push(match first == last {
+                true => Op::Line(first, entry),
+                false => Op::Lines(first..=last, entry),
+            });
+            for network in run {
+                if let Some(row) = self.blocks_at.remove(network) {
+                    rows.give(row);
+                }
             }
         }
         Ok(())
@@ -201,6 +269,51 @@ fn plain_changes(old: &Painted, new: &Painted) -> Vec<u32> {
     }
     changed.sort_unstable();
     changed
+}
+
+/// What the blocklists say about one address.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict<'a> {
+    /// The longest prefix that allows it: then no list applies.
+    pub allowed: Option<IpNet>,
+    /// The list that decides; `None` when the address is allowed or in no list.
+    pub decides: Option<&'a str>,
+    /// Every list that holds it, in the order of the configuration.
+    pub hits: Vec<Hit<'a>>,
+}
+
+/// A list that holds an address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit<'a> {
+    /// Its name.
+    pub list: &'a str,
+    /// What it does.
+    pub action: ListAction,
+    /// The longest of its prefixes that cover the address.
+    pub prefix: IpNet,
+}
+
+/// Looks an address up in the lists themselves, not in the tables. An IPv4-mapped IPv6 address is
+/// taken as IPv4. Costs a pass over all prefixes.
+#[must_use]
+pub fn lookup(lists: &Prefilter, ip: IpAddr) -> Verdict<'_> {
+    let ip = ip.to_canonical();
+    let longest = |prefixes: &[IpNet]| {
+        prefixes.iter().filter(|p| p.contains(&ip)).max_by_key(|p| p.prefix_len()).copied()
+    };
+    let allowed = longest(&lists.allow);
+    let hit = |list: &'_ std::sync::Arc<config::model::PrefixList>| longest(&list.prefixes);
+    let hits: Vec<Hit<'_>> = lists
+        .lists
+        .iter()
+        .filter_map(|l| hit(l).map(|prefix| Hit { list: &l.name, action: l.action, prefix }))
+        .collect();
+    let first = |action| hits.iter().find(|h| h.action == action);
+    let decides = match allowed {
+        Some(_) => None,
+        None => first(ListAction::Drop).or_else(|| first(ListAction::Audit)).map(|h| h.list),
+    };
+    Verdict { allowed, decides, hits }
 }
 
 /// Lists from the weakest to the strongest.
@@ -258,7 +371,7 @@ fn strongest(strengths: &BTreeMap<Ipv6Net, (usize, u8)>) -> BTreeMap<Ipv6Net, u8
 #[cfg(test)]
 mod tests {
     use std::{
-        net::{IpAddr, Ipv4Addr, Ipv6Addr},
+        net::{Ipv4Addr, Ipv6Addr},
         sync::Arc,
     };
 
@@ -286,6 +399,9 @@ mod tests {
                     Op::Line(n, e) => {
                         self.lines.insert(n, e);
                     }
+                    Op::Lines(networks, e) => {
+                        self.lines.extend(networks.map(|n| (n, e)));
+                    }
                     Op::Prefix6(n, l) => {
                         self.v6.insert(n, l);
                     }
@@ -302,6 +418,7 @@ mod tests {
                 IpAddr::V4(ip) => match self.lines.get(&(u32::from(ip) >> 8)) {
                     None => 0,
                     Some(Entry::List(n)) => *n,
+                    Some(Entry::One(one)) => one.list(ip.octets()[3]),
                     Some(Entry::Block(b)) => self.blocks[b][usize::from(ip.octets()[3])],
                 },
                 IpAddr::V6(_) if self.flags == 0 => 0,
@@ -378,37 +495,76 @@ mod tests {
                 for ip in v4.chain(v6).chain(far) {
                     let want = oracle(p, ip).map_or(0, |n| prefixes.number_of(n).unwrap());
                     prop_assert_eq!(tables.lookup(ip), want, "{}", ip);
+                    prop_assert_eq!(lookup(p, ip).decides, oracle(p, ip));
                 }
             }
             prop_assert_eq!(prefixes.plan(&second, 100).unwrap(), vec![]);
         }
     }
 
+    fn dropping(nets: &[&str]) -> Prefilter {
+        let nets = nets.iter().map(|n| n.parse().unwrap()).collect();
+        Prefilter { allow: vec![], lists: vec![list("l", ListAction::Drop, nets)] }
+    }
+
     #[test]
-    fn one_more_prefix_is_two_stores() {
+    fn one_more_prefix_is_one_store() {
         let mut prefixes = Prefixes::default();
-        let with = |nets: &[&str]| Prefilter {
-            allow: vec![],
-            lists: vec![list(
-                "l",
-                ListAction::Drop,
-                nets.iter().map(|n| n.parse().unwrap()).collect(),
-            )],
-        };
-        prefixes.plan(&with(&["192.0.2.0/24"]), 4).unwrap();
-        let ops = prefixes.plan(&with(&["192.0.2.0/24", "198.51.100.7/32"]), 4).unwrap();
+        prefixes.plan(&dropping(&["192.0.2.0/24"]), 4).unwrap();
+        let ops = prefixes.plan(&dropping(&["192.0.2.0/24", "198.51.100.7/32"]), 4).unwrap();
+        let one = One { base: 7, host_bits: 0, inside: 1, outside: 0 };
+        assert_eq!(ops, [Op::Line(0xc6_3364, Entry::One(one))]);
+    }
+
+    #[test]
+    fn a_block_comes_with_the_second_prefix_and_goes_with_it() {
+        let mut prefixes = Prefixes::default();
+        prefixes.plan(&dropping(&["192.0.2.1/32"]), 1).unwrap();
+        let ops = prefixes.plan(&dropping(&["192.0.2.1/32", "192.0.2.3/32"]), 1).unwrap();
         assert!(
-            matches!(ops[..], [Op::Block(0, _), Op::Line(0xc6_3364, Entry::Block(0))]),
+            matches!(ops[..], [Op::Block(0, _), Op::Line(0xc0_0002, Entry::Block(0))]),
             "{ops:?}"
         );
+        let ops = prefixes.plan(&dropping(&["192.0.2.128/25"]), 1).unwrap();
+        assert!(matches!(ops[..], [Op::Line(0xc0_0002, Entry::One(_))]), "{ops:?}");
+        prefixes.release();
+        let both = ["192.0.2.1/32", "192.0.2.3/32"];
+        assert_eq!(prefixes.plan(&dropping(&both), 1).unwrap().len(), 2, "the block is free again");
+    }
+
+    #[test]
+    fn the_whole_of_ipv4_is_few_operations() {
+        let mut prefixes = Prefixes::default();
+        let ops = prefixes.plan(&dropping(&["0.0.0.0/0", "192.0.2.1/32"]), 1).unwrap();
+        let ops = &ops[1..];
+        assert_eq!(ops, [Op::Lines(0..=0xff_ffff, Entry::List(1))]);
     }
 
     #[test]
     fn too_many_blocks_change_nothing() {
         let mut prefixes = Prefixes::default();
-        let nets = (0..5).map(|i| format!("192.0.{i}.1/32").parse().unwrap()).collect();
-        let p = Prefilter { allow: vec![], lists: vec![list("l", ListAction::Drop, nets)] };
+        let nets = (0..5).flat_map(|i| [1, 3].map(|low| format!("192.0.{i}.{low}/32")));
+        let nets: Vec<String> = nets.collect();
+        let p = dropping(&nets.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(prefixes.plan(&p, 4), Err(Full("BLOCKS")));
         assert_eq!(prefixes.number_of("l"), None);
+        assert!(prefixes.plan(&dropping(&[]), 4).unwrap().len() == 1, "the list's row only");
+    }
+
+    #[test]
+    fn lookup_names_lists_and_prefixes() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut p = dropping(&["192.0.2.0/24", "192.0.2.64/26"]);
+        p.lists.insert(0, list("watch", ListAction::Audit, vec![net("192.0.0.0/16")]));
+        let hits = vec![
+            Hit { list: "watch", action: ListAction::Audit, prefix: net("192.0.0.0/16") },
+            Hit { list: "l", action: ListAction::Drop, prefix: net("192.0.2.64/26") },
+        ];
+        let seen = lookup(&p, "::ffff:192.0.2.65".parse().unwrap());
+        assert_eq!(seen, Verdict { allowed: None, decides: Some("l"), hits: hits.clone() });
+        p.allow = vec![net("0.0.0.0/0")];
+        let seen = lookup(&p, "192.0.2.65".parse().unwrap());
+        assert_eq!(seen, Verdict { allowed: Some(net("0.0.0.0/0")), decides: None, hits });
+        assert_eq!(lookup(&p, "2001:db8::1".parse().unwrap()), Verdict::default());
     }
 }
