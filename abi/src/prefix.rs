@@ -22,6 +22,14 @@ pub struct Line {
 
 shared!(Line, 64, { entries @ 0 });
 
+impl Line {
+    /// The words of its entries.
+    #[must_use]
+    pub const fn words(&self) -> [u32; LINE] {
+        self.entries
+    }
+}
+
 /// A second-level block: the list of each address of a /24. Live: each byte.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +38,14 @@ pub struct Block {
 }
 
 shared!(Block, 256, { lists @ 0 });
+
+impl Block {
+    /// The list of each address.
+    #[must_use]
+    pub const fn lists(&self) -> &[u8; 256] {
+        &self.lists
+    }
+}
 
 /// An entry of the first level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -108,6 +108,11 @@ impl Control {
         live(&self.generation)
     }
 
+    /// Sets the flags of a row that no program reads.
+    pub const fn set_flags(&mut self, flags: u64) {
+        self.flags = flags;
+    }
+
     /// Live flags.
     #[inline(always)]
     #[must_use]

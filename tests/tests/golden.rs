@@ -426,6 +426,10 @@ fn the_kernel_blocks_what_the_lists_say() {
         let ops = prefixes.plan(&wanted, lb_tests::rig::capacity().blocks).expect("room");
         rig.apply(&ops);
         prefixes.release();
+        let names = wanted.lists.iter().map(|l| l.name.as_str());
+        let mut adopted = Prefixes::adopt(&rig.bpf, names).expect("the kernel's prefixes");
+        let again = adopted.plan(&wanted, lb_tests::rig::capacity().blocks).expect("room");
+        assert_eq!(again, [], "what stands is what is wanted");
         for _ in 0..500 {
             let (source, frame) = match next(3) {
                 0 => {

@@ -23,6 +23,7 @@ use aya::{
     maps::{LpmTrie, Map, MapData, lpm_trie::Key},
     programs::Xdp,
 };
+use ipnet::Ipv6Net;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::{ApplyError, Capacity, Datapath, Op, Tables};
@@ -364,6 +365,34 @@ impl Tables for Bpf {
 
     fn egress(&self, row: u32) -> Egress {
         self.egress.read(row)
+    }
+
+    fn list(&self, row: u32) -> ListRow {
+        self.lists.read(row)
+    }
+
+    fn line(&self, index: u32) -> [u32; abi::prefix::LINE] {
+        self.lines.read(index).words()
+    }
+
+    fn block(&self, row: u32) -> Box<[u8; 256]> {
+        Box::new(*self.blocks.read(row).lists())
+    }
+
+    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError> {
+        let failed = |source| ApplyError {
+            what: "reading the IPv6 prefixes".to_owned(),
+            source: io::Error::other(source),
+        };
+        let mut all = BTreeMap::new();
+        for item in &self.prefixes6 {
+            let (key, list) = item.map_err(failed)?;
+            // The kernel keeps no longer prefix than the key has bits.
+            if let Ok(net) = Ipv6Net::new(key.data().into(), key.prefix_len() as u8) {
+                all.insert(net, list);
+            }
+        }
+        Ok(all)
     }
 }
 

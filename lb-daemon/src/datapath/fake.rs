@@ -10,7 +10,7 @@ use std::{
 use abi::{
     flow::{FlowEntry, FlowKey},
     pick,
-    prefix::ListRow,
+    prefix::{Entry, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
 };
 use ipnet::Ipv6Net;
@@ -30,6 +30,8 @@ pub struct Fake {
     egress: Vec<Egress>,
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
+    lines: BTreeMap<u32, [u32; LINE]>,
+    blocks: BTreeMap<u32, Box<[u8; 256]>>,
     /// IPv6 prefixes.
     pub prefixes6: BTreeMap<Ipv6Net, u32>,
     /// Entries of the flow table, as [`pick::backend`] leaves them.
@@ -57,6 +59,8 @@ impl Fake {
             backends: vec![backend; capacity.backends as usize],
             egress: vec![Egress::default(); capacity.egress as usize],
             lists: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             prefixes6: BTreeMap::new(),
             flows: RefCell::default(),
             applied: 0,
@@ -148,6 +152,22 @@ impl Tables for Fake {
     fn egress(&self, row: u32) -> Egress {
         self.egress[row as usize]
     }
+
+    fn list(&self, row: u32) -> ListRow {
+        self.lists.get(&row).copied().unwrap_or_default()
+    }
+
+    fn line(&self, index: u32) -> [u32; LINE] {
+        self.lines.get(&index).copied().unwrap_or_default()
+    }
+
+    fn block(&self, row: u32) -> Box<[u8; 256]> {
+        self.blocks.get(&row).cloned().unwrap_or_else(|| Box::new([0; 256]))
+    }
+
+    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError> {
+        Ok(self.prefixes6.clone())
+    }
 }
 
 impl Datapath for Fake {
@@ -197,7 +217,14 @@ impl Fake {
             Op::List(row, value) => {
                 self.lists.insert(row, value);
             }
-            Op::Block(..) | Op::Line(..) | Op::Lines(..) | Op::Flags(_) => {}
+            Op::Block(row, ref lists) => {
+                self.blocks.insert(row, lists.clone());
+            }
+            Op::Line(network, entry) => self.store_entry(network, entry),
+            Op::Lines(ref networks, entry) => {
+                networks.clone().for_each(|network| self.store_entry(network, entry));
+            }
+            Op::Flags(flags) => self.control.set_flags(flags),
             Op::Prefix6(net, list) => {
                 self.prefixes6.insert(net, list);
             }
@@ -206,5 +233,10 @@ impl Fake {
             }
             Op::Generation(n) => self.generation = n,
         }
+    }
+
+    fn store_entry(&mut self, network: u32, entry: Entry) {
+        let line = self.lines.entry(network / LINE as u32).or_default();
+        line[network as usize % LINE] = entry.to_word();
     }
 }

@@ -3,8 +3,10 @@
 //! [`Tables`] is what stands in memory now; [`Op`] is one step of a change. [`bpf`] is the kernel's,
 //! [`fake`] keeps vectors and can be told to fail. Neither decides anything.
 
+use std::collections::BTreeMap;
+
 use abi::{
-    prefix::{Entry, ListRow},
+    prefix::{Entry, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State},
 };
 use ipnet::Ipv6Net;
@@ -49,6 +51,17 @@ pub trait Tables {
     fn backend(&self, row: u32) -> Backend;
     /// An egress row.
     fn egress(&self, row: u32) -> Egress;
+    /// The row of a blocklist.
+    fn list(&self, row: u32) -> ListRow;
+    /// The words of a line of the IPv4 prefix set's first level.
+    fn line(&self, index: u32) -> [u32; LINE];
+    /// A second-level block of it.
+    fn block(&self, row: u32) -> Box<[u8; 256]>;
+    /// The IPv6 prefixes and their lists.
+    ///
+    /// # Errors
+    /// The kernel's, which alone keeps that table.
+    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError>;
 }
 
 /// One step of a change. Steps are carried out in order, and each leaves tables that a packet may

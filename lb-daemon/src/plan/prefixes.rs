@@ -14,14 +14,14 @@ use std::{
 
 use abi::{
     limits::MAX_LISTS,
-    prefix::{Entry, ListRow, One},
+    prefix::{Entry, LINE, ListRow, One},
     table::Control,
 };
 use config::model::{ListAction, Prefilter};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Full, alloc::Rows, stable_id};
-use crate::datapath::Op;
+use crate::datapath::{ApplyError, Op, Tables};
 
 /// Networks of length 24.
 const NETWORKS: usize = 1 << 24;
@@ -128,6 +128,65 @@ impl Painted {
 }
 
 impl Prefixes {
+    /// Takes over what stands in the tables, also where a change was cut short; empty ones give an
+    /// empty index. `names` are those of the wanted lists: they keep their numbers and so their
+    /// counters. The next plan removes what is not wanted.
+    ///
+    /// # Errors
+    /// The kernel's, when the IPv6 prefixes cannot be read.
+    pub fn adopt<'a>(
+        tables: &dyn Tables,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<Self, ApplyError> {
+        let names: HashMap<u64, &str> = names.map(|n| (stable_id(n), n)).collect();
+        let mut adopted = Self::default();
+        for number in 1..=MAX_LISTS as u8 {
+            let row = tables.list(number.into());
+            if row.id == 0 {
+                continue;
+            }
+            adopted.rows.insert(number, row);
+            if let Some(&name) = names.get(&row.id) {
+                adopted.numbers.insert(name.to_owned(), number);
+            }
+        }
+        adopted.adopt_v4(tables);
+        let v6 = tables.prefixes6()?;
+        adopted.v6 = v6.into_iter().map(|(net, list)| (net, list as u8)).collect();
+        adopted.flags = tables.control().flags() & Control::PREFIXES_V6;
+        Ok(adopted)
+    }
+
+    fn adopt_v4(&mut self, tables: &dyn Tables) {
+        let capacity = tables.capacity();
+        let mut used = vec![false; capacity.blocks as usize];
+        for index in 0..capacity.lines {
+            let words = tables.line(index);
+            if words == [0; LINE] {
+                continue;
+            }
+            if self.v4.networks.is_empty() {
+                self.v4.networks = vec![0; NETWORKS];
+            }
+            for (network, word) in (index * LINE as u32..).zip(words) {
+                match Entry::from_word(word) {
+                    Entry::List(list) => self.v4.networks[network as usize] = list,
+                    Entry::One(one) => {
+                        self.v4.blocks.insert(network, Mixed::One(one));
+                    }
+                    Entry::Block(row) => {
+                        // No block there: the program finds none either, which is no list.
+                        let Some(used) = used.get_mut(row as usize) else { continue };
+                        *used = true;
+                        self.blocks_at.insert(network, row);
+                        self.v4.blocks.insert(network, Mixed::Block(tables.block(row)));
+                    }
+                }
+            }
+        }
+        self.blocks = Some(Rows::with_used(capacity.blocks, &used));
+    }
+
     /// The operations that make these lists, and no others, stand in the tables. `blocks` is the
     /// number of second-level blocks that there are.
     ///
@@ -159,6 +218,9 @@ impl Prefixes {
         if flags != self.flags {
             ops.push(Op::Flags(flags));
         }
+        // Nothing points at these any more, and an adopting process need not wonder.
+        let gone = self.rows.keys().filter(|n| !rows.contains_key(*n));
+        ops.extend(gone.map(|&n| Op::List(n.into(), ListRow::default())));
         (self.numbers, self.rows, self.v4, self.v6, self.flags) = (numbers, rows, v4, v6, flags);
         Ok(ops)
     }
@@ -379,53 +441,41 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::datapath::{Capacity, Datapath, fake::Fake};
 
-    /// Tables as the operations leave them, looked up as the program does.
-    #[derive(Default)]
-    struct Tables {
-        lines: HashMap<u32, Entry>,
-        blocks: HashMap<u32, Box<[u8; 256]>>,
-        v6: BTreeMap<Ipv6Net, u32>,
-        flags: u64,
+    const BLOCKS: u32 = 100;
+
+    fn tables() -> Fake {
+        let lines = abi::prefix::LINES;
+        let capacity = Capacity {
+            buckets: 1,
+            frontends: 1,
+            slots: 1,
+            backends: 1,
+            egress: 1,
+            lines,
+            blocks: BLOCKS,
+            prefixes6: 64,
+        };
+        Fake::new(capacity, 0, 0)
     }
 
-    impl Tables {
-        fn apply(&mut self, ops: Vec<Op>) {
-            for op in ops {
-                match op {
-                    Op::Block(row, b) => {
-                        self.blocks.insert(row, b);
-                    }
-                    Op::Line(n, e) => {
-                        self.lines.insert(n, e);
-                    }
-                    Op::Lines(networks, e) => {
-                        self.lines.extend(networks.map(|n| (n, e)));
-                    }
-                    Op::Prefix6(n, l) => {
-                        self.v6.insert(n, l);
-                    }
-                    Op::RemovePrefix6(n) => assert!(self.v6.remove(&n).is_some()),
-                    Op::Flags(f) => self.flags = f,
-                    Op::List(..) => {}
-                    other => panic!("{other:?}"),
+    /// The list of an address, found in the tables as the program does.
+    fn found(tables: &Fake, ip: IpAddr) -> u8 {
+        match ip {
+            IpAddr::V4(ip) => {
+                let network = u32::from(ip) >> 8;
+                let word = tables.line(network / LINE as u32)[network as usize % LINE];
+                match Entry::from_word(word) {
+                    Entry::List(n) => n,
+                    Entry::One(one) => one.list(ip.octets()[3]),
+                    Entry::Block(b) => tables.block(b)[usize::from(ip.octets()[3])],
                 }
             }
-        }
-
-        fn lookup(&self, ip: IpAddr) -> u8 {
-            match ip {
-                IpAddr::V4(ip) => match self.lines.get(&(u32::from(ip) >> 8)) {
-                    None => 0,
-                    Some(Entry::List(n)) => *n,
-                    Some(Entry::One(one)) => one.list(ip.octets()[3]),
-                    Some(Entry::Block(b)) => self.blocks[b][usize::from(ip.octets()[3])],
-                },
-                IpAddr::V6(_) if self.flags == 0 => 0,
-                IpAddr::V6(ip) => {
-                    let covers = self.v6.iter().filter(|(n, _)| n.contains(&ip));
-                    covers.max_by_key(|(n, _)| n.prefix_len()).map_or(0, |(_, &l)| l as u8)
-                }
+            IpAddr::V6(_) if tables.control().flags() == 0 => 0,
+            IpAddr::V6(ip) => {
+                let covers = tables.prefixes6.iter().filter(|(n, _)| n.contains(&ip));
+                covers.max_by_key(|(n, _)| n.prefix_len()).map_or(0, |(_, &l)| l as u8)
             }
         }
     }
@@ -485,21 +535,51 @@ mod tests {
         #[test]
         fn every_address_is_of_the_list_that_the_oracle_says(first in prefilter(), second in prefilter()) {
             let mut prefixes = Prefixes::default();
-            let mut tables = Tables::default();
+            let mut tables = tables();
             for p in [&first, &second] {
-                tables.apply(prefixes.plan(p, 100).unwrap());
+                tables.apply(&prefixes.plan(p, BLOCKS).unwrap()).unwrap();
                 prefixes.release();
-                let v4 = (0..2100u32).map(|low| IpAddr::from(Ipv4Addr::from(0xcb00_7000 + low)));
-                let v6 = (0..300u128).map(|low| IpAddr::from(Ipv6Addr::from(0x2001_0db8u128 << 96 | (low * 217))));
-                let far = ["8.8.8.8", "2001:4860::1", "203.0.1.1"].map(|t| t.parse().unwrap());
-                for ip in v4.chain(v6).chain(far) {
-                    let want = oracle(p, ip).map_or(0, |n| prefixes.number_of(n).unwrap());
-                    prop_assert_eq!(tables.lookup(ip), want, "{}", ip);
-                    prop_assert_eq!(lookup(p, ip).decides, oracle(p, ip));
-                }
+                says_what_the_oracle_says(&tables, &prefixes, p)?;
             }
-            prop_assert_eq!(prefixes.plan(&second, 100).unwrap(), vec![]);
+            prop_assert_eq!(prefixes.plan(&second, BLOCKS).unwrap(), vec![]);
         }
+
+        #[test]
+        fn a_change_cut_short_anywhere_is_taken_over(
+            first in prefilter(), second in prefilter(), cut in 0.0..1.0f64,
+        ) {
+            let mut prefixes = Prefixes::default();
+            let mut tables = tables();
+            tables.apply(&prefixes.plan(&first, BLOCKS).unwrap()).unwrap();
+            prefixes.release();
+            let ops = prefixes.plan(&second, BLOCKS).unwrap();
+            tables.apply(&ops[..(ops.len() as f64 * cut) as usize]).unwrap();
+
+            let names = second.lists.iter().map(|l| l.name.as_str());
+            let mut adopted = Prefixes::adopt(&tables, names).unwrap();
+            tables.apply(&adopted.plan(&second, BLOCKS).unwrap()).unwrap();
+            says_what_the_oracle_says(&tables, &adopted, &second)?;
+            let names = second.lists.iter().map(|l| l.name.as_str());
+            let mut again = Prefixes::adopt(&tables, names).unwrap();
+            prop_assert_eq!(again.plan(&second, BLOCKS).unwrap(), vec![]);
+        }
+    }
+
+    fn says_what_the_oracle_says(
+        tables: &Fake,
+        prefixes: &Prefixes,
+        p: &Prefilter,
+    ) -> Result<(), TestCaseError> {
+        let v4 = (0..2100u32).map(|low| IpAddr::from(Ipv4Addr::from(0xcb00_7000 + low)));
+        let v6 = (0..300u128)
+            .map(|low| IpAddr::from(Ipv6Addr::from(0x2001_0db8u128 << 96 | (low * 217))));
+        let far = ["8.8.8.8", "2001:4860::1", "203.0.1.1"].map(|t| t.parse().unwrap());
+        for ip in v4.chain(v6).chain(far) {
+            let want = oracle(p, ip).map_or(0, |n| prefixes.number_of(n).unwrap());
+            prop_assert_eq!(found(tables, ip), want, "{}", ip);
+            prop_assert_eq!(lookup(p, ip).decides, oracle(p, ip));
+        }
+        Ok(())
     }
 
     fn dropping(nets: &[&str]) -> Prefilter {
