@@ -11,6 +11,7 @@ mod file;
 mod lists;
 mod load;
 pub mod model;
+pub mod policy;
 mod schema;
 mod tree;
 mod validate;

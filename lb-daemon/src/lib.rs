@@ -9,5 +9,6 @@ pub mod metrics;
 pub mod netlink;
 pub mod nexthop;
 pub mod plan;
+pub mod policy;
 pub mod ring;
 pub mod view;

@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
     prefilter::{ListBody, ListEntry},
+    refused::policy_shape,
     service::{Places, service},
 };
 use crate::{
@@ -77,7 +78,7 @@ pub(crate) struct Context<'c, 'd> {
 }
 
 impl Context<'_, '_> {
-    fn source(&self, at: Loc) -> model::Source {
+    pub(crate) fn source(&self, at: Loc) -> model::Source {
         model::Source::File { path: self.path.clone(), line: at.line, column: at.column }
     }
 }

@@ -32,38 +32,43 @@ pub(super) fn policies(
     fragment: &mut Fragment,
 ) {
     for (policy, at) in policies.elements() {
-        let file::Policy {
-            name,
-            description: _,
-            endpoint_selector,
-            ingress,
-            ingress_deny,
-            egress,
-            egress_deny,
-        } = policy;
-        required_name(name, at, Kind::Policy, context, fragment);
-        if endpoint_selector.is_absent() {
-            context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
-        }
-        selector(endpoint_selector, context);
-        for (rule, _) in ingress.elements().chain(ingress_deny.elements()) {
-            for peers in [&rule.from_endpoints, &rule.from_requires] {
-                each(peers, |one| expressions(one, context));
-            }
-            each(&rule.from_cidr_set, |set| cidr_rule(set, context));
-            ports(&rule.to_ports, context);
-            icmps(&rule.icmps, context);
-        }
-        for (rule, _) in egress.elements().chain(egress_deny.elements()) {
-            for peers in [&rule.to_endpoints, &rule.to_requires] {
-                each(peers, |one| expressions(one, context));
-            }
-            each(&rule.to_cidr_set, |set| cidr_rule(set, context));
-            ports(&rule.to_ports, context);
-            icmps(&rule.icmps, context);
-        }
+        required_name(&policy.name, at, Kind::Policy, context, fragment);
+        policy_shape(policy, at, context);
     }
     refuse(policies, "policies", context);
+}
+
+/// Checks all of a rule but its name, which imported rules need not have.
+pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_, '_>) {
+    let file::Policy {
+        name: _,
+        description: _,
+        endpoint_selector,
+        ingress,
+        ingress_deny,
+        egress,
+        egress_deny,
+    } = policy;
+    if endpoint_selector.is_absent() {
+        context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
+    }
+    selector(endpoint_selector, context);
+    for (rule, _) in ingress.elements().chain(ingress_deny.elements()) {
+        for peers in [&rule.from_endpoints, &rule.from_requires] {
+            each(peers, |one| expressions(one, context));
+        }
+        each(&rule.from_cidr_set, |set| cidr_rule(set, context));
+        ports(&rule.to_ports, context);
+        icmps(&rule.icmps, context);
+    }
+    for (rule, _) in egress.elements().chain(egress_deny.elements()) {
+        for peers in [&rule.to_endpoints, &rule.to_requires] {
+            each(peers, |one| expressions(one, context));
+        }
+        each(&rule.to_cidr_set, |set| cidr_rule(set, context));
+        ports(&rule.to_ports, context);
+        icmps(&rule.icmps, context);
+    }
 }
 
 pub(super) fn policy_enforcement(

@@ -1,0 +1,135 @@
+//! Rules as people write them.
+
+use std::path::Path;
+
+use super::*;
+
+fn faults(text: &str) -> Vec<String> {
+    let faults = import(Path::new("p.yaml"), text).expect_err("refused");
+    faults.iter().map(ToString::to_string).collect()
+}
+
+fn rules(text: &str) -> Vec<Rule> {
+    import(Path::new("p.yaml"), text).unwrap_or_else(|faults| panic!("{faults:?}"))
+}
+
+#[test]
+fn what_is_not_there_is_refused_by_name() {
+    let l7 = "\
+- endpointSelector: {matchLabels: {id: app1}}
+  ingress:
+    - toPorts:
+        - ports: [{port: '80', protocol: TCP}]
+          rules: {http: [{method: GET}]}
+  egress:
+    - toFQDNs: [{matchName: example.org}]
+    - toEntities: [kube-apiserver]
+    - toPorts: [{ports: [{port: dns}]}]
+";
+    let help = "leave the rule out, or rewrite it without this part";
+    assert_eq!(
+        faults(l7),
+        [
+            format!(
+                "p.yaml:5:11: L7 rules (http, kafka, dns) cannot be enforced by this version; {help}"
+            ),
+            format!("p.yaml:7:7: `toFQDNs` cannot be enforced by this version; {help}"),
+        ]
+    );
+    let named = faults("endpointSelector: {}\negress: [{toPorts: [{ports: [{port: dns}]}]}]");
+    assert_eq!(
+        named,
+        ["p.yaml:2:37: the named port `dns` cannot be enforced by this version; write its number"]
+    );
+    let kind = faults("{kind: NetworkPolicy, metadata: {name: a}, spec: {podSelector: {}}}");
+    assert!(kind[0].starts_with("p.yaml:1:8: objects of the kind `NetworkPolicy`"), "{kind:?}");
+    assert_eq!(faults("")[0], "p.yaml:1:1: there are no rules; write a list of rules");
+}
+
+#[test]
+fn a_label_may_have_the_name_of_what_is_not_there() {
+    let read = rules("{endpointSelector: {matchLabels: {rules: a}}, ingress: [{}]}");
+    let wanted = Condition::In("rules".to_owned(), vec!["a".to_owned()]);
+    assert_eq!(read[0].subject.conditions, [wanted]);
+}
+
+#[test]
+fn an_empty_rule_closes_and_allows_nothing() {
+    let read = rules("{endpointSelector: {}, ingress: [{}]}");
+    assert!(read[0].ingress_default_deny && !read[0].egress_default_deny);
+    assert!(read[0].clauses.is_empty());
+    let open = rules("{endpointSelector: {}, ingress: [{}], enableDefaultDeny: {ingress: false}}");
+    assert!(!open[0].ingress_default_deny);
+}
+
+#[test]
+fn an_empty_list_of_peers_is_nobody() {
+    let read = rules("{endpointSelector: {}, ingress: [{fromEndpoints: []}]}");
+    assert!(read[0].clauses[0].peers.is_empty());
+}
+
+#[test]
+fn ports_and_messages() {
+    let read = rules(
+        "\
+endpointSelector: {}
+egressDeny:
+  - toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]
+    toPorts: [{ports: [{port: '8000', endPort: 8080, protocol: UDP}, {port: '53'}]}]
+    icmps: [{fields: [{type: 8}, {type: EchoRequest, family: IPv6}]}]
+",
+    );
+    let clause = &read[0].clauses[0];
+    let ports = |protocol, first, last| Ports { protocol, first, last };
+    assert!(clause.deny && clause.direction == Direction::Egress);
+    assert_eq!(
+        clause.ports.as_deref(),
+        Some(
+            &[
+                ports(17, 8000, 8080),
+                ports(6, 53, 53),
+                ports(17, 53, 53),
+                ports(132, 53, 53),
+                ports(1, 8, 8),
+                ports(58, 128, 128),
+            ][..]
+        )
+    );
+    let net = |text: &str| text.parse().expect("a prefix");
+    let except = vec![net("10.1.0.0/16")];
+    assert_eq!(clause.peers, [Peer::Prefix { net: net("10.0.0.0/8"), except }]);
+}
+
+#[test]
+fn objects_stay_within_their_namespace() {
+    let text = "\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {'k8s:app': web}}
+  ingress:
+    - fromEndpoints:
+        - {}
+        - matchLabels: {'k8s:io.kubernetes.pod.namespace': ops}
+        - matchLabels: {'reserved:host': ''}
+";
+    let read = rules(text);
+    assert_eq!(read[0].name, "web");
+    let is = |key: &str, value: &str| Condition::In(key.to_owned(), vec![value.to_owned()]);
+    assert_eq!(read[0].subject.conditions, [is("app", "web"), is(NAMESPACE, "shop")]);
+    let peers: Vec<_> = read[0].clauses[0]
+        .peers
+        .iter()
+        .map(|peer| match peer {
+            Peer::Endpoints(selector) => selector.conditions.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        peers,
+        [vec![is(NAMESPACE, "shop")], vec![is(NAMESPACE, "ops")], vec![is("reserved:host", "")]]
+    );
+    let cluster = text.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy");
+    assert_eq!(rules(&cluster)[0].subject.conditions, [is("app", "web")]);
+}

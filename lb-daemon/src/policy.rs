@@ -1,0 +1,58 @@
+//! Identity policy: from labels and rules to numbers and flat tables.
+//!
+//! [`identity`] numbers whoever has a say in policy, [`compile`] turns the rules that select an
+//! endpoint into a table with one or two probes per flow, and [`explain`] reads the rules as they
+//! are written, to say why. The two share no code beyond the rules themselves, and tests hold them
+//! against each other. Nothing here does I/O, and nothing here enforces anything yet.
+
+pub mod compile;
+pub mod explain;
+pub mod identity;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    compile::{Compiled, compile},
+    explain::{Explanation, explain},
+    identity::{Identities, Identity},
+};
+
+/// A flow as policy sees it: what opens a connection, or the first packet of what has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port, or ICMP type; 0 for protocols that have neither. Host byte order.
+    pub port: u16,
+}
+
+/// What becomes of a flow, and which rule decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// No rule is about it, and the endpoint is open in this direction.
+    Open,
+    /// Allowed by the rule of this index.
+    Allowed(u32),
+    /// No rule allows it, and the endpoint is closed in this direction.
+    DeniedByDefault,
+    /// Denied by the rule of this index.
+    Denied(u32),
+}
+
+impl Verdict {
+    /// Whether the flow passes.
+    #[must_use]
+    pub const fn passes(self) -> bool {
+        matches!(self, Self::Open | Self::Allowed(_))
+    }
+
+    /// The rule that decided.
+    #[must_use]
+    pub const fn rule(self) -> Option<u32> {
+        match self {
+            Self::Allowed(rule) | Self::Denied(rule) => Some(rule),
+            Self::Open | Self::DeniedByDefault => None,
+        }
+    }
+}

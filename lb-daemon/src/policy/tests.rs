@@ -1,0 +1,269 @@
+//! The compiler against the rules as they are read one by one, and what identities promise.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
+
+use config::policy::{
+    Clause, Condition, Direction, Enforcement, Entity, Labels, Peer, Ports, Rule, Selector, import,
+};
+use ipnet::IpNet;
+
+use super::{Flow, Identities, Verdict, compile, explain, explain::Other, identity};
+
+/// SplitMix64: the same rules in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn value(&mut self) -> String {
+        self.one(&["a", "b", "c"]).to_owned()
+    }
+
+    fn key(&mut self) -> String {
+        self.one(&["id", "tier", "env"]).to_owned()
+    }
+
+    fn labels(&mut self) -> Labels {
+        (0..self.below(4)).map(|_| (self.key(), self.value())).collect()
+    }
+
+    fn selector(&mut self) -> Selector {
+        let conditions = (0..self.below(3)).map(|_| match self.below(5) {
+            0 => Condition::NotIn(self.key(), vec![self.value()]),
+            1 => Condition::Exists(self.key()),
+            2 => Condition::DoesNotExist(self.key()),
+            _ => Condition::In(self.key(), vec![self.value(), self.value()]),
+        });
+        Selector { conditions: conditions.collect() }
+    }
+
+    fn address(&mut self) -> IpAddr {
+        if self.chance(20) {
+            let text = format!("2001:db8:{}::{}", self.below(3), self.below(3));
+            return text.parse().expect("an address");
+        }
+        let byte = |n: usize| u8::try_from(n).expect("small");
+        Ipv4Addr::new(10, byte(self.below(3)), byte(self.below(3)), byte(self.below(6))).into()
+    }
+
+    fn net(&mut self) -> IpNet {
+        let address = self.address();
+        let length = match address {
+            IpAddr::V4(_) => self.one(&[0, 8, 15, 16, 24, 30, 31, 32]),
+            IpAddr::V6(_) => self.one(&[0, 32, 47, 48, 128]),
+        };
+        IpNet::new(address, length).expect("a length").trunc()
+    }
+
+    fn peer(&mut self) -> Peer {
+        match self.below(8) {
+            0 => Peer::Any,
+            1 | 2 => {
+                let net = self.net();
+                let except = (0..self.below(3)).map(|_| self.net());
+                Peer::Prefix { net, except: except.filter(|part| net.contains(part)).collect() }
+            }
+            3 => Peer::Entity(self.one(&[
+                Entity::World,
+                Entity::WorldIpv4,
+                Entity::WorldIpv6,
+                Entity::Host,
+                Entity::RemoteNode,
+                Entity::Cluster,
+                Entity::Init,
+            ])),
+            4 => {
+                let name = self.one(&["reserved:host", "reserved:world", "reserved:world-ipv6"]);
+                let conditions = vec![Condition::Exists(name.to_owned())];
+                Peer::Endpoints(Selector { conditions })
+            }
+            _ => Peer::Endpoints(self.selector()),
+        }
+    }
+
+    fn ports(&mut self) -> Ports {
+        let protocol = self.one(&[1, 6, 6, 6, 17, 17, 58, 132]);
+        let (a, b) = (self.port(), self.port());
+        let (first, last) = if self.chance(50) { (a, a) } else { (a.min(b), a.max(b)) };
+        Ports { protocol, first, last }
+    }
+
+    fn port(&mut self) -> u16 {
+        self.one(&[0, 1, 2, 8, 79, 80, 81, 443, 8000, 8080, 65534, 65535])
+    }
+
+    fn rule(&mut self) -> Rule {
+        let clauses = (0..self.below(4)).map(|_| Clause {
+            direction: self.one(&[Direction::Ingress, Direction::Egress]),
+            deny: self.chance(25),
+            peers: (0..self.below(3)).map(|_| self.peer()).collect(),
+            ports: self.chance(70).then(|| (0..self.below(4)).map(|_| self.ports()).collect()),
+        });
+        Rule {
+            name: String::new(),
+            source: config::model::Source::Api,
+            clauses: clauses.collect(),
+            subject: self.selector(),
+            ingress_default_deny: self.chance(60),
+            egress_default_deny: self.chance(60),
+        }
+    }
+}
+
+#[test]
+fn the_tables_say_what_the_rules_say() {
+    let mut random = Random(5);
+    let mut seen = [0usize; 4];
+    for set in 0..100 {
+        let rules: Vec<Rule> = (0..1 + random.below(12)).map(|_| random.rule()).collect();
+        let endpoints: Vec<Labels> = (0..12).map(|_| random.labels()).collect();
+        let mut identities = Identities::default();
+        identities.set(endpoints.iter().map(|labels| (labels, &[][..])), [], &rules).expect("fits");
+        let enforcement = match set % 10 {
+            0 => Enforcement::Never,
+            1 => Enforcement::Always,
+            _ => Enforcement::Default,
+        };
+        let tables: Vec<_> = endpoints
+            .iter()
+            .map(|of| (of, compile(of, &rules, &identities, enforcement).expect("fits")))
+            .collect();
+        for _ in 0..1000 {
+            let (subject, compiled) = &tables[random.below(tables.len())];
+            let labels = random.one(&endpoints);
+            let other = match random.below(6) {
+                0 => Other::Reserved(random.one(&[
+                    Entity::Host,
+                    Entity::RemoteNode,
+                    Entity::Init,
+                    Entity::Health,
+                ])),
+                1 | 2 => Other::World(random.address()),
+                _ => Other::Endpoint(&labels),
+            };
+            let peer = match other {
+                Other::Endpoint(labels) => identities.of_endpoint(labels).expect("numbered"),
+                Other::Reserved(entity) => identity::reserved(entity).expect("one identity"),
+                Other::World(address) => identities.of_address(address),
+            };
+            let flow =
+                Flow { protocol: random.one(&[1, 6, 6, 17, 47, 58, 132]), port: random.port() };
+            let direction = random.one(&[Direction::Ingress, Direction::Egress]);
+            let why = explain(subject, &rules, enforcement, direction, other, flow);
+            let got = compiled.verdict(direction, peer, flow);
+            assert_eq!(
+                got, why.verdict,
+                "set {set}: {direction:?} {flow:?} {subject:?} {other:?} {rules:#?}"
+            );
+            seen[match got {
+                Verdict::Open => 0,
+                Verdict::Allowed(_) => 1,
+                Verdict::DeniedByDefault => 2,
+                Verdict::Denied(_) => 3,
+            }] += 1;
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 1000), "every verdict is exercised: {seen:?}");
+}
+
+const PUBLISHED: &str = r#"[{
+    "labels": [{"key": "name", "value": "l3-rule"}],
+    "endpointSelector": {"matchLabels": {"id": "app1"}},
+    "ingress": [{
+        "fromEndpoints": [{"matchLabels": {"id": "app2"}}],
+        "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}]
+    }]
+}]"#;
+
+fn id(name: &str) -> Labels {
+    Labels::from([("id".to_owned(), name.to_owned())])
+}
+
+#[test]
+fn the_published_example() {
+    let rules = import(Path::new("l3.json"), PUBLISHED).expect("taken as it stands");
+    assert_eq!(rules[0].name, "l3-rule");
+    let (app1, app2, app3) = (id("app1"), id("app2"), id("app3"));
+    let mut identities = Identities::default();
+    let all = [&app1, &app2, &app3].map(|labels| (labels, &[][..]));
+    identities.set(all, [], &rules).expect("fits");
+    let verdict = |of: &Labels, direction, peer: &Labels, protocol, port| {
+        let compiled = compile(of, &rules, &identities, Enforcement::Default).expect("fits");
+        let peer = identities.of_endpoint(peer).expect("numbered");
+        compiled.verdict(direction, peer, Flow { protocol, port })
+    };
+    let into = Direction::Ingress;
+    assert_eq!(verdict(&app1, into, &app2, 6, 80), Verdict::Allowed(0));
+    assert_eq!(verdict(&app1, into, &app3, 6, 80), Verdict::DeniedByDefault);
+    assert_eq!(verdict(&app1, into, &app2, 6, 81), Verdict::DeniedByDefault);
+    assert_eq!(verdict(&app1, into, &app2, 17, 80), Verdict::DeniedByDefault);
+    assert_eq!(verdict(&app1, Direction::Egress, &app3, 6, 80), Verdict::Open);
+    assert_eq!(verdict(&app2, into, &app3, 6, 80), Verdict::Open);
+}
+
+#[test]
+fn identities_keep_their_numbers() {
+    let (app1, app2, app3) = (id("app1"), id("app2"), id("app3"));
+    let mut first = Identities::default();
+    first.set([(&app1, &[][..]), (&app2, &[][..])], [], &[]).expect("fits");
+    let number = first.of_endpoint(&app2).expect("numbered");
+    let mut restarted = Identities::default();
+    restarted.set([(&app3, &[][..]), (&app2, &[][..])], [], &[]).expect("fits");
+    assert_eq!(restarted.of_endpoint(&app2), Some(number), "after a restart, with other company");
+    first.set([(&app2, &[][..]), (&app3, &[][..])], [], &[]).expect("fits");
+    assert_eq!(first.of_endpoint(&app2), Some(number), "when others leave and join");
+    assert_eq!(first.of_endpoint(&app1), None);
+    // Frozen: a change of the hash would renumber a fleet.
+    assert_eq!(number, FROZEN_APP2);
+}
+
+const FROZEN_APP2: u32 = 3_626_279;
+
+#[test]
+fn an_address_is_of_the_narrowest_that_knows_it() {
+    let peer = |net: &str, except: &[&str]| Peer::Prefix {
+        net: net.parse().expect("a prefix"),
+        except: except.iter().map(|net| net.parse().expect("a prefix")).collect(),
+    };
+    let mut rule = Random(1).rule();
+    rule.clauses = vec![Clause {
+        direction: Direction::Egress,
+        deny: false,
+        peers: vec![peer("10.0.0.0/8", &["10.1.0.0/16"]), peer("10.1.2.0/24", &[])],
+        ports: None,
+    }];
+    let app1 = id("app1");
+    let at = ["10.1.2.3".parse().expect("an address")];
+    let node = ("10.1.2.4".parse().expect("an address"), 1);
+    let mut identities = Identities::default();
+    identities.set([(&app1, &at[..])], [node], &[rule]).expect("fits");
+    let labels = |address: &str| {
+        let number = identities.of_address(address.parse().expect("an address"));
+        let labels = identities.labels(number).expect("known").keys().cloned();
+        labels.filter(|label| !label.starts_with("reserved:world")).collect::<Vec<_>>()
+    };
+    assert_eq!(labels("10.1.2.3"), ["id"]);
+    assert_eq!(labels("10.1.2.4"), ["reserved:host"]);
+    assert_eq!(labels("10.1.2.5"), ["cidr:10.0.0.0/8", "cidr:10.1.0.0/16", "cidr:10.1.2.0/24"]);
+    assert_eq!(labels("10.1.3.5"), ["cidr:10.0.0.0/8", "cidr:10.1.0.0/16"]);
+    assert_eq!(labels("10.2.0.0"), ["cidr:10.0.0.0/8"]);
+    assert!(labels("192.0.2.1").is_empty());
+    assert!(labels("2001:db8::1").is_empty());
+}
