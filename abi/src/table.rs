@@ -777,6 +777,14 @@ pub struct Counter {
     reserved: u64,
 }
 
+impl Counter {
+    /// A row with these numbers.
+    #[must_use]
+    pub const fn of(packets: u64, bytes: u64, new_connections: u64) -> Self {
+        Self { packets, bytes, new_connections, reserved: 0 }
+    }
+}
+
 shared!(Counter, 32, { packets @ 0, bytes @ 8, new_connections @ 16, reserved @ 24 });
 
 /// A counter row of a reason: one for each CPU.

@@ -1,11 +1,9 @@
 //! What others may ask of the owner task. Each command carries its own way to answer.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use config::model::{DesiredState, Service};
 use tokio::sync::oneshot;
-
-use crate::nexthop::NextHop;
 
 /// A message to the owner task.
 #[derive(Debug)]
@@ -40,12 +38,6 @@ pub enum Command {
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
-    /// Next hops that changed.
-    NextHops(BTreeMap<IpAddr, NextHop>),
-    /// A backend's health changed or its reason did.
-    Health(crate::health::Change),
-    /// Links of this machine changed: attach what waits.
-    LinksChanged,
 }
 
 /// Why a command was not carried out; nothing has changed.

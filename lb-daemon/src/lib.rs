@@ -1,6 +1,7 @@
 //! The appliance: sources, desired state, compile, plan, apply; health, next hops, API.
 
 pub mod api;
+pub mod app;
 pub mod command;
 pub mod datapath;
 pub mod health;
@@ -11,4 +12,5 @@ pub mod nexthop;
 pub mod plan;
 pub mod policy;
 pub mod ring;
+pub mod store;
 pub mod view;

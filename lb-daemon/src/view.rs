@@ -27,7 +27,7 @@ pub struct View {
     /// What is attached where, by interface name.
     pub interfaces: Vec<InterfaceView>,
     /// Services by name.
-    pub services: Vec<ServiceView>,
+    pub services: Vec<Arc<ServiceView>>,
     /// Blocklists in the order in which they apply.
     pub lists: Vec<ListView>,
     /// Tables shared with the kernel.

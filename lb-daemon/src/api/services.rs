@@ -131,7 +131,7 @@ pub(super) async fn list_backends(
         find(&state.view(), name)?;
     }
     list(&state, move |view, counters| {
-        let wanted = |service: &&ServiceView| {
+        let wanted = |service: &&Arc<ServiceView>| {
             filter.service.as_ref().is_none_or(|w| *w == service.spec.name)
         };
         let services = view.services.iter().filter(wanted);
@@ -191,6 +191,7 @@ fn find<'v>(view: &'v View, name: &str) -> Result<&'v ServiceView, Problem> {
     view.services
         .iter()
         .find(|service| service.spec.name == name)
+        .map(AsRef::as_ref)
         .ok_or_else(|| Problem::not_found("service", name))
 }
 

@@ -178,8 +178,8 @@ pub(crate) fn view() -> View {
             ),
         ],
         services: vec![
-            service_view(service("api", Source::Api, "203.0.113.20"), 7, 0),
-            service_view(service("web", file(), "2001:db8::10"), 3, 10),
+            Arc::new(service_view(service("api", Source::Api, "203.0.113.20"), 7, 0)),
+            Arc::new(service_view(service("web", file(), "2001:db8::10"), 3, 10)),
         ],
         lists: vec![
             list("manual", ListAction::Drop, 2, 1, 0),
@@ -262,7 +262,7 @@ fn put(
         }
     }
     view.services.retain(|other| other.spec.name != service.name);
-    view.services.push(service_view(service.clone(), version, 20));
+    view.services.push(Arc::new(service_view(service.clone(), version, 20)));
     view.services.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     Ok(version)
 }

@@ -4,6 +4,8 @@
 //! one aligned 64-bit word; a row is written whole before a word that points at it is stored with
 //! release ordering. Decides nothing.
 
+mod grow;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use abi::{
-    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS},
+    limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS},
     prefix::{Block, Line, ListRow},
     reason::Reason,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
@@ -23,8 +25,10 @@ use aya::{
     maps::{LpmTrie, Map, MapData, lpm_trie::Key},
     programs::Xdp,
 };
+use aya_obj::programs::XdpAttachType;
 use ipnet::Ipv6Net;
 use memmap2::{MmapOptions, MmapRaw};
+use siphasher::sip::SipHasher13;
 
 use super::{ApplyError, Capacity, Datapath, Op, Tables};
 use crate::view::{Count, Counters};
@@ -51,6 +55,9 @@ const MAPS: [&str; 15] = [
     "REASON_COUNT",
 ];
 
+/// Maps that outlive a set of tables: what they hold means the same in the next one.
+const SHARED: [&str; 3] = ["FLOWS", "LIST_COUNT", "REASON_COUNT"];
+
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -76,6 +83,34 @@ pub enum BpfError {
     /// Pinned tables of another version.
     #[error("{0}: pinned tables of another version; `lbctl cleanup` removes them")]
     Foreign(PathBuf),
+    /// Something could not be pinned.
+    #[error("pinning {path}: {detail}")]
+    Pin {
+        /// Below the directory of pins.
+        path: PathBuf,
+        /// The kernel's answer.
+        detail: String,
+    },
+}
+
+/// A loaded program.
+enum Instance {
+    /// Loaded by this process, with its maps.
+    Object(Box<Ebpf>),
+    /// Loaded by an earlier process from the same object file, and pinned.
+    Pinned(Box<Xdp>),
+}
+
+impl Instance {
+    fn program(&mut self) -> Result<&mut Xdp, BpfError> {
+        match self {
+            Self::Object(ebpf) => {
+                let program = ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
+                program.try_into().map_err(|_| BpfError::Map("lb"))
+            }
+            Self::Pinned(program) => Ok(program),
+        }
+    }
 }
 
 /// A BPF array in this process's memory.
@@ -140,7 +175,7 @@ impl<T: Pod> Mapped<T> {
 /// The loaded programs and their tables.
 pub struct Bpf {
     capacity: Capacity,
-    instances: BTreeMap<u32, Ebpf>,
+    instances: BTreeMap<u32, Instance>,
     pins: Option<PathBuf>,
     control: Mapped<Control>,
     buckets: Mapped<Bucket>,
@@ -156,7 +191,8 @@ pub struct Bpf {
 
 impl Bpf {
     /// Makes tables of this capacity, or takes over those pinned in `pins`, and loads the program
-    /// with `features` (bits of [`abi::limits::feature`]).
+    /// with `features` (bits of [`abi::limits::feature`]). A program that is pinned there and comes
+    /// from the same object file is taken over as it is.
     ///
     /// # Errors
     /// [`BpfError`].
@@ -178,21 +214,23 @@ impl Bpf {
             }
             capacity = pinned_capacity(dir)?;
         }
-        let mut ebpf = instance(capacity, &control, features, pins)?;
-        let trie = ebpf.take_map("PREFIXES6").ok_or(BpfError::Map("PREFIXES6"))?;
+        let first = instance(capacity, &control, features, pins)?;
+        let source = Source { pins, instance: &first };
+        let trie = source.open("PREFIXES6")?;
         let bpf = Self {
             capacity,
-            control: mapped(&ebpf, "CONTROL")?,
-            buckets: mapped(&ebpf, "BUCKETS")?,
-            frontends: mapped(&ebpf, "FRONTENDS")?,
-            slots: mapped(&ebpf, "SLOTS")?,
-            backends: mapped(&ebpf, "BACKENDS")?,
-            egress: mapped(&ebpf, "EGRESS")?,
-            lines: mapped(&ebpf, "LINES")?,
-            blocks: mapped(&ebpf, "BLOCKS")?,
-            lists: mapped(&ebpf, "LISTS")?,
-            prefixes6: LpmTrie::try_from(trie).map_err(|_| BpfError::Map("PREFIXES6"))?,
-            instances: BTreeMap::from([(features, ebpf)]),
+            control: source.mapped("CONTROL")?,
+            buckets: source.mapped("BUCKETS")?,
+            frontends: source.mapped("FRONTENDS")?,
+            slots: source.mapped("SLOTS")?,
+            backends: source.mapped("BACKENDS")?,
+            egress: source.mapped("EGRESS")?,
+            lines: source.mapped("LINES")?,
+            blocks: source.mapped("BLOCKS")?,
+            lists: source.mapped("LISTS")?,
+            prefixes6: LpmTrie::try_from(Map::LpmTrie(trie))
+                .map_err(|_| BpfError::Map("PREFIXES6"))?,
+            instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
         };
         if !bpf.control.read(0).is_current() {
@@ -207,17 +245,15 @@ impl Bpf {
     /// [`BpfError::Load`]; also when a second set of features is wanted of tables that are not
     /// pinned, as only pinned ones can be shared.
     pub fn program(&mut self, features: u32) -> Result<&mut Xdp, BpfError> {
-        let refused = |detail: String| BpfError::Load { features, detail };
         if !self.instances.contains_key(&features) {
             let Some(pins) = &self.pins else {
-                return Err(refused("tables are not pinned".to_owned()));
+                let detail = "tables are not pinned".to_owned();
+                return Err(BpfError::Load { features, detail });
             };
-            let ebpf = instance(self.capacity, &self.control.read(0), features, Some(pins))?;
-            self.instances.insert(features, ebpf);
+            let more = instance(self.capacity, &self.control.read(0), features, Some(pins))?;
+            self.instances.insert(features, more);
         }
-        let ebpf = self.instances.get_mut(&features).ok_or(BpfError::Map("lb"))?;
-        let program = ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
-        program.try_into().map_err(|e| refused(format!("{e}")))
+        self.instances.get_mut(&features).ok_or(BpfError::Map("lb"))?.program()
     }
 
     /// Live counters, on mappings of their own.
@@ -225,15 +261,35 @@ impl Bpf {
     /// # Errors
     /// [`BpfError::Mmap`].
     pub fn counters(&self) -> Result<MappedCounters, BpfError> {
-        let ebpf = self.instances.values().next().ok_or(BpfError::Map("REASON_COUNT"))?;
+        let instance = self.instances.values().next().ok_or(BpfError::Map("REASON_COUNT"))?;
+        let source = Source { pins: self.pins.as_deref(), instance };
         Ok(MappedCounters {
             cpus: self.control.read(0).cpus(),
             capacity: self.capacity,
-            frontends: mapped(ebpf, "FRONTEND_COUNT")?,
-            backends: mapped(ebpf, "BACKEND_COUNT")?,
-            lists: mapped(ebpf, "LIST_COUNT")?,
-            reasons: mapped(ebpf, "REASON_COUNT")?,
+            frontends: source.mapped("FRONTEND_COUNT")?,
+            backends: source.mapped("BACKEND_COUNT")?,
+            lists: source.mapped("LIST_COUNT")?,
+            reasons: source.mapped("REASON_COUNT")?,
         })
+    }
+
+    /// Name, entries and bytes of every table, as the kernel made it.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<(&'static str, u64, u64)> {
+        let Some(instance) = self.instances.values().next() else { return Vec::new() };
+        let source = Source { pins: self.pins.as_deref(), instance };
+        let size = |name: &'static str| {
+            let info = source.open(name).ok()?.info().ok()?;
+            let entries = u64::from(info.max_entries());
+            let entry = u64::from(info.value_size()).next_multiple_of(8);
+            // Keys of arrays are not stored; those of hashes and tries are, with a header each.
+            let key = match name {
+                "FLOWS" | "PREFIXES6" => u64::from(info.key_size()).next_multiple_of(8) + 48,
+                _ => 0,
+            };
+            Some((name, entries, entries * (entry + key)))
+        };
+        MAPS.into_iter().filter_map(size).collect()
     }
 
     /// Bytes of all tables that are mapped, without counters.
@@ -277,7 +333,12 @@ fn instance(
     control: &Control,
     features: u32,
     pins: Option<&Path>,
-) -> Result<Ebpf, BpfError> {
+) -> Result<Instance, BpfError> {
+    if let Some(dir) = pins
+        && let Ok(program) = Xdp::from_pin(program_pin(dir, features), XdpAttachType::Interface)
+    {
+        return Ok(Instance::Pinned(Box::new(program)));
+    }
     let Capacity { buckets, frontends, slots, backends, egress, lines, blocks, prefixes6 } =
         capacity;
     let cpus = control.cpus();
@@ -306,7 +367,7 @@ fn instance(
         .map_max_entries("REASON_COUNT", REASON_ROWS * cpus);
     if let Some(dir) = pins {
         for name in MAPS {
-            loader.map_pin_path(name, dir.join(name));
+            loader.map_pin_path(name, pin_of(dir, name));
         }
     }
     let refused = |detail: String| BpfError::Load { features, detail };
@@ -317,7 +378,54 @@ fn instance(
         .try_into()
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
-    Ok(ebpf)
+    if let Some(path) = pins.map(|dir| program_pin(dir, features)) {
+        program.pin(&path).map_err(|e| BpfError::Pin { path, detail: chain(&e) })?;
+    }
+    Ok(Instance::Object(Box::new(ebpf)))
+}
+
+/// Where a map is pinned for the set of tables in `dir`.
+fn pin_of(dir: &Path, name: &str) -> PathBuf {
+    if SHARED.contains(&name) {
+        // Beside the sets of tables of this version.
+        dir.with_file_name(format!("v{ABI_VERSION}-{name}"))
+    } else {
+        dir.join(name)
+    }
+}
+
+/// Where the program with these features is pinned: the name tells the object file, so that a program
+/// of another build is never taken for this one's.
+fn program_pin(dir: &Path, features: u32) -> PathBuf {
+    let object = SipHasher13::new().hash(OBJECT);
+    dir.join(format!("lb-{features:x}-{object:016x}"))
+}
+
+/// Where maps come from.
+struct Source<'a> {
+    pins: Option<&'a Path>,
+    instance: &'a Instance,
+}
+
+impl Source<'_> {
+    fn open(&self, name: &'static str) -> Result<MapData, BpfError> {
+        if let Some(dir) = self.pins {
+            return MapData::from_pin(pin_of(dir, name)).map_err(|_| BpfError::Map(name));
+        }
+        let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
+        match ebpf.map(name) {
+            Some(Map::Array(map) | Map::LpmTrie(map) | Map::LruHashMap(map)) => {
+                let fd = map.fd().as_fd().try_clone_to_owned();
+                fd.map_err(|source| BpfError::Mmap { name, source })
+                    .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))
+            }
+            _ => Err(BpfError::Map(name)),
+        }
+    }
+
+    fn mapped<T: Pod>(&self, name: &'static str) -> Result<Mapped<T>, BpfError> {
+        Mapped::new(&self.open(name)?, name)
+    }
 }
 
 /// An error with its causes, in one line.
@@ -329,13 +437,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = c.source();
     }
     text
-}
-
-fn mapped<T: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>, BpfError> {
-    match ebpf.map(name) {
-        Some(Map::Array(map)) => Mapped::new(map, name),
-        _ => Err(BpfError::Map(name)),
-    }
 }
 
 impl Tables for Bpf {

@@ -14,6 +14,7 @@ pub mod buckets;
 mod hops;
 pub mod prefixes;
 mod services;
+pub use services::keys as service_keys;
 #[cfg(test)]
 mod tests;
 
@@ -292,6 +293,17 @@ impl Planner {
             self.settle_service(&name, tables, now, &mut ops);
         }
         Ok(ops)
+    }
+
+    /// Services for which [`Self::settle`] has something to do.
+    pub fn due(&self, now: Duration) -> impl Iterator<Item = &str> {
+        let due = move |s: &Planned| s.next_deadline().is_some_and(|t| t <= now);
+        self.services.iter().filter(move |(_, s)| due(s)).map(|(n, _)| n.as_str())
+    }
+
+    /// Services with a backend at this address.
+    pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        self.by_address.get(&address).into_iter().flatten().map(String::as_str)
     }
 
     /// When [`Self::settle`] has something to do next.

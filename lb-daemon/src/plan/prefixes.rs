@@ -245,6 +245,12 @@ impl Prefixes {
         }
     }
 
+    /// Whether anything given back waits for [`Self::release`].
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.blocks.as_ref().is_some_and(Rows::waits)
+    }
+
     /// Numbers for the wanted lists; a list keeps the one that it has.
     fn number(&self, wanted: &Prefilter) -> Result<BTreeMap<String, u8>, Full> {
         let mut numbers: BTreeMap<String, u8> = BTreeMap::new();

@@ -395,7 +395,7 @@ fn signature(seed: u64, size: u32, members: &[(IpAddr, u32)]) -> u64 {
 }
 
 /// Every address, port and protocol of a service.
-pub(super) fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
+pub fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
     spec.addresses.iter().flat_map(|&a| {
         spec.ports.iter().map(move |p| FrontendKey::new(a.into(), p.port, p.protocol.number()))
     })

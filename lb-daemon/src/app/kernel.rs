@@ -1,0 +1,324 @@
+//! The sets of tables in the kernel: which one is in force, when a larger one is needed, and when
+//! what was given back may be used again.
+//!
+//! ```text
+//! DIR/v1-FLOWS, v1-LIST_COUNT, ...   maps that all sets share
+//! DIR/v1-0/CONTROL, BUCKETS, ...     a set of tables, and the programs that read it (lb-...)
+//! DIR/v1-0/ready/                    it is whole; one without is the rest of a crash, and removed
+//! DIR/links/xdp-3                    the link of interface 3
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use abi::{
+    limits::{
+        ABI_VERSION, MAX_BACKENDS, MAX_BLOCKS, MAX_BUCKETS, MAX_EGRESS, MAX_FRONTENDS, MAX_SLOTS,
+    },
+    reason::Reason,
+};
+use arc_swap::ArcSwap;
+use config::model::DesiredState;
+
+use crate::{
+    datapath::{
+        ApplyError, Capacity, Datapath, Op, Tables,
+        bpf::{Bpf, BpfError, MappedCounters},
+    },
+    ring,
+    view::{Count, Counters},
+};
+
+/// Its presence says that a set of tables is whole.
+const READY: &str = "ready";
+/// Directory of the links' pins.
+pub(super) const LINKS: &str = "links";
+
+/// Counters of whichever set of tables is in force.
+pub(super) struct LiveCounters(ArcSwap<MappedCounters>);
+
+impl Counters for LiveCounters {
+    fn frontend(&self, row: u32) -> Count {
+        self.0.load().frontend(row)
+    }
+
+    fn backend(&self, row: u32) -> Count {
+        self.0.load().backend(row)
+    }
+
+    fn list(&self, row: u32) -> Count {
+        self.0.load().list(row)
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        self.0.load().reasons()
+    }
+}
+
+/// Why the kernel's side could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KernelError {
+    /// A directory of pins.
+    #[error("{path}: {source}")]
+    Directory {
+        /// It.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It is not on a BPF file system.
+    #[error("{0} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one")]
+    NotBpffs(PathBuf),
+    /// Tables or programs.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Filling larger tables.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// More than any table holds.
+    #[error("{table}: {wanted} entries are wanted, and at most {most} are possible")]
+    Limit {
+        /// Name of the table.
+        table: &'static str,
+        /// Entries wanted.
+        wanted: u64,
+        /// The bound.
+        most: u32,
+    },
+}
+
+/// The set of tables in force.
+pub(super) struct Kernel {
+    root: PathBuf,
+    number: u32,
+    features: u32,
+    bpf: Bpf,
+    counters: Arc<LiveCounters>,
+}
+
+impl Kernel {
+    /// Takes over the newest whole set of tables below `root`, or makes one with room for `needs`.
+    /// Also says which it was: true for taken over.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub(super) fn open(
+        root: &Path,
+        needs: Capacity,
+        seed: u64,
+        features: u32,
+    ) -> Result<(Self, bool), KernelError> {
+        fs::create_dir_all(root.join(LINKS)).map_err(|source| directory(root, source))?;
+        if !is_bpffs(root) {
+            return Err(KernelError::NotBpffs(root.to_owned()));
+        }
+        let mut newest = None;
+        for (path, number) in sets(root).map_err(|source| directory(root, source))? {
+            if path.join(READY).is_dir() {
+                newest = newest.max(Some(number));
+            } else {
+                remove_set(&path);
+            }
+        }
+        let number = newest.unwrap_or(0);
+        let dir = set(root, number);
+        let bpf = match newest {
+            Some(_) => Bpf::load(needs, 0, seed, features, Some(&dir))?,
+            None => make(&dir, needs, seed, features)?,
+        };
+        let counters = Arc::new(LiveCounters(ArcSwap::from_pointee(bpf.counters()?)));
+        let kernel = Self { root: root.to_owned(), number, features, bpf, counters };
+        if newest.is_none() {
+            kernel.mark_ready()?;
+        }
+        Ok((kernel, newest.is_some()))
+    }
+
+    /// Puts a set of tables with room for `needs` beside the one in force and fills it with the same
+    /// rows. Interfaces go on with the old one until they are attached anew; then
+    /// [`Self::remove_others`] removes it. Prefixes are not copied.
+    ///
+    /// # Errors
+    /// [`KernelError`]; the set in force stays.
+    pub(super) fn grow(&mut self, mut needs: Capacity, seed: u64) -> Result<(), KernelError> {
+        loop {
+            let number = self.number + 1;
+            let dir = set(&self.root, number);
+            remove_set(&dir);
+            let mut bpf = make(&dir, needs, seed, self.features)?;
+            match bpf.copy_rows(&self.bpf) {
+                Ok(()) => {}
+                Err(full) if needs.buckets >= MAX_BUCKETS => return Err(full.into()),
+                Err(_) => {
+                    needs.buckets *= 2;
+                    continue;
+                }
+            }
+            bpf.copy_counters(&self.bpf)?;
+            self.counters.0.store(Arc::new(bpf.counters()?));
+            self.bpf = bpf;
+            self.number = number;
+            return self.mark_ready();
+        }
+    }
+
+    fn mark_ready(&self) -> Result<(), KernelError> {
+        let path = set(&self.root, self.number).join(READY);
+        fs::create_dir(&path).map_err(|source| directory(&path, source))
+    }
+
+    /// Removes every set of tables but the one in force, and what other versions shared.
+    pub(super) fn remove_others(&self) {
+        let Ok(all) = sets(&self.root) else { return };
+        for (path, number) in all {
+            if number != self.number || path != set(&self.root, number) {
+                remove_set(&path);
+            }
+        }
+        let own = format!("v{ABI_VERSION}-");
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('v') && !name.starts_with(&own) {
+                let path = entry.path();
+                // A directory of another version, or a map that its sets shared.
+                if fs::remove_file(&path).is_err() {
+                    remove_set(&path);
+                }
+            }
+        }
+    }
+
+    /// The tables and programs in force.
+    pub(super) fn bpf(&mut self) -> &mut Bpf {
+        &mut self.bpf
+    }
+
+    /// The tables in force, to be read.
+    #[must_use]
+    pub(super) fn tables(&self) -> &dyn Tables {
+        &self.bpf
+    }
+
+    /// Live counters of whatever is in force.
+    #[must_use]
+    pub(super) fn counters(&self) -> Arc<LiveCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Carries out operations.
+    ///
+    /// # Errors
+    /// At the first that the kernel refuses.
+    pub(super) fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        self.bpf.apply(ops)
+    }
+}
+
+fn directory(path: &Path, source: io::Error) -> KernelError {
+    KernelError::Directory { path: path.to_owned(), source }
+}
+
+fn set(root: &Path, number: u32) -> PathBuf {
+    root.join(format!("v{ABI_VERSION}-{number}"))
+}
+
+/// The directories of sets of this version, with their numbers.
+fn sets(root: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
+    let prefix = format!("v{ABI_VERSION}-");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.parse().ok());
+        if let Some(number) = number
+            && entry.file_type()?.is_dir()
+        {
+            found.push((entry.path(), number));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes a set of tables, its mark first, as far as it is there.
+fn remove_set(path: &Path) {
+    let _ = fs::remove_dir(path.join(READY));
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+    if let Err(error) = fs::remove_dir(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove tables that nobody uses");
+    }
+}
+
+fn make(dir: &Path, needs: Capacity, seed: u64, features: u32) -> Result<Bpf, KernelError> {
+    fs::create_dir_all(dir).map_err(|source| directory(dir, source))?;
+    // Nobody who chooses addresses and ports of services may know the buckets that they come into.
+    let salt = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), dir);
+    Ok(Bpf::load(needs, salt, seed, features, Some(dir))?)
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
+
+/// Waits until every program that runs now has ended: programs run in read-side critical sections, and
+/// this command is the kernel's `synchronize_rcu` (membarrier(2), `MEMBARRIER_CMD_GLOBAL`).
+pub(super) fn grace() {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only.
+    let failed = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0;
+    if failed {
+        // With nohz_full CPUs the kernel refuses. A program runs for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Room for what is wanted, and as much again as is likely to come.
+///
+/// # Errors
+/// [`KernelError::Limit`].
+pub(super) fn capacity_for(wanted: &DesiredState) -> Result<Capacity, KernelError> {
+    let mut frontends = 0u64;
+    let mut vips = std::collections::BTreeSet::new();
+    let mut backends = 0u64;
+    let mut slots = 1u64;
+    for service in wanted.services.values() {
+        frontends += (service.addresses.len() * service.ports.len()) as u64;
+        vips.extend(service.addresses.iter().copied());
+        backends += service.backends.len() as u64;
+        let size =
+            wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(service.backends.len()));
+        slots += u64::from(size) + 1;
+    }
+    frontends += vips.len() as u64;
+    let room = |table, used: u64, least: u64, most: u32| {
+        if used > u64::from(most) {
+            return Err(KernelError::Limit { table, wanted: used, most });
+        }
+        Ok((used + used / 4).max(least).min(u64::from(most)) as u32)
+    };
+    let frontends = room("FRONTENDS", frontends, 1024, MAX_FRONTENDS)?;
+    let prefixes = || wanted.prefilter.lists.iter().flat_map(|list| &list.prefixes);
+    let any = !wanted.prefilter.allow.is_empty() || prefixes().next().is_some();
+    let long = prefixes().filter(|p| p.addr().is_ipv4() && p.prefix_len() > 24).count()
+        + wanted.prefilter.allow.len();
+    let v6 = prefixes().filter(|p| p.addr().is_ipv6()).count() + wanted.prefilter.allow.len();
+    Ok(Capacity {
+        // Half full at most: a bucket holds four.
+        buckets: (frontends / 2).next_power_of_two().min(MAX_BUCKETS),
+        frontends,
+        slots: room("SLOTS", slots, 1 << 16, MAX_SLOTS)?,
+        backends: room("BACKENDS", backends, 1024, MAX_BACKENDS)?,
+        egress: MAX_EGRESS,
+        lines: if any { abi::prefix::LINES } else { 0 },
+        blocks: room("BLOCKS", long as u64, 64, MAX_BLOCKS)?,
+        prefixes6: room("PREFIXES6", v6 as u64, 1024, u32::MAX / 4)?,
+    })
+}

@@ -1,0 +1,232 @@
+//! Builds everything, starts it, and ends it.
+//!
+//! Order matters at the start: the configuration must be good and the API's addresses ours before
+//! anything in the kernel is touched; next hops must be known before the first plan, or it would take
+//! every backend for unreachable. At the end nothing in the kernel is touched either: the data path goes
+//! on with the last state.
+
+mod attach;
+mod kernel;
+mod notify;
+mod owner;
+mod sources;
+mod views;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use config::{Loader, Watcher};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    kernel::Kernel,
+    owner::{Inbox, Owner, Parts},
+};
+use crate::{
+    api::{ApiAddr, ApiState, listen},
+    health::{Checker, MAX_IN_FLIGHT},
+    links::Links,
+    nexthop::{NextHop, Resolver},
+    store::Store,
+};
+
+/// Messages that may wait for the owner task, of each kind.
+const QUEUE: usize = 64;
+/// How long the first plan waits for next hops; those that come later are put in force then.
+const FIRST_HOPS: Duration = Duration::from_secs(2);
+/// How long tasks may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory or file.
+    pub config: PathBuf,
+    /// Where the API listens.
+    pub api: Vec<ApiAddr>,
+    /// What is set through the API.
+    pub state: PathBuf,
+    /// Where everything is pinned.
+    pub bpffs: PathBuf,
+}
+
+/// Runs the daemon until `shutdown`; `reload` has the configuration read again.
+///
+/// # Errors
+/// What keeps it from starting, or what ended unexpectedly.
+pub async fn run(
+    options: Options,
+    reload: mpsc::Receiver<()>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut loader = Loader::new(&options.config);
+    let files = loader.load().map_err(|faults| faulty(&faults))?;
+    let (watcher, notices) = Watcher::new(&options.config, loader.watch_dirs())
+        .with_context(|| format!("cannot watch {}", options.config.display()))?;
+
+    let _lock = lock(&options.state)?;
+    let store = Store::open(&options.state).context("the state directory")?;
+    let api = store.load().context("the state directory")?;
+    let api = api.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
+    let wanted =
+        sources::merge(&files, &api).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+    let bound = listen::bind(&options.api).await?;
+
+    let (links, link_watcher) = Links::open().await.context("reading interfaces")?;
+    let (hop_changes, mut hops) = mpsc::channel(QUEUE);
+    let (resolver, resolver_task) =
+        Resolver::open(hop_changes).await.context("reading routes and neighbours")?;
+    let (health_changes, health) = mpsc::channel(QUEUE);
+    let (checker, checker_task) = Checker::new(health_changes, MAX_IN_FLIGHT);
+
+    let stop = CancellationToken::new();
+    let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
+    let token = stop.clone();
+    tasks.spawn(async move {
+        link_watcher.run(token).await?;
+        Ok("the watch on interfaces")
+    });
+    let token = stop.clone();
+    tasks.spawn(async move {
+        resolver_task.run(token).await?;
+        Ok("the resolver of next hops")
+    });
+    let token = stop.clone();
+    tasks.spawn(async move {
+        checker_task.run(token).await;
+        Ok("the health checks")
+    });
+
+    let targets = owner::targets(&wanted);
+    resolver.set_targets(targets.clone());
+    let first = first_hops(&mut hops, &targets).await;
+
+    let needs = kernel::capacity_for(&wanted)?;
+    let seed = crate::ring::seed(&wanted.maglev.seed);
+    let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));
+    let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
+    let counters = kernel.counters();
+    let (owner, view) = Owner::start(Parts {
+        config_path: options.config.clone(),
+        pins: options.bpffs.clone(),
+        kernel,
+        adopted,
+        files,
+        api,
+        store,
+        links,
+        resolver,
+        checker,
+        hops: first,
+    })?;
+
+    let (commands, inbox) = mpsc::channel(QUEUE);
+    let token = stop.clone();
+    let following =
+        sources::follow_files(loader, watcher, notices, reload, commands.clone(), token);
+    tasks.spawn(async move {
+        following.await?;
+        Ok("the watch on the configuration")
+    });
+    let token = stop.clone();
+    tasks.spawn(async move {
+        owner.run(Inbox { commands: inbox, hops, health }, token).await;
+        Ok("the owner task")
+    });
+    let token = stop.clone();
+    tasks.spawn(async move {
+        bound.serve(ApiState { view, commands, counters }, token).await;
+        Ok("the API")
+    });
+    notify::ready();
+    tracing::info!(adopted, config = %options.config.display(), "ready");
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = tasks.join_next() => ended,
+    };
+    notify::stopping();
+    stop.cancel();
+    let all = async { while tasks.join_next().await.is_some() {} };
+    if timeout(SHUTDOWN, all).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    match ended {
+        None => Ok(()),
+        Some(Ok(Ok(what))) => bail!("{what} ended unexpectedly"),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(error)) => Err(error).context("a task ended unexpectedly"),
+    }
+}
+
+/// Reads and checks the configuration, and says what it holds.
+///
+/// # Errors
+/// Every fault, with file, line and column.
+pub fn check(path: &Path) -> anyhow::Result<String> {
+    let state = Loader::new(path).load().map_err(|faults| faulty(&faults))?;
+    let backends: usize = state.services.values().map(|s| s.backends.len()).sum();
+    let prefixes: usize = state.prefilter.lists.iter().map(|l| l.prefixes.len()).sum();
+    Ok(format!(
+        "{}: good: {} interfaces, {} services with {backends} backends, {} lists with {prefixes} prefixes",
+        path.display(),
+        state.interfaces.len(),
+        state.services.len(),
+        state.prefilter.lists.len(),
+    ))
+}
+
+fn faulty(faults: &[config::Fault]) -> anyhow::Error {
+    let text = sources::print(faults).join("\n");
+    anyhow::anyhow!(
+        "{text}\n{} in the configuration; nothing was changed",
+        match faults.len() {
+            1 => "1 fault".to_owned(),
+            n => format!("{n} faults"),
+        }
+    )
+}
+
+/// Two daemons must not share one state: the lock is the kernel's and goes with the process.
+fn lock(state: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
+    fs::create_dir_all(state).with_context(|| format!("cannot create {}", state.display()))?;
+    let path = state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(
+        |(_, error)| {
+            anyhow::anyhow!(
+                "{} is held by another daemon ({error}); give this one a --state of its own",
+                path.display()
+            )
+        },
+    )
+}
+
+/// What is known of the ways to `targets`, once it is known of all, or after a while.
+async fn first_hops(
+    hops: &mut mpsc::Receiver<BTreeMap<IpAddr, NextHop>>,
+    targets: &BTreeSet<IpAddr>,
+) -> BTreeMap<IpAddr, NextHop> {
+    let mut known = BTreeMap::new();
+    let resolved = |known: &BTreeMap<IpAddr, NextHop>| {
+        targets.iter().all(|t| matches!(known.get(t), Some(NextHop::Resolved(_))))
+    };
+    let all = async {
+        while !resolved(&known)
+            && let Some(more) = hops.recv().await
+        {
+            known.extend(more);
+        }
+    };
+    // What is not resolved by then is unreachable, as far as anybody knows.
+    let _ = timeout(FIRST_HOPS, all).await;
+    known
+}

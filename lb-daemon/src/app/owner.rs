@@ -1,0 +1,649 @@
+//! The owner task: holds what is wanted and what is known, and alone changes tables and links.
+//!
+//! ```text
+//! files, API -> wanted --+
+//! next hops, health -----+-> plan (pure) -> operations -> tables -> view
+//! links, addresses ------+
+//! ```
+//! Everybody else sends it messages and reads the [`View`] that it publishes. A change is in force when
+//! its last store is done; only then is it answered or published. When the kernel refuses a step, what
+//! stands is adopted as after a restart, and the rest is tried again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use abi::table::{Control, State};
+use config::model::{BackendState, DesiredState, HealthCheck, Service};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attach,
+    kernel::{self, Kernel, KernelError},
+    notify,
+    sources::{self, ApiServices},
+    views::{self, HealthMap},
+};
+use crate::{
+    command::{Command, Refusal},
+    datapath::{ApplyError, Op},
+    health::{Change, Checker},
+    links::Links,
+    nexthop::{NextHop, Resolver},
+    plan::{Full, Planner, prefixes::Prefixes},
+    store::Store,
+    view::{ConfigView, Health, InterfaceView, ServiceView, View},
+};
+
+/// Views of more services than this are made together, a little later.
+const AT_ONCE: usize = 64;
+/// How much later.
+const GATHER: Duration = Duration::from_millis(100);
+/// First and longest pause before what the kernel refused is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Nothing needs more rounds of larger tables than there are tables.
+const MAX_GROWTH: usize = 8;
+
+/// Why the wanted state is not in force.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Full(#[from] Full),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// What the owner is made of.
+pub(super) struct Parts {
+    pub(super) config_path: PathBuf,
+    pub(super) pins: PathBuf,
+    pub(super) kernel: Kernel,
+    pub(super) adopted: bool,
+    pub(super) files: DesiredState,
+    pub(super) api: ApiServices,
+    pub(super) store: Store,
+    pub(super) links: Links,
+    pub(super) resolver: Resolver,
+    pub(super) checker: Checker,
+    pub(super) hops: BTreeMap<IpAddr, NextHop>,
+}
+
+/// The channels that it listens to.
+pub(super) struct Inbox {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) hops: mpsc::Receiver<BTreeMap<IpAddr, NextHop>>,
+    pub(super) health: mpsc::Receiver<Change>,
+}
+
+/// See the module.
+pub(super) struct Owner {
+    parts: Parts,
+    wanted: DesiredState,
+    planner: Planner,
+    prefixes: Prefixes,
+    health: HealthMap,
+    interfaces: Vec<InterfaceView>,
+    held: attach::Held,
+    versions: BTreeMap<String, (Arc<Service>, u64)>,
+    next_version: u64,
+    faults: Vec<String>,
+    failure: Option<String>,
+    retry: Option<(Instant, Duration)>,
+    last_success: Option<SystemTime>,
+    last_apply: Option<Duration>,
+    began: Instant,
+    started: SystemTime,
+    services: BTreeMap<String, Arc<ServiceView>>,
+    dirty: BTreeSet<String>,
+    publish_at: Option<Instant>,
+    view: watch::Sender<Arc<View>>,
+}
+
+impl Owner {
+    /// Puts the first state in force; the view that comes back shows it.
+    ///
+    /// # Errors
+    /// What keeps it from being in force; printable.
+    pub(super) fn start(parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
+        let wanted = sources::merge(&parts.files, &parts.api)
+            .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+        let planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
+        let started = SystemTime::now();
+        let epoch = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let empty = View {
+            node: wanted.node.name.clone(),
+            started,
+            adopted: parts.adopted,
+            config: ConfigView {
+                path: parts.config_path.clone(),
+                generation: 0,
+                last_success: None,
+                last_apply: None,
+                faults: Vec::new(),
+            },
+            interfaces: Vec::new(),
+            services: Vec::new(),
+            lists: Vec::new(),
+            maps: Vec::new(),
+        };
+        let (view, published) = watch::channel(Arc::new(empty));
+        let mut owner = Self {
+            parts,
+            wanted,
+            planner,
+            prefixes: Prefixes::default(),
+            health: HealthMap::new(),
+            interfaces: Vec::new(),
+            held: attach::Held::new(),
+            versions: BTreeMap::new(),
+            // A tag of an earlier process must not match one of this one.
+            next_version: epoch.as_millis() as u64,
+            faults: Vec::new(),
+            failure: None,
+            retry: None,
+            last_success: None,
+            last_apply: None,
+            began: Instant::now(),
+            started,
+            services: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            publish_at: None,
+            view,
+        };
+        owner.readopt()?;
+        owner.presume_down();
+        owner.enforce(owner.began)?;
+        owner.publish();
+        Ok((owner, published))
+    }
+
+    /// Runs until `cancel`. Tables and links stay.
+    pub(super) async fn run(mut self, mut inbox: Inbox, cancel: CancellationToken) {
+        let mut links = self.parts.links.subscribe();
+        let mut addresses = self.parts.links.subscribe_addresses();
+        let mut heart = notify::heartbeat();
+        loop {
+            let settle = self.planner.next_deadline().map(|at| self.began + at);
+            let retry = self.retry.map(|(at, _)| at);
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                Some(command) = inbox.commands.recv() => self.command(command),
+                Some(hops) = inbox.hops.recv() => self.take_hops(hops),
+                Some(change) = inbox.health.recv() => self.take_health(change),
+                Ok(()) = links.changed() => {
+                    links.mark_unchanged();
+                    self.attach().await;
+                }
+                Ok(()) = addresses.changed() => {
+                    addresses.mark_unchanged();
+                    self.take_addresses();
+                }
+                () = at(settle) => self.settle(),
+                () = at(retry) => self.try_again(),
+                () = at(self.publish_at) => self.publish(),
+                () = heart.beat() => {}
+            }
+            if self.dirty.len() > AT_ONCE {
+                self.publish_at.get_or_insert(Instant::now() + GATHER);
+            } else if !self.dirty.is_empty() {
+                self.publish();
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Files { desired, noticed } => self.take_files(*desired, noticed),
+            Command::FilesFaulty { faults } => {
+                for fault in &faults {
+                    tracing::error!("the configuration is not put in force: {fault}");
+                }
+                self.faults = faults;
+                self.publish();
+            }
+            Command::PutService { service, if_match, reply } => {
+                let done = self.put_service(service, if_match);
+                // Who asked may have given up meanwhile; the change stands.
+                let _ = reply.send(done);
+            }
+            Command::DeleteService { name, if_match, reply } => {
+                let done = self.delete_service(&name, if_match);
+                let _ = reply.send(done);
+            }
+        }
+    }
+
+    fn take_files(&mut self, files: DesiredState, noticed: Instant) {
+        notify::reloading();
+        match sources::merge(&files, &self.parts.api) {
+            Ok(wanted) => {
+                self.faults.clear();
+                self.parts.files = files;
+                self.wanted = wanted;
+                if let Err(failure) = self.enforce(noticed) {
+                    self.fail(&failure);
+                }
+            }
+            Err(faults) => self.faults = faults,
+        }
+        self.publish();
+        notify::ready();
+    }
+
+    fn check_version(&self, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
+        let actual = self.versions.get(name).map_or(0, |&(_, version)| version);
+        match if_match {
+            Some(expected) if expected != actual => Err(Refusal::Stale { expected, actual }),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_service(
+        &mut self,
+        service: Arc<Service>,
+        if_match: Option<u64>,
+    ) -> Result<u64, Refusal> {
+        self.check_version(&service.name, if_match)?;
+        sources::admit(&service, &self.parts.files, &self.parts.api)?;
+        let name = service.name.clone();
+        let mut api = self.parts.api.clone();
+        api.insert(name.clone(), Arc::clone(&service));
+        self.change_api(api, |store| store.put_service(&service))?;
+        Ok(self.versions.get(&name).map_or(0, |&(_, version)| version))
+    }
+
+    fn delete_service(&mut self, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
+        if let Some(of_file) = self.parts.files.services.get(name) {
+            return Err(sources::read_only(of_file));
+        }
+        if !self.parts.api.contains_key(name) {
+            return Err(Refusal::NotFound { kind: "service", name: name.to_owned() });
+        }
+        self.check_version(name, if_match)?;
+        let mut api = self.parts.api.clone();
+        api.remove(name);
+        self.change_api(api, |store| store.delete_service(name))
+    }
+
+    /// Stores first, so that nothing that was answered is lost; a change that cannot be put in force
+    /// is taken back.
+    fn change_api(
+        &mut self,
+        api: ApiServices,
+        keep: impl FnOnce(&Store) -> Result<(), crate::store::StoreError>,
+    ) -> Result<(), Refusal> {
+        let wanted = sources::merge(&self.parts.files, &api)
+            .map_err(|faults| Refusal::Apply(faults.join("; ")))?;
+        keep(&self.parts.store).map_err(|error| Refusal::Apply(error.to_string()))?;
+        let before = std::mem::replace(&mut self.parts.api, api);
+        let wanted_before = std::mem::replace(&mut self.wanted, wanted);
+        if let Err(failure) = self.enforce(Instant::now()) {
+            self.take_back(&before);
+            self.wanted = wanted_before;
+            self.fail(&failure);
+            return Err(Refusal::Apply(failure.to_string()));
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Stores the objects of the API as they were.
+    fn take_back(&mut self, before: &ApiServices) {
+        let now = std::mem::replace(&mut self.parts.api, before.clone());
+        let gone = now.keys().filter(|name| !before.contains_key(*name));
+        let results = gone.map(|name| self.parts.store.delete_service(name)).chain(
+            before
+                .iter()
+                .filter(|(name, service)| now.get(*name) != Some(*service))
+                .map(|(_, service)| self.parts.store.put_service(service)),
+        );
+        for error in results.filter_map(Result::err) {
+            tracing::error!(%error, "the state directory holds a change that is not in force");
+        }
+    }
+
+    fn take_hops(&mut self, hops: BTreeMap<IpAddr, NextHop>) {
+        self.parts.hops.extend(hops.clone());
+        let now = self.now();
+        let done = self
+            .planner
+            .set_hops(&hops, self.parts.kernel.tables(), now)
+            .map_err(Failure::from)
+            .and_then(|ops| Ok(self.parts.kernel.apply(&ops)?));
+        let names = hops.keys().flat_map(|&address| self.planner.services_at(address));
+        self.dirty.extend(names.map(str::to_owned));
+        if let Err(failure) = done {
+            self.fail(&failure);
+        }
+    }
+
+    fn take_health(&mut self, change: Change) {
+        let Change { service, backend, health, reason } = change;
+        // A decision about what is not wanted any more may still have been on its way.
+        let wanted = self.wanted.services.get(&service).is_some_and(|s| {
+            s.health_check.is_some() && s.backends.iter().any(|b| b.address == backend)
+        });
+        if !wanted {
+            return;
+        }
+        let down = health == Health::Down;
+        let key = (service.clone(), backend);
+        let before = self.health.insert(key, (health, reason.clone()));
+        if before.is_none_or(|(h, _)| h != health) {
+            tracing::info!(service, %backend, ?health, reason, "health");
+        }
+        self.set_down(&service, backend, down);
+        self.dirty.insert(service);
+    }
+
+    fn set_down(&mut self, service: &str, backend: IpAddr, down: bool) {
+        let now = self.now();
+        let tables = self.parts.kernel.tables();
+        let ops = self.planner.set_health(service, backend, down, tables, now);
+        if let Err(error) = self.parts.kernel.apply(&ops) {
+            self.fail(&error.into());
+        }
+    }
+
+    fn take_addresses(&mut self) {
+        if let Err(failure) = self.put_decap() {
+            self.fail(&failure);
+        }
+    }
+
+    fn settle(&mut self) {
+        let now = self.now();
+        self.dirty.extend(self.planner.due(now).map(str::to_owned));
+        let done = self
+            .planner
+            .settle(self.parts.kernel.tables(), now)
+            .map_err(Failure::from)
+            .and_then(|ops| Ok(self.parts.kernel.apply(&ops)?));
+        if let Err(failure) = done {
+            self.fail(&failure);
+        }
+        self.release();
+    }
+
+    fn try_again(&mut self) {
+        if let Err(failure) = self.enforce(Instant::now()) {
+            self.fail(&failure);
+        }
+        self.publish();
+    }
+
+    /// Notes why the wanted state is not in force, takes over what stands, and plans another try.
+    fn fail(&mut self, failure: &Failure) {
+        let text = failure.to_string();
+        tracing::error!("not in force, trying again: {text}");
+        self.failure = Some(text);
+        let pause = self.retry.map_or(RETRY.0, |(_, pause)| (pause * 2).min(RETRY.1));
+        if let Err(failure) = self.readopt() {
+            tracing::error!("adopting the tables: {failure}");
+        }
+        self.retry = Some((Instant::now() + pause, pause));
+        self.publish_at.get_or_insert(Instant::now());
+    }
+
+    /// Makes the index of what stands anew from the tables.
+    fn readopt(&mut self) -> Result<(), Failure> {
+        let services = &self.wanted.services;
+        let drain = services.values().map(|s| s.drain_timeout).max().unwrap_or_default();
+        let now = self.now();
+        let tables = self.parts.kernel.tables();
+        let names = services.keys().map(String::as_str);
+        self.planner = Planner::adopt(tables, names, now + drain);
+        let lists = self.wanted.prefilter.lists.iter().map(|list| list.name.as_str());
+        self.prefixes = Prefixes::adopt(tables, lists)?;
+        let ops = self.planner.set_hops(&self.parts.hops, tables, now)?;
+        self.parts.kernel.apply(&ops)?;
+        let down: Vec<(String, IpAddr)> = self
+            .health
+            .iter()
+            .filter(|(_, (health, _))| *health == Health::Down)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for (service, backend) in down {
+            let tables = self.parts.kernel.tables();
+            let ops = self.planner.set_health(&service, backend, true, tables, now);
+            self.parts.kernel.apply(&ops)?;
+        }
+        Ok(())
+    }
+
+    /// After a restart: a backend that was down stays so until its health check has decided anew.
+    fn presume_down(&mut self) {
+        let tables = self.parts.kernel.tables();
+        let mut down = Vec::new();
+        for (name, planned) in self.planner.services() {
+            let Some(spec) = self.wanted.services.get(name) else { continue };
+            if spec.health_check.is_none() {
+                continue;
+            }
+            for backend in &spec.backends {
+                let Some(member) = planned.members.get(&backend.address) else { continue };
+                let State { down: was_down, .. } = tables.backend(member.row).state();
+                let reachable =
+                    matches!(self.parts.hops.get(&backend.address), Some(NextHop::Resolved(_)));
+                if was_down && reachable && backend.state != BackendState::Maintenance {
+                    down.push((name.clone(), backend.address));
+                }
+            }
+        }
+        for (service, backend) in down {
+            self.set_down(&service, backend, true);
+            let reason = "down before the daemon started; not checked again yet".to_owned();
+            self.health.insert((service, backend), (Health::Down, Some(reason)));
+        }
+    }
+
+    /// Puts the wanted state in force, in larger tables where it does not fit.
+    fn enforce(&mut self, noticed: Instant) -> Result<(), Failure> {
+        self.retry = None;
+        self.forget_health();
+        let mut rounds = 0;
+        loop {
+            match self.try_enforce() {
+                Ok(()) => break,
+                Err(Failure::Full(Full(table))) if rounds < MAX_GROWTH => {
+                    rounds += 1;
+                    self.grow(Some(table))?;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        self.failure = None;
+        let next = self.parts.kernel.tables().control().generation() + 1;
+        self.parts.kernel.apply(&[Op::Generation(next)])?;
+        self.last_apply = Some(noticed.elapsed());
+        self.last_success = Some(SystemTime::now());
+        tracing::debug!(generation = next, elapsed = ?self.last_apply, "in force");
+
+        self.note_versions();
+        self.tell_helpers();
+        self.attach_now();
+        self.release();
+        Ok(())
+    }
+
+    fn try_enforce(&mut self) -> Result<(), Failure> {
+        let now = self.now();
+        let control = self.parts.kernel.tables().control();
+        let has_lines = self.parts.kernel.tables().capacity().lines > 0;
+        let lists = &self.wanted.prefilter;
+        let needs_lines = !lists.allow.is_empty() || !lists.lists.is_empty();
+        if control.seed() != crate::ring::seed(&self.wanted.maglev.seed)
+            || (needs_lines && !has_lines)
+        {
+            self.grow(None)?;
+        }
+        let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
+        self.parts.kernel.apply(&ops)?;
+        let blocks = self.parts.kernel.tables().capacity().blocks;
+        let ops = self.prefixes.plan(&self.wanted.prefilter, blocks)?;
+        self.parts.kernel.apply(&ops)?;
+        self.put_decap()
+    }
+
+    fn put_decap(&mut self) -> Result<(), Failure> {
+        let takes = self.wanted.interfaces.iter().any(|interface| interface.roles.decap);
+        let addresses =
+            if takes { self.parts.links.local_addresses() } else { BTreeSet::default() };
+        let ops = self.planner.set_decap(&addresses, self.parts.kernel.tables())?;
+        self.parts.kernel.apply(&ops)?;
+        Ok(())
+    }
+
+    /// Larger tables: at least twice as large where `table` is full.
+    fn grow(&mut self, table: Option<&str>) -> Result<(), Failure> {
+        let mut needs = kernel::capacity_for(&self.wanted)?;
+        let now = self.parts.kernel.tables().capacity();
+        let twice = |own: &mut u32, now: u32, name: &str| {
+            *own = (*own).max(if table == Some(name) { now.saturating_mul(2) } else { now });
+        };
+        twice(&mut needs.buckets, now.buckets, "BUCKETS");
+        twice(&mut needs.frontends, now.frontends, "FRONTENDS");
+        twice(&mut needs.slots, now.slots, "SLOTS");
+        twice(&mut needs.backends, now.backends, "BACKENDS");
+        twice(&mut needs.egress, now.egress, "EGRESS");
+        twice(&mut needs.blocks, now.blocks, "BLOCKS");
+        twice(&mut needs.prefixes6, now.prefixes6, "PREFIXES6");
+        needs.lines = needs.lines.max(now.lines);
+        tracing::info!(full = table, "making larger tables");
+        self.parts.kernel.grow(needs, crate::ring::seed(&self.wanted.maglev.seed))?;
+        self.readopt()
+    }
+
+    /// What is not checked any more is not down any more.
+    fn forget_health(&mut self) {
+        let wanted = checks(&self.wanted);
+        let gone: Vec<(String, IpAddr)> =
+            self.health.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        for key in gone {
+            self.health.remove(&key);
+            self.set_down(&key.0, key.1, false);
+            self.dirty.insert(key.0);
+        }
+    }
+
+    /// Gives a new version to every service that is not what it was.
+    fn note_versions(&mut self) {
+        let wanted = &self.wanted.services;
+        let versions = &mut self.versions;
+        self.dirty.extend(versions.keys().filter(|name| !wanted.contains_key(*name)).cloned());
+        versions.retain(|name, _| wanted.contains_key(name));
+        for (name, service) in wanted {
+            let same = versions.get(name).is_some_and(|(old, _)| Arc::ptr_eq(old, service));
+            if !same {
+                self.next_version += 1;
+                versions.insert(name.clone(), (Arc::clone(service), self.next_version));
+                self.dirty.insert(name.clone());
+            }
+        }
+    }
+
+    fn tell_helpers(&self) {
+        self.parts.resolver.set_targets(targets(&self.wanted));
+        self.parts.checker.set_wanted(checks(&self.wanted));
+    }
+
+    async fn attach(&mut self) {
+        self.attach_now();
+        self.publish();
+    }
+
+    fn attach_now(&mut self) {
+        let links = self.parts.links.snapshot();
+        let wanted = attach::wanted(&self.wanted.interfaces, &links);
+        let pins = self.parts.pins.join(kernel::LINKS);
+        let views = attach::attach_all(self.parts.kernel.bpf(), &pins, &wanted, &mut self.held);
+        for view in &views {
+            let before = self.interfaces.iter().find(|old| old.name == view.name);
+            if let crate::view::Attachment::Failed(why) = &view.attached
+                && before.is_none_or(|old| old.attached != view.attached)
+            {
+                tracing::error!(interface = view.name, "not attached: {why}");
+            }
+        }
+        self.interfaces = views;
+        // Every link points at the tables in force now.
+        self.parts.kernel.remove_others();
+    }
+
+    /// Waits for the programs to leave what was given back, so that it can be used again.
+    fn release(&mut self) {
+        if self.planner.waits() || self.prefixes.waits() {
+            tokio::task::block_in_place(kernel::grace);
+            self.planner.release();
+            self.prefixes.release();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.publish_at = None;
+        let tables = self.parts.kernel.tables();
+        for name in std::mem::take(&mut self.dirty) {
+            let made = self.versions.get(&name).and_then(|(spec, version)| {
+                views::service(spec, *version, &self.planner, tables, &self.health)
+            });
+            match made {
+                Some(made) => self.services.insert(name, Arc::new(made)),
+                None => self.services.remove(&name),
+            };
+        }
+        let control: Control = tables.control();
+        let view = View {
+            node: self.wanted.node.name.clone(),
+            started: self.started,
+            adopted: self.parts.adopted,
+            config: ConfigView {
+                path: self.parts.config_path.clone(),
+                generation: control.generation(),
+                last_success: self.last_success,
+                last_apply: self.last_apply,
+                faults: self.faults.iter().chain(&self.failure).cloned().collect(),
+            },
+            interfaces: self.interfaces.clone(),
+            services: self.services.values().cloned().collect(),
+            lists: views::lists(&self.wanted, &self.prefixes),
+            maps: views::maps(self.parts.kernel.bpf(), &self.planner),
+        };
+        self.view.send_replace(Arc::new(view));
+    }
+}
+
+/// Every backend's address.
+pub(super) fn targets(wanted: &DesiredState) -> BTreeSet<IpAddr> {
+    wanted.services.values().flat_map(|s| &s.backends).map(|b| b.address).collect()
+}
+
+fn checks(wanted: &DesiredState) -> BTreeMap<(String, IpAddr), Arc<HealthCheck>> {
+    let mut checks = BTreeMap::new();
+    for service in wanted.services.values() {
+        let Some(check) = &service.health_check else { continue };
+        let check = Arc::new(check.clone());
+        for backend in &service.backends {
+            checks.insert((service.name.clone(), backend.address), Arc::clone(&check));
+        }
+    }
+    checks
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,139 @@
+//! The sources of the desired state: files that are watched, and objects of the API; and how both
+//! become one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use abi::table::FrontendKey;
+use config::{
+    Fault, Loader, Watcher,
+    model::{DesiredState, Service},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    command::{Command, Refusal},
+    plan::service_keys,
+};
+
+/// Objects of the API, by name.
+pub(super) type ApiServices = BTreeMap<String, Arc<Service>>;
+
+/// One fault as a printable paragraph.
+pub(super) fn print(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
+/// Loads again at each notice of the watcher, and at each request.
+pub(super) async fn follow_files(
+    mut loader: Loader,
+    watcher: Watcher,
+    mut notices: mpsc::Receiver<Instant>,
+    mut reload: mpsc::Receiver<()>,
+    commands: mpsc::Sender<Command>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let noticed = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            Some(()) = reload.recv() => Instant::now(),
+            notice = notices.recv() => match notice {
+                Some(at) => at,
+                None => anyhow::bail!("the watch on the configuration has ended"),
+            },
+        };
+        let loaded = tokio::task::block_in_place(|| {
+            let loaded = loader.load();
+            if let Err(error) = watcher.set_extra_dirs(loader.watch_dirs()) {
+                tracing::warn!(%error, "a directory of the configuration is not watched");
+            }
+            loaded
+        });
+        let command = match loaded {
+            Ok(desired) => Command::Files { desired: Box::new(desired), noticed },
+            Err(faults) => Command::FilesFaulty { faults: print(&faults) },
+        };
+        if commands.send(command).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Files and API objects as one state.
+///
+/// # Errors
+/// What contradicts what; printable.
+pub(super) fn merge(files: &DesiredState, api: &ApiServices) -> Result<DesiredState, Vec<String>> {
+    let faults: Vec<String> = api
+        .values()
+        .filter_map(|service| clash(service, files.services.values()).map(|(_, text)| text))
+        .map(|text| format!("an object of the API contradicts the files: {text}"))
+        .collect();
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let mut merged = files.clone();
+    merged.services.extend(api.iter().map(|(n, s)| (n.clone(), Arc::clone(s))));
+    Ok(merged)
+}
+
+/// Whether a service of the API may stand beside all others.
+pub(super) fn admit(
+    service: &Service,
+    files: &DesiredState,
+    api: &ApiServices,
+) -> Result<(), Refusal> {
+    if let Some(of_file) = files.services.get(&service.name) {
+        return Err(read_only(of_file));
+    }
+    let others = api.values().filter(|other| other.name != service.name);
+    match clash(service, files.services.values().chain(others)) {
+        Some((field, message)) => Err(Refusal::Conflict { field, message }),
+        None => Ok(()),
+    }
+}
+
+/// The refusal to change what belongs to another source.
+pub(super) fn read_only(service: &Service) -> Refusal {
+    let origin = match &service.source {
+        config::model::Source::File { path, line, column } => {
+            format!("file {}:{line}:{column}", path.display())
+        }
+        config::model::Source::Api => "api".to_owned(),
+        config::model::Source::Kubernetes(object) => format!("kubernetes {object}"),
+    };
+    Refusal::ReadOnly { name: service.name.clone(), origin }
+}
+
+/// The first field of `service` that contradicts another one, and how.
+fn clash<'a>(
+    service: &Service,
+    others: impl Iterator<Item = &'a Arc<Service>>,
+) -> Option<(String, String)> {
+    let own: BTreeSet<FrontendKey> = service_keys(service).collect();
+    for other in others {
+        if other.name == service.name {
+            let text = format!("the name \"{}\" is taken; choose another one", other.name);
+            return Some(("name".to_owned(), text));
+        }
+        if !other.addresses.iter().any(|a| service.addresses.contains(a)) {
+            continue;
+        }
+        if let Some(key) = service_keys(other).find(|key| own.contains(key)) {
+            let ip = std::net::IpAddr::from(key.addr);
+            let index = service.addresses.iter().position(|a| *a == ip).unwrap_or(0);
+            let text = format!(
+                "service \"{}\" and service \"{}\" have one address and port ({ip} port {}); change one",
+                service.name,
+                other.name,
+                u16::from_be(key.port_protocol as u16)
+            );
+            return Some((format!("addresses[{index}]"), text));
+        }
+    }
+    None
+}

@@ -1,0 +1,125 @@
+//! Makes the published [`View`] of what the owner holds. Decides nothing.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use config::model::{DesiredState, Service};
+
+use crate::{
+    datapath::{Tables, bpf::Bpf},
+    nexthop::NextHop,
+    plan::{Planned, Planner, prefixes::Prefixes, service_keys},
+    view::{BackendView, FrontendView, Health, ListView, MapView, NextHopView, ServiceView},
+};
+
+/// What the health checks found, by service and backend.
+pub(super) type HealthMap = BTreeMap<(String, IpAddr), (Health, Option<String>)>;
+
+/// A service as it stands in the tables.
+pub(super) fn service(
+    spec: &Arc<Service>,
+    version: u64,
+    planner: &Planner,
+    tables: &dyn Tables,
+    health: &HealthMap,
+) -> Option<ServiceView> {
+    let planned: &Planned = planner.services().get(&spec.name)?;
+    let (moving_slots, slots) = planner.slots_of(planned, tables);
+    let frontends = spec
+        .addresses
+        .iter()
+        .flat_map(|&address| spec.ports.iter().map(move |port| (address, port)))
+        .zip(service_keys(spec))
+        .filter_map(|((address, port), key)| {
+            let row = *planned.frontends.get(&key)?;
+            Some(FrontendView { address, port: port.clone(), row })
+        })
+        .collect();
+    let backends = spec
+        .backends
+        .iter()
+        .filter_map(|backend| {
+            let row = planned.members.get(&backend.address)?.row;
+            let found = health.get(&(spec.name.clone(), backend.address));
+            let checked = spec.health_check.is_some();
+            let health = match found {
+                Some((health, _)) => *health,
+                None if checked => Health::Unknown,
+                None => Health::Unchecked,
+            };
+            Some(BackendView {
+                name: backend.name.clone(),
+                address: backend.address,
+                weight: backend.weight,
+                state: backend.state,
+                health,
+                health_reason: found.and_then(|(_, reason)| reason.clone()),
+                next_hop: next_hop(planner.hop(backend.address)),
+                slots: slots.get(&row).copied().unwrap_or(0),
+                row,
+            })
+        })
+        .collect();
+    Some(ServiceView {
+        spec: Arc::clone(spec),
+        version,
+        ring_size: planned.ring.size,
+        moving_slots,
+        frontends,
+        backends,
+    })
+}
+
+fn next_hop(hop: Option<&NextHop>) -> NextHopView {
+    match hop {
+        Some(NextHop::Resolved(hop)) => NextHopView::Resolved {
+            interface: hop.interface.clone(),
+            mac: hop.dst_mac,
+            mtu: hop.mtu,
+        },
+        Some(NextHop::Unresolved(why)) => NextHopView::Unresolved(why.clone()),
+        Some(NextHop::Local) => NextHopView::Unresolved(
+            "it is an address of this machine, and delivery to it is not implemented in this version"
+                .to_owned(),
+        ),
+        None => NextHopView::Unresolved("not looked up yet".to_owned()),
+    }
+}
+
+/// The blocklists in force.
+pub(super) fn lists(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<ListView> {
+    wanted
+        .prefilter
+        .lists
+        .iter()
+        .map(|list| {
+            let v4 = list.prefixes.iter().filter(|p| p.addr().is_ipv4()).count() as u64;
+            ListView {
+                name: list.name.clone(),
+                source: list.source.clone(),
+                action: list.action,
+                prefixes_v4: v4,
+                prefixes_v6: list.prefixes.len() as u64 - v4,
+                row: prefixes.number_of(&list.name).unwrap_or(0).into(),
+            }
+        })
+        .collect()
+}
+
+/// The tables shared with the kernel.
+pub(super) fn maps(bpf: &Bpf, planner: &Planner) -> Vec<MapView> {
+    let (frontends, backends, slots) = planner.used();
+    bpf.sizes()
+        .into_iter()
+        .map(|(name, capacity, bytes)| MapView {
+            name: name.to_owned(),
+            entries: match name {
+                "FRONTENDS" => Some(frontends.into()),
+                "BACKENDS" => Some(backends.into()),
+                "SLOTS" => Some(slots.into()),
+                _ => None,
+            },
+            capacity,
+            bytes,
+        })
+        .collect()
+}

@@ -1,0 +1,63 @@
+//! From one set of tables to a larger one: rows keep their numbers, so that entries of flows stay
+//! right; only the buckets, whose places depend on the table's size, are filled anew.
+
+use abi::table::{Bucket, Frontend};
+
+use super::{ApplyError, Bpf, BpfError, Counter, Datapath, Mapped, MappedCounters, Pod, Tables};
+use crate::plan::buckets::Buckets;
+
+impl Bpf {
+    /// Copies everything but prefixes from `old` into these tables, which are empty and not smaller.
+    /// Nobody else may change `old` meanwhile; packets may go on using it.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when the buckets do not take all frontends: more of them do.
+    pub fn copy_rows(&mut self, old: &Self) -> Result<(), ApplyError> {
+        copy(&old.egress, &self.egress);
+        copy(&old.backends, &self.backends);
+        copy(&old.slots, &self.slots);
+        copy(&old.frontends, &self.frontends);
+        // Lists keep their numbers, and so their counters; their prefixes are written anew.
+        copy(&old.lists, &self.lists);
+        self.control.store(0, abi::table::Control::GENERATION, old.control().generation());
+
+        let mut ops = Vec::new();
+        let mut buckets = Buckets::default();
+        for index in 0..old.capacity.buckets {
+            for word in old.bucket(index).words() {
+                let Some((_, row)) = Bucket::decode(word) else { continue };
+                let frontend: Frontend = old.frontend(row);
+                buckets.insert(self, &frontend.key(), row, &mut ops).map_err(|_| ApplyError {
+                    what: "a larger frontend table".to_owned(),
+                    source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+                })?;
+            }
+        }
+        self.apply(&ops)
+    }
+
+    /// Copies what `old` has counted, so that counters never go back.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn copy_counters(&self, old: &Self) -> Result<(), BpfError> {
+        let (from, to) = (old.counters()?, self.counters()?);
+        let sum = |from: &MappedCounters, table: &Mapped<Counter>, rows: u32, row: u32| {
+            let count = from.sum(table, rows, row);
+            Counter::of(count.packets, count.bytes, count.new_connections)
+        };
+        for row in 0..old.capacity.frontends.min(self.capacity.frontends) {
+            to.frontends.write(row, &sum(&from, &from.frontends, old.capacity.frontends, row));
+        }
+        for row in 0..old.capacity.backends.min(self.capacity.backends) {
+            to.backends.write(row, &sum(&from, &from.backends, old.capacity.backends, row));
+        }
+        Ok(())
+    }
+}
+
+fn copy<T: Pod>(from: &Mapped<T>, to: &Mapped<T>) {
+    for row in 0..from.len.min(to.len) {
+        to.write(row, &from.read(row));
+    }
+}
