@@ -18,6 +18,7 @@ use nix::{sys::statfs, unistd::Uid};
 use crate::{
     daemon::{self, Daemon},
     netns::{self, Namespace},
+    pass::Pass,
     web::Web,
 };
 
@@ -37,6 +38,11 @@ pub const SPARE_V4: &str = "203.0.113.30";
 /// See [`SPARE_V4`].
 pub const SPARE_V6: &str = "2001:db8:113::30";
 
+/// Address of the client that requests come from.
+pub const CLIENT_V4: &str = "192.0.2.100";
+/// See [`CLIENT_V4`].
+pub const CLIENT_V6: &str = "2001:db8:2::100";
+
 /// Addresses of the client that the blocklists of the lab name.
 pub const BLOCKED_V4: &str = "192.0.2.66";
 /// See [`BLOCKED_V4`].
@@ -55,6 +61,7 @@ pub struct Lab {
     webs: BTreeMap<&'static str, Web>,
     hosts: BTreeMap<&'static str, Arc<Namespace>>,
     fabric: Arc<Namespace>,
+    pass: Pass,
     directory: tempfile::TempDir,
     bpffs: BpfDirectory,
 }
@@ -102,18 +109,19 @@ impl Lab {
         let directory = tempfile::Builder::new().prefix(&format!("{id}-")).tempdir()?;
         let bpffs = BpfDirectory::create(&id)?;
         let fabric = Arc::new(fabric(&id)?);
+        let pass = Pass::load()?;
         let mut lab =
-            Self { webs: BTreeMap::new(), hosts: BTreeMap::new(), fabric, directory, bpffs };
+            Self { webs: BTreeMap::new(), hosts: BTreeMap::new(), fabric, pass, directory, bpffs };
 
         lab.add_host(&id, "lb", &["192.0.2.1", "2001:db8:2::1"], FABRIC_MTU)?;
-        let client = ["192.0.2.100", "2001:db8:2::100", BLOCKED_V4, BLOCKED_V6];
+        let client = [CLIENT_V4, CLIENT_V6, BLOCKED_V4, BLOCKED_V6];
         lab.add_host(&id, "client", &client, 1500)?;
         let mut routes = String::new();
         for vip in [IPIP_V4, L2_V4, SPARE_V4] {
-            routes += &format!("route add {vip}/32 via 192.0.2.1 src 192.0.2.100\n");
+            routes += &format!("route add {vip}/32 via 192.0.2.1 src {CLIENT_V4}\n");
         }
         for vip in [IPIP_V6, L2_V6, SPARE_V6] {
-            routes += &format!("route add {vip}/128 via 2001:db8:2::1 src 2001:db8:2::100\n");
+            routes += &format!("route add {vip}/128 via 2001:db8:2::1 src {CLIENT_V6}\n");
         }
         let client = lab.host("client")?;
         client.ip(&routes)?;
@@ -229,9 +237,7 @@ impl Lab {
         host.ip(&lines)?;
         // A socket's packets over veth carry half a checksum, which XDP would forward as it is.
         host.enter(|| netns::run(Command::new("ethtool").args(["-K", "eth0", "tx", "off"])))??;
-        // What XDP transmits on a veth arrives only where the other end polls: with GRO on, while up.
-        self.fabric
-            .enter(|| netns::run(Command::new("ethtool").args(["-K", &port, "gro", "on"])))??;
+        self.pass.attach(&self.fabric, &port, &self.bpffs.path)?;
         self.hosts.insert(name, Arc::new(host));
         Ok(())
     }

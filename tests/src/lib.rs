@@ -20,6 +20,7 @@ pub mod edge;
 pub mod http;
 pub mod lab;
 pub mod netns;
+pub mod pass;
 pub mod process;
 pub mod rig;
 pub mod web;

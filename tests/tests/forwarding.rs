@@ -7,7 +7,10 @@ use lb_tests::{
     capture::{Capture, Checksums},
     edge::{self, Edge, expect_all_answer, expect_answered},
     http,
-    lab::{BLOCKED_V4, BLOCKED_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4, SPARE_V6, at},
+    lab::{
+        BLOCKED_V4, BLOCKED_V6, CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4,
+        SPARE_V6, at,
+    },
     web,
 };
 
@@ -74,9 +77,13 @@ fn blocked_sources_are_dropped_and_counted() -> anyhow::Result<()> {
 fn other_packets_pass() -> anyhow::Result<()> {
     let edge = Edge::start(edge::L2)?;
     let client = edge.client()?;
-    for address in ["192.0.2.1", "2001:db8:2::1"] {
+    // The source is named: the kernel would choose the blocked address, which is nearer.
+    for (source, address) in [(CLIENT_V4, "192.0.2.1"), (CLIENT_V6, "2001:db8:2::1")] {
         client.enter(|| {
-            let refused = http::get(at(address, web::PORT), "/").unwrap_err();
+            let source = source.parse().expect("an address");
+            let patience = Duration::from_secs(5);
+            let refused =
+                http::get_from(source, at(address, web::PORT), "/", patience).unwrap_err();
             // A reset from the host's stack: nobody listens there.
             assert!(format!("{refused:#}").contains("refused"), "{refused:#}");
         })?;
@@ -88,6 +95,9 @@ fn other_packets_pass() -> anyhow::Result<()> {
 /// what it should: outer headers towards the servers.
 #[test]
 fn every_checksum_is_right() -> anyhow::Result<()> {
+    const REQUESTS: usize = 30;
+    // Of each connection at least: SYN, its acknowledgement, the request, FIN.
+    const LEAST: usize = 2 * REQUESTS * 4;
     for (config, vips, outer) in [
         (edge::IPIP, [IPIP_V4, IPIP_V6], true),
         (edge::IPIP_CROSSED, [SPARE_V4, SPARE_V6], true),
@@ -99,13 +109,13 @@ fn every_checksum_is_right() -> anyhow::Result<()> {
         let file = edge.lab.directory().join("client.pcap");
         let client = Capture::start(edge.client()?, "eth0", "tcp", &file)?;
         for vip in vips {
-            expect_answered(&edge.requests(vip, 30)?);
+            expect_answered(&edge.requests(vip, REQUESTS)?);
         }
         let forwarded = balancer.packets()?;
         for packets in [&forwarded, &client.packets()?] {
             let sums = Checksums::of(packets);
             assert_eq!(sums.wrong, Vec::<String>::new());
-            assert!(sums.right > 300, "{} of {} packets", sums.right, packets.len());
+            assert!(sums.right >= LEAST, "{} of {} packets", sums.right, packets.len());
         }
         let encapsulated = |packet: &&String| {
             packet.contains("proto IPIP")
@@ -114,7 +124,7 @@ fn every_checksum_is_right() -> anyhow::Result<()> {
                 || packet.contains("next-header IPv6")
         };
         let encapsulated = forwarded.iter().filter(encapsulated).count();
-        assert_eq!(encapsulated > 300, outer, "{encapsulated}\n{}", forwarded.join("\n"));
+        assert_eq!(encapsulated >= LEAST, outer, "{encapsulated}\n{}", forwarded.join("\n"));
     }
     Ok(())
 }

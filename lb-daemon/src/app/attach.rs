@@ -114,13 +114,7 @@ fn detach(path: &Path) {
     }
 }
 
-fn attach(
-    bpf: &mut Bpf,
-    pin: &Path,
-    link: &Link,
-    want: &Wanted,
-    held: &mut Held,
-) -> Attachment {
+fn attach(bpf: &mut Bpf, pin: &Path, link: &Link, want: &Wanted, held: &mut Held) -> Attachment {
     // `auto` is native, or an error that says why not.
     let (mode, done) = match want.mode {
         XdpMode::Auto | XdpMode::Native => (XdpMode::Native, Attachment::Native),

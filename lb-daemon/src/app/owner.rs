@@ -175,7 +175,7 @@ impl Owner {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 Some(command) = inbox.commands.recv() => self.command(command),
-                Some(hops) = inbox.hops.recv() => self.take_hops(hops),
+                Some(hops) = inbox.hops.recv() => self.take_hops(&hops),
                 Some(change) = inbox.health.recv() => self.take_health(change),
                 Ok(()) = links.changed() => {
                     links.mark_unchanged();
@@ -213,7 +213,7 @@ impl Owner {
                 self.publish();
             }
             Command::PutService { service, if_match, reply } => {
-                let done = self.put_service(service, if_match);
+                let done = self.put_service(&service, if_match);
                 // Who asked may have given up meanwhile; the change stands.
                 let _ = reply.send(done);
             }
@@ -251,15 +251,15 @@ impl Owner {
 
     fn put_service(
         &mut self,
-        service: Arc<Service>,
+        service: &Arc<Service>,
         if_match: Option<u64>,
     ) -> Result<u64, Refusal> {
         self.check_version(&service.name, if_match)?;
-        sources::admit(&service, &self.parts.files, &self.parts.api)?;
+        sources::admit(service, &self.parts.files, &self.parts.api)?;
         let name = service.name.clone();
         let mut api = self.parts.api.clone();
-        api.insert(name.clone(), Arc::clone(&service));
-        self.change_api(api, |store| store.put_service(&service))?;
+        api.insert(name.clone(), Arc::clone(service));
+        self.change_api(api, |store| store.put_service(service))?;
         Ok(self.versions.get(&name).map_or(0, |&(_, version)| version))
     }
 
@@ -313,12 +313,12 @@ impl Owner {
         }
     }
 
-    fn take_hops(&mut self, hops: BTreeMap<IpAddr, NextHop>) {
+    fn take_hops(&mut self, hops: &BTreeMap<IpAddr, NextHop>) {
         self.parts.hops.extend(hops.clone());
         let now = self.now();
         let done = self
             .planner
-            .set_hops(&hops, self.parts.kernel.tables(), now)
+            .set_hops(hops, self.parts.kernel.tables(), now)
             .map_err(Failure::from)
             .and_then(|ops| Ok(self.parts.kernel.apply(&ops)?));
         let names = hops.keys().flat_map(|&address| self.planner.services_at(address));
