@@ -93,7 +93,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(read::metrics))
         .routes(routes!(read::status))
         .routes(routes!(services::list_services))
-        .routes(routes!(services::get_service, services::delete_service))
+        .routes(routes!(services::get_service, services::put_service, services::delete_service))
         .routes(routes!(services::list_backends))
         .routes(routes!(services::patch_backend))
         .routes(routes!(read::prefilter_lists))

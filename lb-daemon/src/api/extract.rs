@@ -16,6 +16,9 @@ use super::{
     problem::{Kind, Problem},
 };
 
+/// The version of what does not exist.
+const NOBODY: u64 = 0;
+
 /// A body of JSON, at most [`limits::BODY_BYTES`] long.
 #[derive(Debug)]
 pub(super) struct JsonBody(pub(super) Value);
@@ -142,7 +145,9 @@ impl Preconditions {
             let detail = format!("it exists already, at version {version}");
             return Err(Problem::new(Kind::Stale, detail));
         }
-        let Some(tags) = &self.if_match else { return Ok(None) };
+        let Some(tags) = &self.if_match else {
+            return Ok(self.only_new.then_some(NOBODY));
+        };
         let Some(version) = in_force else {
             return Err(Problem::new(Kind::Stale, "it does not exist, so no version can match"));
         };
@@ -217,7 +222,7 @@ mod tests {
     #[test]
     fn if_none_match() {
         let new = of(header::IF_NONE_MATCH, "*").unwrap();
-        assert_eq!(new.check(None), Ok(None));
+        assert_eq!(new.check(None), Ok(Some(NOBODY)));
         assert_eq!(new.check(Some(1)).unwrap_err().status, 412);
         assert_eq!(of(header::IF_NONE_MATCH, "\"1\"").unwrap_err().status, 400);
     }

@@ -115,6 +115,9 @@ pub struct Service {
     /// Everything that lists show too.
     #[serde(flatten)]
     pub summary: ServiceSummary,
+    /// What was asked for, complete with defaults; a PUT takes it as its body.
+    #[schema(value_type = Object)]
+    pub spec: serde_json::Value,
     /// In the order of the specification.
     pub backends: Vec<Backend>,
 }

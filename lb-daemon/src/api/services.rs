@@ -69,11 +69,60 @@ pub(super) async fn get_service(
             let service = find(view, &name)?;
             Ok(Service {
                 summary: ServiceSummary::of(service, counters),
+                spec: config::service_to_json(&service.spec),
                 backends: Backend::all(service, counters).collect(),
             })
         })
         .await?;
     found.map(|service: Service| (etag(service.summary.version), Json(service)))
+}
+
+/// Creates a service or replaces it as a whole; flows of backends that stay go on.
+#[utoipa::path(
+    put, path = "/v1/services/{name}", tag = "services",
+    params(
+        ("name" = String, Path, description = "Name of the service"),
+        ("If-Match" = Option<String>, Header, description = "Only if this is the version in force"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
+    ),
+    request_body(
+        content = Object,
+        description = "As in a file under `services`; `lbctl config schema` describes the fields",
+    ),
+    responses(
+        (status = 200, description = "Replaced", body = Accepted, headers(("ETag" = String))),
+        (status = 201, description = "Created", body = Accepted, headers(("ETag" = String))),
+        (status = 409, description = "Its name or an address and port is taken, or it comes from a \
+            file or from Kubernetes", body = Problem, content_type = "application/problem+json"),
+        (status = 412, description = "Another version is in force", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn put_service(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+    preconditions: Preconditions,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Etag, Json<Accepted>), Problem> {
+    let view = state.view();
+    let old = find(&view, &name).ok();
+    if let Some(old) = old {
+        refuse_read_only(old)?;
+    }
+    let if_match = preconditions.check(old.map(|old| old.version))?;
+    let service = parse_service(&name, &body)?;
+    let version = state.put(Arc::new(service), if_match).await??;
+    let status = if old.is_some() { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, etag(version), Json(Accepted { name, version })))
+}
+
+fn parse_service(name: &str, body: &Value) -> Result<model::Service, Problem> {
+    config::parse_service_json(name, body.to_string().as_bytes()).map_err(|faults| {
+        let errors = faults.into_iter().map(|f| FieldError::new(f.field, f.message)).collect();
+        Problem::with_fields(Kind::Invalid, errors)
+    })
 }
 
 /// Deletes a service.

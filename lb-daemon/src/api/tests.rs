@@ -226,6 +226,46 @@ async fn patching_a_backend() {
 }
 
 #[tokio::test]
+async fn putting_a_service() {
+    let state = live(view());
+    let path = "/v1/services/new";
+    let body = |address: &str| {
+        json!({
+            "address": address,
+            "ports": [{"name": "http", "port": 80, "protocol": "tcp"}],
+            "forwarding": "l2",
+            "backends": [{"name": "a", "address": "10.0.1.1"}],
+        })
+    };
+    let put = |path: &str, tag: Option<&str>, body: &Value| request("PUT", path, tag, body);
+    let answer = send(&state, put(path, Some("\"1\""), &body("203.0.113.30"))).await;
+    assert_eq!(answer.status, 412, "there is no version yet");
+    let answer = send(&state, put(path, None, &body("203.0.113.30"))).await;
+    assert_eq!((answer.status.as_u16(), answer.etag.as_deref()), (201, Some("\"101\"")));
+    let answer = get(&state, path).await;
+    assert_eq!(answer.body["spec"]["backends"][0]["weight"], 100, "{}", answer.body);
+
+    let spec = answer.body["spec"].clone();
+    let answer = send(&state, put(path, Some("\"101\""), &spec)).await;
+    assert_eq!(answer.status, 200, "what GET shows, PUT takes: {}", answer.body);
+    let mut only_new = put(path, None, &spec);
+    only_new.headers_mut().insert("if-none-match", "*".parse().unwrap());
+    assert_eq!(send(&state, only_new).await.status, 412);
+
+    let answer = send(&state, put(path, None, &body("203.0.113.20"))).await;
+    assert_eq!((answer.status.as_u16(), &answer.body["field"]), (409, &json!("addresses[0]")));
+    let answer = send(&state, put("/v1/services/web", None, &body("203.0.113.30"))).await;
+    assert_eq!(answer.body["type"], "urn:lb:problem:read-only");
+    let mut bad = body("203.0.113.30");
+    bad["backends"][0]["adress"] = json!("10.0.0.1");
+    bad["forwarding"] = json!("l3");
+    let answer = send(&state, put(path, None, &bad)).await;
+    assert_eq!(answer.status, 422);
+    let detail = answer.body["detail"].as_str().unwrap();
+    assert!(detail.contains("did you mean `address`"), "{detail}");
+}
+
+#[tokio::test]
 async fn deleting_a_service() {
     let state = live(view());
     for (name, tag, status) in [
