@@ -3,6 +3,7 @@
 pub mod api;
 pub mod app;
 pub mod command;
+pub mod ctl;
 pub mod datapath;
 pub mod health;
 pub mod links;

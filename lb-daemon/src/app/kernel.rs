@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Its presence says that a set of tables is whole.
-const READY: &str = "ready";
+pub(super) const READY: &str = "ready";
 /// Directory of the links' pins.
 pub(super) const LINKS: &str = "links";
 
@@ -179,11 +179,9 @@ impl Kernel {
             }
         }
         let own = format!("v{ABI_VERSION}-");
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with('v') && !name.starts_with(&own) {
-                let path = entry.path();
+        for path in pinned(&self.root).unwrap_or_default() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !name.starts_with(&own) {
                 // A directory of another version, or a map that its sets shared.
                 if fs::remove_file(&path).is_err() {
                     remove_set(&path);
@@ -243,6 +241,21 @@ fn sets(root: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     Ok(found)
 }
 
+/// Everything of any version in `root` but the links: sets of tables, and maps that they share.
+pub(super) fn pinned(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let version =
+            name.to_str().and_then(|n| n.strip_prefix('v')?.split_once('-')?.0.parse().ok());
+        if version.is_some_and(|_: u32| true) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
 /// Removes a set of tables, its mark first, as far as it is there.
 fn remove_set(path: &Path) {
     let _ = fs::remove_dir(path.join(READY));
@@ -263,7 +276,7 @@ fn make(dir: &Path, needs: Capacity, seed: u64, features: u32) -> Result<Bpf, Ke
     Ok(Bpf::load(needs, salt, seed, features, Some(dir))?)
 }
 
-fn is_bpffs(path: &Path) -> bool {
+pub(super) fn is_bpffs(path: &Path) -> bool {
     nix::sys::statfs::statfs(path)
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }

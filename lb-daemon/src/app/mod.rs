@@ -6,6 +6,7 @@
 //! on with the last state.
 
 mod attach;
+mod cleanup;
 mod kernel;
 mod notify;
 mod owner;
@@ -26,6 +27,7 @@ use config::{Loader, Watcher};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::cleanup::{Removed, cleanup};
 use self::{
     kernel::Kernel,
     owner::{Inbox, Owner, Parts},
@@ -109,6 +111,9 @@ pub async fn run(
     resolver.set_targets(targets.clone());
     let first = first_hops(&mut hops, &targets).await;
 
+    fs::create_dir_all(&options.bpffs)
+        .with_context(|| format!("cannot make {}", options.bpffs.display()))?;
+    let _pins = cleanup::lock(&options.bpffs)?;
     let needs = kernel::capacity_for(&wanted)?;
     let seed = crate::ring::seed(&wanted.maglev.seed);
     let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));

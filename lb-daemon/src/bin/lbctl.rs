@@ -3,6 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eprintln!("lbctl: this version has no client yet; nothing was changed");
-    ExitCode::FAILURE
+    lb_daemon::ctl::main()
 }

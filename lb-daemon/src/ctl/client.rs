@@ -1,0 +1,172 @@
+//! Requests to a daemon's API, one connection each, over its Unix socket or TCP.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+
+use crate::api::{ApiAddr, problem::Problem};
+
+/// How long a daemon may take to answer; longer than it lets its own work take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon's API.
+#[derive(Debug)]
+pub(super) struct Client {
+    address: ApiAddr,
+}
+
+/// A precondition of a change.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Guard {
+    /// Only if this is the version in force.
+    pub(super) version: Option<u64>,
+    /// Only if there is no such object.
+    pub(super) new: bool,
+}
+
+impl Client {
+    pub(super) fn new(address: ApiAddr) -> Self {
+        Self { address }
+    }
+
+    /// What the API shows at `path`, as it is and as a type.
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<(Value, T)> {
+        let body = self.send(Method::GET, path, None, Guard::default())?;
+        let value: Value = serde_json::from_slice(&body)
+            .with_context(|| format!("{} answers {path} with something else", self.address))?;
+        let typed = T::deserialize(&value).with_context(|| {
+            format!("the daemon at {} is of a version that this lbctl does not know", self.address)
+        })?;
+        Ok((value, typed))
+    }
+
+    /// What the API shows at `path`, as text.
+    pub(super) fn text(&self, path: &str) -> anyhow::Result<String> {
+        let body = self.send(Method::GET, path, None, Guard::default())?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Changes something; gives the answer's body, `Null` if it is empty.
+    pub(super) fn change(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        guard: Guard,
+    ) -> anyhow::Result<Value> {
+        let body = self.send(method, path, body, guard)?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).context("the daemon's answer is not JSON")
+    }
+
+    fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        guard: Guard,
+    ) -> anyhow::Result<Bytes> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "lb");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(version) = guard.version {
+            request = request.header(header::IF_MATCH, format!("\"{version}\""));
+        }
+        if guard.new {
+            request = request.header(header::IF_NONE_MATCH, "*");
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(async { timeout(PATIENCE, self.exchange(request)).await });
+        let (status, body) =
+            answer.map_err(|_| anyhow!("no answer from {} in {PATIENCE:?}", self.address))??;
+        if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+        let answer = match &self.address {
+            ApiAddr::Unix(path) => match UnixStream::connect(path).await {
+                Ok(stream) => exchange(stream, request).await,
+                Err(error) => return Err(self.unreachable(&error)),
+            },
+            ApiAddr::Tcp(address) => match TcpStream::connect(address).await {
+                Ok(stream) => exchange(stream, request).await,
+                Err(error) => return Err(self.unreachable(&error)),
+            },
+        };
+        answer.with_context(|| format!("the connection to {} broke", self.address))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> anyhow::Error {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => "be root or a member of the group lb",
+            _ => "start it (`systemctl start lb-daemon`), or name its address with --api",
+        };
+        anyhow!("no daemon answers at {}: {error}; {remedy}", self.address)
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with the exchange: `sender` is dropped then. An error of it is the exchange's too.
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    Ok((status, response.into_body().collect().await?.to_bytes()))
+}
+
+/// The API's refusal in one line.
+fn refused(status: StatusCode, body: &[u8]) -> anyhow::Error {
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => anyhow!("{}", problem.detail),
+        Err(_) => anyhow!("the daemon answers {status}: {}", String::from_utf8_lossy(body)),
+    }
+}
+
+/// A name as a segment of a path (RFC 3986, section 3.3).
+pub(super) fn segment(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_segment() {
+        assert_eq!(segment("web-1:http.x_y"), "web-1:http.x_y");
+        assert_eq!(segment("a/b?c d%é"), "a%2Fb%3Fc%20d%25%C3%A9");
+    }
+
+    #[test]
+    fn without_a_daemon() {
+        let client = Client::new("unix:/nonexistent/api.sock".parse().unwrap());
+        let error = client.text("/healthz").unwrap_err().to_string();
+        assert!(error.contains("unix:/nonexistent/api.sock") && error.contains("--api"), "{error}");
+    }
+}
