@@ -1,0 +1,203 @@
+//! What operators do: `lbctl`, the API's own objects, and faults of every kind in what is given.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use anyhow::ensure;
+use lb_tests::{
+    daemon::binary,
+    edge::{self, Edge, L2, PATIENCE, expect_all_answer, expect_answered},
+    eventually,
+    lab::{L2_V4, SPARE_V4},
+};
+
+/// Arguments for a service at the spare address.
+const SET: &str = "service set spare --address 203.0.113.30 --port 80/tcp --forwarding l2 \
+                   --backend web-1=192.0.2.11 --backend web-2=192.0.2.12 --backend web-3=192.0.2.13";
+
+fn lbctl(edge: &Edge, line: &str) -> anyhow::Result<String> {
+    edge.lb.lbctl(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+/// `lbctl` refuses, with status 1 and these words.
+#[track_caller]
+fn refused(edge: &Edge, line: &str, words: &[&str]) {
+    let error = format!("{:#}", lbctl(edge, line).unwrap_err());
+    assert!(error.contains("exit status: 1"), "{error}");
+    for word in words {
+        assert!(error.contains(word), "{word} is not in: {error}");
+    }
+}
+
+/// A service made with `lbctl` serves, is listed, can be changed, and is there after a crash.
+#[test]
+fn a_service_of_the_api_survives_a_crash() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    lbctl(&edge, SET)?;
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    expect_all_answer(&edge.requests(SPARE_V4, 60)?);
+    assert!(lbctl(&edge, "service list")?.contains(SPARE_V4));
+
+    lbctl(&edge, "backend maintenance spare web-3")?;
+    lbctl(&edge, "backend set-weight spare web-2 0")?;
+    edge.lb.kill9()?;
+    edge.lb.resume()?;
+    let spare = edge.lb.get("/v1/services/spare")?;
+    assert_eq!(spare["source"], "api");
+    assert_eq!(spare["spec"]["backends"][1]["weight"], 0);
+    assert_eq!(spare["spec"]["backends"][2]["state"], "maintenance");
+    let tally = edge.requests(SPARE_V4, 30)?;
+    expect_answered(&tally);
+    assert_eq!(tally.answers.keys().collect::<Vec<_>>(), ["web-1"]);
+
+    // A file that takes its name or its address is refused as a whole; what is in force stays.
+    let mut specs = L2();
+    specs.push(edge::spec("other", SPARE_V4, "l2", false));
+    edge.lb.write_config(&edge::yaml(&specs))?;
+    eventually(PATIENCE, || {
+        let faults = edge.lb.status()?["config"]["faults"].to_string();
+        ensure!(faults.contains("spare") && faults.contains("other"), "{faults}");
+        Ok(())
+    })?;
+    expect_answered(&edge.requests(SPARE_V4, 10)?);
+    edge.lb.write_config(&edge::yaml(&L2()))?;
+
+    lbctl(&edge, "service delete spare")?;
+    refused(&edge, "service get spare", &["there is no service named \"spare\""]);
+    edge.lb.kill9()?;
+    edge.lb.resume()?;
+    refused(&edge, "service get spare", &["there is no service named \"spare\""]);
+    Ok(())
+}
+
+/// Every refusal says what is wrong, and changes nothing.
+#[test]
+fn lbctl_refuses_with_status_1() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let before = edge.lb.get("/v1/services")?["items"].as_array().map(Vec::len);
+    refused(&edge, "backend drain l2-v4 web-1", &["l2-v4", "lb.yaml:", "read-only"]);
+    refused(&edge, "service delete l2-v4", &["read-only"]);
+    refused(&edge, "service delete nope", &["nope"]);
+    let taken = SET.replace("203.0.113.30", L2_V4);
+    refused(&edge, &taken, &["addresses[0]", "l2-v4", "spare"]);
+    refused(&edge, &SET.replace("forwarding l2", "forwarding l3"), &["forwarding", "l2, ipip"]);
+    refused(&edge, &SET.replace("80/tcp", "80/sctp"), &["protocol"]);
+    refused(&edge, &format!("{SET} --if-version 7"), &["version"]);
+    assert_eq!(edge.lb.get("/v1/services")?["items"].as_array().map(Vec::len), before);
+
+    lbctl(&edge, SET)?;
+    refused(&edge, &format!("{SET} --create"), &["exists already"]);
+    lbctl(&edge, "service delete spare")?;
+    Ok(())
+}
+
+/// `lbctl cleanup` keeps its hands off what a running daemon uses.
+#[test]
+fn cleanup_refuses_while_a_daemon_runs() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let before = edge.lb.loaded()?;
+    let pins = edge.lb.bpffs().to_string_lossy().into_owned();
+    refused(&edge, &format!("cleanup --bpffs {pins}"), &["a daemon uses", "stop it first"]);
+    assert_eq!(edge.lb.loaded()?, before);
+    let other = edge.lab.directory().to_string_lossy().into_owned();
+    refused(&edge, &format!("cleanup --bpffs {other}"), &["not on a BPF file system"]);
+    Ok(())
+}
+
+/// Runs `lb-daemon --check` and gives its status and what it says.
+fn check(path: &Path, wrapper: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
+    let program = binary("lb-daemon")?;
+    let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().unwrap_or(program.as_os_str()));
+    let done = command.args(words).arg("--check").arg("--config").arg(path).output()?;
+    let text = [done.stdout, done.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
+    Ok((done.status.code(), text.concat()))
+}
+
+/// Each kind of bad input: where it is, what is wrong, what is allowed.
+#[test]
+fn bad_input_is_named_with_its_place() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("lb.yaml");
+    let good = edge::yaml(&L2());
+    fs::write(&file, &good)?;
+    assert_eq!(check(&file, &[])?.0, Some(0));
+    assert_eq!(check(directory.path(), &[])?.0, Some(0));
+
+    let line = |text: &str, words: &str| {
+        1 + text.lines().position(|line| line.contains(words)).expect("it is there")
+    };
+    let twice = good.replace("l2-v6", "l2-v4");
+    let same_vip = good.replace("2001:db8:113::20", L2_V4).replace("2001:db8:2::1", "192.0.2.1");
+    let families = good.replace("address: \"192.0.2.11\"", "address: \"2001:db8:2::11\"");
+    for (name, text, place, words) in [
+        (
+            "an unknown field",
+            good.replacen("forwarding:", "forwardign:", 1),
+            "forwardign",
+            &["forwardign", "did you mean `forwarding`"][..],
+        ),
+        (
+            "a bad CIDR",
+            good.replace("192.0.2.66/32", "192.0.2.66/33"),
+            "/33",
+            &["192.0.2.66/33", "0 to 32"],
+        ),
+        ("a name twice", twice.clone(), "", &["l2-v4", "twice"]),
+        ("a VIP and port twice", same_vip.clone(), "", &[L2_V4, "80"]),
+        (
+            "a backend of the other family",
+            families.clone(),
+            "2001:db8:2::11",
+            &["2001:db8:2::11", "l2"],
+        ),
+        (
+            "what is not there yet",
+            good.replacen("forwarding: l2", "forwarding: nat", 1),
+            "nat",
+            &["nat"],
+        ),
+    ] {
+        fs::write(&file, &text)?;
+        let (status, said) = check(&file, &[])?;
+        assert_eq!(status, Some(1), "{name}: {said}");
+        let place =
+            if place.is_empty() { String::new() } else { format!("{}:", line(&text, place)) };
+        assert!(said.contains(&format!("lb.yaml:{place}")), "{name}: no {place} in {said}");
+        for word in words {
+            assert!(said.contains(word), "{name}: {word} is not in {said}");
+        }
+    }
+
+    let (status, said) = check(&directory.path().join("nothing.yaml"), &[])?;
+    assert!(status == Some(1) && said.contains("nothing.yaml"), "{said}");
+    // Root without the capability to read everything is a user like any other.
+    fs::write(&file, &good)?;
+    let closed = directory.path().join("closed");
+    fs::create_dir(&closed)?;
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0))?;
+    let plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
+    let (status, said) = check(&closed, &plain)?;
+    assert!(status == Some(1) && said.contains("closed") && said.contains("ermission"), "{said}");
+    Ok(())
+}
+
+/// A configuration that vanishes leaves the last good state, and the fault stands in the status.
+#[test]
+fn a_file_that_vanishes_changes_nothing() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let text = fs::read_to_string(edge.lb.config())?;
+    fs::remove_file(edge.lb.config())?;
+    eventually(PATIENCE, || {
+        let faults = edge.lb.status()?["config"]["faults"].to_string();
+        ensure!(faults.contains("lb.yaml"), "{faults}");
+        Ok(())
+    })?;
+    assert!(edge.lb.metric("lb_config_faults")? >= 1.0);
+    expect_all_answer(&edge.requests(L2_V4, 60)?);
+    edge.lb.write_config(&text)?;
+    eventually(PATIENCE, || {
+        let faults = edge.lb.status()?["config"]["faults"].clone();
+        ensure!(faults.as_array().is_some_and(Vec::is_empty), "{faults}");
+        Ok(())
+    })
+}
