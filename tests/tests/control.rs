@@ -152,9 +152,9 @@ fn bad_input_is_named_with_its_place() -> anyhow::Result<()> {
         ),
         (
             "what is not there yet",
-            good.replacen("forwarding: l2", "forwarding: nat", 1),
-            "nat",
-            &["nat"],
+            format!("{good}kubernetes: {{enabled: true}}\n"),
+            "kubernetes:",
+            &["kubernetes", "not"],
         ),
     ] {
         fs::write(&file, &text)?;
