@@ -21,7 +21,7 @@ fn lbctl(edge: &Edge, line: &str) -> anyhow::Result<String> {
 /// `lbctl` refuses, with status 1 and these words.
 #[track_caller]
 fn refused(edge: &Edge, line: &str, words: &[&str]) {
-    let error = format!("{:#}", lbctl(edge, line).unwrap_err());
+    let error = format!("{:#}", lbctl(edge, line).expect_err("it is refused"));
     assert!(error.contains("exit status: 1"), "{error}");
     for word in words {
         assert!(error.contains(word), "{word} is not in: {error}");
@@ -174,7 +174,7 @@ fn bad_input_is_named_with_its_place() -> anyhow::Result<()> {
     fs::write(&file, &good)?;
     let closed = directory.path().join("closed");
     fs::create_dir(&closed)?;
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0))?;
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000))?;
     let plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
     let (status, said) = check(&closed, &plain)?;
     assert!(status == Some(1) && said.contains("closed") && said.contains("ermission"), "{said}");
@@ -200,4 +200,21 @@ fn a_file_that_vanishes_changes_nothing() -> anyhow::Result<()> {
         ensure!(faults.as_array().is_some_and(Vec::is_empty), "{faults}");
         Ok(())
     })
+}
+
+/// The examples are good as they stand.
+#[test]
+fn the_examples_are_good() -> anyhow::Result<()> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+    let mut seen = 0;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let (status, said) = check(&path, &[])?;
+            assert_eq!(status, Some(0), "{said}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "{seen}");
+    Ok(())
 }

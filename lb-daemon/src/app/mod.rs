@@ -181,7 +181,7 @@ pub fn check(path: &Path) -> anyhow::Result<String> {
     let backends: usize = state.services.values().map(|s| s.backends.len()).sum();
     let prefixes: usize = state.prefilter.lists.iter().map(|l| l.prefixes.len()).sum();
     Ok(format!(
-        "{}: good: {} interfaces, {} services with {backends} backends, {} lists with {prefixes} prefixes",
+        "{}: good (interfaces: {}, services: {}, backends: {backends}, lists: {}, prefixes: {prefixes})",
         path.display(),
         state.interfaces.len(),
         state.services.len(),
