@@ -1,27 +1,66 @@
 //! Files of prefixes.
 //!
 //! Works on bytes: comments of such files are in any encoding. Host bits are masked silently, as
-//! published lists have them; anything else that is wrong is a fault of its line.
+//! published lists have them; anything else that is wrong is a fault of its line. Lines that are plain
+//! IPv4, nearly all of the large lists, take a short way of their own.
 
 use std::path::Path;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 
 use crate::{
+    Net4, PrefixSet,
     fault::{Fault, show},
     file::{ListFormat, parse_net},
 };
 
-/// Faults of one list file that are listed; beyond them a last one counts the rest.
+/// Faults of one list file that are listed; beyond them they are counted.
 const MAX_FAULTS: usize = 100;
 
+/// What a list file holds.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Parsed {
+    /// Of the lines that are right.
+    pub(crate) prefixes: PrefixSet,
+    /// The first lines that are not.
+    pub(crate) faults: Vec<Fault>,
+    /// How many there are.
+    pub(crate) wrong: u64,
+}
+
+impl Parsed {
+    /// The faults, with a last one that counts those that are not listed.
+    pub(crate) fn all_faults(&self) -> Vec<Fault> {
+        let mut faults = self.faults.clone();
+        let unlisted = self.wrong - faults.len() as u64;
+        if let Some(last) = faults.last().cloned()
+            && unlisted > 0
+        {
+            faults.push(Fault {
+                message: format!("{unlisted} more lines are wrong"),
+                help: String::new(),
+                line: last.line.saturating_add(1),
+                column: 1,
+                ..last
+            });
+        }
+        faults
+    }
+}
+
+/// Reads prefixes from text in any of the forms that a list file has; `name` stands for the file in
+/// faults.
+///
+/// # Errors
+/// Every line that is wrong; of many, the first ones and their number.
+pub fn parse_list(name: &Path, bytes: &[u8]) -> Result<PrefixSet, Vec<Fault>> {
+    let parsed = parse(name, bytes, ListFormat::Auto);
+    if parsed.wrong == 0 { Ok(parsed.prefixes) } else { Err(parsed.all_faults()) }
+}
+
 /// Reads the prefixes of a list file.
-pub(crate) fn parse(
-    path: &Path,
-    bytes: &[u8],
-    format: ListFormat,
-) -> Result<Vec<IpNet>, Vec<Fault>> {
+pub(crate) fn parse(path: &Path, bytes: &[u8], format: ListFormat) -> Parsed {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let comments: &[u8] = match format {
         ListFormat::SpamhausDropJson => return read(path, bytes, json_line),
@@ -46,49 +85,81 @@ fn read(
     path: &Path,
     bytes: &[u8],
     parse: impl Fn(&[u8]) -> Result<Option<IpNet>, Wrong>,
-) -> Result<Vec<IpNet>, Vec<Fault>> {
-    // The shortest lines of real lists; short of it, the vector grows.
-    let mut prefixes = Vec::with_capacity(bytes.len() / 16);
+) -> Parsed {
+    // The usual length of a line; where lines are shorter, the vector grows.
+    let mut v4: Vec<Net4> = Vec::with_capacity(bytes.len() / 14);
+    let mut v6: Vec<Ipv6Net> = Vec::new();
     let mut faults = Vec::new();
-    let mut unlisted = 0;
-    for (n, line) in bytes.split(|c| *c == b'\n').enumerate() {
-        let Wrong { offset, message, help } = match parse(line) {
-            Ok(Some(net)) => {
-                prefixes.push(net.trunc());
-                continue;
-            }
-            Ok(None) => continue,
-            Err(wrong) => wrong,
-        };
-        if faults.len() == MAX_FAULTS {
-            unlisted += 1;
+    let mut wrong = 0;
+    let (mut rest, mut n) = (bytes, 0u32);
+    while !rest.is_empty() {
+        n = n.saturating_add(1);
+        if let Some((net, used)) = plain_v4(rest) {
+            v4.push(net);
+            rest = &rest[used..];
             continue;
         }
-        faults.push(Fault {
-            path: path.to_path_buf(),
-            line: u32::try_from(n + 1).unwrap_or(u32::MAX),
-            column: column(line, offset),
-            message,
-            help,
-        });
+        let end = rest.iter().position(|c| *c == b'\n').unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        match parse(line) {
+            Ok(Some(IpNet::V4(net))) => v4.push(net.into()),
+            Ok(Some(IpNet::V6(net))) => v6.push(net),
+            Ok(None) => {}
+            Err(why) => {
+                wrong += 1;
+                if faults.len() < MAX_FAULTS {
+                    faults.push(fault(path, line, n, why));
+                }
+            }
+        }
     }
-    if faults.is_empty() {
-        prefixes.shrink_to_fit();
-        return Ok(prefixes);
+    Parsed { prefixes: PrefixSet::new(v4, v6), faults, wrong }
+}
+
+fn fault(path: &Path, line: &[u8], n: u32, Wrong { offset, message, help }: Wrong) -> Fault {
+    Fault { path: path.to_path_buf(), line: n, column: column(line, offset), message, help }
+}
+
+/// A line of nothing but an IPv4 address or prefix, and how many bytes it has with its end. Whatever
+/// else a line may be, or may be wrong with it, is for the long way.
+fn plain_v4(bytes: &[u8]) -> Option<(Net4, usize)> {
+    let (mut at, mut addr) = (0, 0u32);
+    for octet in 0..4 {
+        if octet > 0 {
+            at = (*bytes.get(at)? == b'.').then_some(at + 1)?;
+        }
+        let value;
+        (value, at) = number(bytes, at, 255)?;
+        addr = addr << 8 | value;
     }
-    if unlisted > 0
-        && let Some(last) = faults.last().cloned()
-    {
-        let message = format!("{unlisted} more lines are wrong");
-        faults.push(Fault {
-            message,
-            help: String::new(),
-            line: last.line.saturating_add(1),
-            column: 1,
-            ..last
-        });
+    let mut bits = 32;
+    if bytes.get(at) == Some(&b'/') {
+        (bits, at) = number(bytes, at + 1, 32)?;
     }
-    Err(faults)
+    if bytes.get(at) == Some(&b'\r') {
+        at += 1;
+    }
+    match bytes.get(at) {
+        None => Some((Net4::new(addr, bits as u8), at)),
+        Some(b'\n') => Some((Net4::new(addr, bits as u8), at + 1)),
+        Some(_) => None,
+    }
+}
+
+/// A number without leading zeros, and the offset behind it.
+fn number(bytes: &[u8], from: usize, most: u32) -> Option<(u32, usize)> {
+    let mut at = from;
+    let mut value = 0;
+    while let Some(digit) = bytes.get(at).map(|c| c.wrapping_sub(b'0')).filter(|d| *d < 10) {
+        value = value * 10 + u32::from(digit);
+        at += 1;
+        if at - from > 3 {
+            return None;
+        }
+    }
+    let zeros = at - from > 1 && bytes[from] == b'0';
+    (at > from && !zeros && value <= most).then_some((value, at))
 }
 
 /// The 1-based column, in characters, of a byte.
@@ -169,5 +240,77 @@ fn json_line(line: &[u8]) -> Result<Option<IpNet>, Wrong> {
             message: "the object has no `cidr`".to_owned(),
             help: ALLOWED.to_owned(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATH: &str = "drop.txt";
+
+    fn nets(text: &str) -> Vec<String> {
+        let parsed = parse(Path::new(PATH), text.as_bytes(), ListFormat::Auto);
+        assert_eq!(parsed.faults, [], "{text}");
+        parsed.prefixes.iter().map(|net| net.to_string()).collect()
+    }
+
+    #[test]
+    fn plain_netset_and_spamhaus_are_told_by_their_content() {
+        let plain = "# by hand\n192.0.2.7/24\r\n\n 198.51.100.1 # one\n2001:db8::1/32\n10.0.0.1";
+        assert_eq!(
+            nets(plain),
+            ["10.0.0.1/32", "192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32"]
+        );
+        let netset = "#\n# firehol_level1\n# Entries : 2\n#\n0.0.0.0/8\n1.10.16.0/20\n";
+        assert_eq!(nets(netset), ["0.0.0.0/8", "1.10.16.0/20"]);
+        let drop = "; Spamhaus DROP List\n; Last-Modified: now\n1.10.16.0/20 ; SBL256894\n";
+        assert_eq!(nets(drop), ["1.10.16.0/20"]);
+        let json = "{\"cidr\":\"1.10.16.0/20\",\"sblid\":\"SBL256894\",\"rir\":\"apnic\"}\n\
+                    {\"cidr\":\"2a06:e480::/29\",\"sblid\":\"SBL301771\",\"rir\":\"ripencc\"}\n\
+                    {\"type\":\"metadata\",\"timestamp\":1,\"size\":2,\"records\":2}\n";
+        assert_eq!(nets(json), ["1.10.16.0/20", "2a06:e480::/29"]);
+    }
+
+    #[test]
+    fn wrong_lines_are_named_and_the_others_read() {
+        let text =
+            "192.0.2.0/24\n192.0.2.300\n010.0.0.1\n192.0.2.0/33\n1.2.3.4 5.6.7.8\nx\n9.9.9.9\n";
+        let parsed = parse(Path::new(PATH), text.as_bytes(), ListFormat::Auto);
+        assert_eq!(parsed.prefixes.len(), 2);
+        let lines: Vec<u32> = parsed.faults.iter().map(|f| f.line).collect();
+        assert_eq!((lines, parsed.wrong), (vec![2, 3, 4, 5, 6], 5));
+        assert!(parsed.faults[3].to_string().starts_with("drop.txt:5:9: "), "{:?}", parsed.faults);
+
+        let many = "x\n".repeat(MAX_FAULTS + 5);
+        let faults = parse_list(Path::new(PATH), many.as_bytes()).unwrap_err();
+        assert_eq!(faults.len(), MAX_FAULTS + 1);
+        assert!(faults[MAX_FAULTS].message.starts_with("5 more lines"), "{faults:?}");
+    }
+
+    proptest! {
+        /// The short way must say what the long one says, and panic on nothing.
+        #[test]
+        fn the_short_way_agrees(text in "[0-9./ \r#a:]{0,24}") {
+            if let Some((net, used)) = plain_v4(text.as_bytes()) {
+                prop_assert_eq!(used, text.len());
+                let long = text_line(text.as_bytes(), b"#;").ok().flatten();
+                prop_assert_eq!(long.map(|l| l.trunc()), Some(IpNet::V4(net.into())));
+            }
+        }
+
+        #[test]
+        fn addresses_are_read_as_they_are_written(addr: u32, bits in 0u8..=32, cr: bool) {
+            let text = format!("{}/{bits}{}\n", std::net::Ipv4Addr::from(addr), if cr { "\r" } else { "" });
+            prop_assert_eq!(plain_v4(text.as_bytes()), Some((Net4::new(addr, bits), text.len())));
+        }
+
+        #[test]
+        fn no_text_panics(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            parse(Path::new(PATH), &bytes, ListFormat::Auto);
+            parse(Path::new(PATH), &bytes, ListFormat::SpamhausDropJson);
+        }
     }
 }

@@ -10,7 +10,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::{Fault, PrefixSet};
 
 /// Everything that all sources together ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -318,7 +320,7 @@ pub enum Probe {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prefilter {
     /// Wins over every list.
-    pub allow: Vec<IpNet>,
+    pub allow: PrefixSet,
     /// In order: where several lists cover an address, the first that drops decides, then the first
     /// that audits.
     pub lists: Vec<Arc<PrefixList>>,
@@ -333,8 +335,12 @@ pub struct PrefixList {
     pub source: Source,
     /// What happens to a packet whose source is in it.
     pub action: ListAction,
-    /// Masked (no host bits), in no particular order; may overlap and repeat.
-    pub prefixes: Vec<IpNet>,
+    /// May overlap.
+    pub prefixes: PrefixSet,
+    /// Lines of its file that were left out because of `on_error: skip`: the first of them.
+    pub skipped: Vec<Fault>,
+    /// How many there are.
+    pub skipped_lines: u64,
 }
 
 /// What a list does with a packet.

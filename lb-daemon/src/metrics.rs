@@ -101,6 +101,8 @@ metrics! {
         "Bytes of these packets.";
     LIST_PREFIXES: Gauge "lb_prefilter_prefixes" ["list", "family"]
         "Prefixes of a blocklist.";
+    LIST_SKIPPED: Gauge "lb_prefilter_skipped_lines" ["list"]
+        "Lines of a list file that are no prefixes and were left out (`on_error: skip`).";
     REASON_PACKETS: Counter "lb_datapath_packets_total" ["reason", "verdict"]
         "Packets by the one reason for which each was passed, dropped or forwarded.";
     REASON_BYTES: Counter "lb_datapath_bytes_total" ["reason", "verdict"]
@@ -246,6 +248,10 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
     for list in &view.lists {
         family.sample(&[list.name.as_str(), "ipv4"], list.prefixes_v4);
         family.sample(&[list.name.as_str(), "ipv6"], list.prefixes_v6);
+    }
+    let mut family = page.family(&LIST_SKIPPED);
+    for list in &view.lists {
+        family.sample(&[list.name.as_str()], list.skipped_lines);
     }
 }
 

@@ -169,6 +169,8 @@ pub struct ListView {
     pub prefixes_v4: u64,
     /// IPv6 prefixes.
     pub prefixes_v6: u64,
+    /// Lines of its file that were left out.
+    pub skipped_lines: u64,
     /// Row of its counters.
     pub row: u32,
 }

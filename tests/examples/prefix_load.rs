@@ -8,7 +8,7 @@
 //!
 //! Reading the list's text is not part of it; `config/examples/load_time.rs` measures that.
 
-use std::{sync::Arc, time::Instant};
+use std::{str::FromStr as _, sync::Arc, time::Instant};
 
 use abi::limits::feature;
 use anyhow::Context;
@@ -40,16 +40,18 @@ fn main() -> anyhow::Result<()> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::net::Ipv4Addr::from((state >> 32) as u32)
     };
-    let nets: Vec<_> = (0..count).map(|_| std::net::IpAddr::V4(next()).into()).collect();
+    let nets = (0..count).map(|_| std::net::IpAddr::V4(next()).into()).collect();
     let list = |prefixes| {
         Arc::new(PrefixList {
             name: "l".to_owned(),
             source: Source::Api,
             action: ListAction::Drop,
             prefixes,
+            skipped: vec![],
+            skipped_lines: 0,
         })
     };
-    let mut wanted = Prefilter { allow: vec![], lists: vec![list(nets)] };
+    let mut wanted = Prefilter { allow: config::PrefixSet::default(), lists: vec![list(nets)] };
     report("list in memory")?;
 
     let mut put = |wanted: &Prefilter, what: &str| -> anyhow::Result<()> {
@@ -66,7 +68,7 @@ fn main() -> anyhow::Result<()> {
     put(&wanted, "first load")?;
     wanted.lists.push(Arc::new(PrefixList {
         name: "ban".to_owned(),
-        ..(*list(vec!["192.0.2.1/32".parse()?])).clone()
+        ..(*list([ipnet::IpNet::from_str("192.0.2.1/32")?].into_iter().collect())).clone()
     }));
     put(&wanted, "one more")
 }

@@ -404,7 +404,7 @@ fn the_kernel_blocks_what_the_lists_say() {
     let mut rig = Rig::new(feature::PREFILTER);
     let mut prefixes = Prefixes::default();
     for round in 0..4 {
-        let mut some = |count: u32| -> Vec<_> {
+        let mut some = |count: u32| -> config::PrefixSet {
             (0..count)
                 .map(|_| match next(3) {
                     0 => format!("2001:db8::{:x}/{}", next(1 << 12), 112 + next(17)),
@@ -415,7 +415,9 @@ fn the_kernel_blocks_what_the_lists_say() {
         };
         let list = |name: &str, action, prefixes| {
             let (name, source) = (name.to_owned(), Source::Api);
-            std::sync::Arc::new(PrefixList { name, source, action, prefixes })
+            let (skipped, skipped_lines) = (Vec::new(), 0);
+            let list = PrefixList { name, source, action, prefixes, skipped, skipped_lines };
+            std::sync::Arc::new(list)
         };
         let lists = vec![
             list("watch", ListAction::Audit, some(8)),

@@ -22,7 +22,7 @@ pub(crate) struct Prefilter {
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend(
     "required" = ["name"],
-    "oneOf" = [{"required": ["cidrs"]}, {"required": ["file"]}]
+    "oneOf" = [{"required": ["cidrs"]}, {"required": ["file"]}, {"required": ["directory"]}]
 ))]
 pub(crate) struct PrefixList {
     /// Unique name.
@@ -31,8 +31,12 @@ pub(crate) struct PrefixList {
     pub(crate) cidrs: List<Cidr>,
     /// A file of prefixes; its path is relative to the directory of this file.
     pub(crate) file: Field<String>,
+    /// A directory of such files: each is a list of its own, named `NAME:FILE` without the file's suffix.
+    pub(crate) directory: Field<String>,
     /// How the file is written. Default: `auto`.
     pub(crate) format: Field<ListFormat>,
+    /// What a line that is no prefix does. Default: `reject`.
+    pub(crate) on_error: Field<OnError>,
     /// Default: `drop`.
     pub(crate) action: Field<ListAction>,
 }
@@ -52,6 +56,17 @@ pub(crate) enum ListFormat {
     SpamhausDrop,
     /// Spamhaus DROP as JSON: an object with `cidr` per line.
     SpamhausDropJson,
+}
+
+/// What a line that is no prefix does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnError {
+    /// It is a fault of the configuration: the last good state stays in force.
+    #[default]
+    Reject,
+    /// The list loads without it; the line is reported.
+    Skip,
 }
 
 /// What a list does with a packet.

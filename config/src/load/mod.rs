@@ -4,6 +4,7 @@
 //! `Arc` for a service or a list that did not. All file access of the crate is here and in
 //! a watcher (to come).
 
+mod directory;
 mod index;
 mod read;
 #[cfg(test)]
@@ -20,13 +21,13 @@ use serde::Deserialize;
 
 use self::{
     index::Index,
-    read::{Seen, read_if_changed, unreadable},
+    read::{Seen, Unreadable, read_if_changed, unreadable},
 };
 use crate::{
     fault::{Document, Fault, Loc, Report},
-    file::{Field, File, ListFormat},
+    file::{Field, File, ListFormat, OnError},
     lists, model, tree,
-    validate::{self, Context, Fragment, ListBody, ListEntry},
+    validate::{self, Context, Fragment, ListBody, ListEntry, ListPath},
 };
 
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -40,7 +41,7 @@ pub struct Loader {
     host_name: String,
     files: BTreeMap<PathBuf, CachedFile>,
     index: Index,
-    lists: HashMap<(PathBuf, ListFormat), CachedList>,
+    lists: ListCache,
     prefilter: Arc<model::Prefilter>,
 }
 
@@ -55,6 +56,9 @@ struct CachedFile {
     /// What was handed out before the document had faults.
     spare: Vec<Arc<model::Service>>,
 }
+
+/// List files that were read, and how.
+type ListCache = HashMap<(PathBuf, ListFormat, OnError), CachedList>;
 
 /// A list file that was read.
 #[derive(Debug)]
@@ -129,18 +133,24 @@ impl Loader {
     pub fn watch_dirs(&self) -> Vec<PathBuf> {
         let lists = self.files.values().flat_map(|file| &file.fragment.lists);
         let list_files = lists.filter_map(|entry| match &entry.body {
-            ListBody::File { path, .. } => Some(path),
-            ListBody::Inline(_) => None,
+            ListBody::File(file) => Some(&file.path),
+            ListBody::Directory(_) | ListBody::Inline(_) => None,
         });
         let own = if self.path.is_dir() { &self.path } else { parent(&self.path) };
         let mut directories = BTreeSet::new();
-        for path in self.files.keys().chain(list_files) {
+        let in_directories = self.lists.keys().map(|(path, ..)| path);
+        for path in self.files.keys().chain(list_files).chain(in_directories) {
             directories.insert(parent(path).to_path_buf());
             if let Ok(target) = fs::canonicalize(path) {
                 let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
                 if is_link {
                     directories.insert(parent(&target).to_path_buf());
                 }
+            }
+        }
+        for entry in self.files.values().flat_map(|file| &file.fragment.lists) {
+            if let ListBody::Directory(directory) = &entry.body {
+                directories.insert(directory.path.clone());
             }
         }
         directories.remove(own);
@@ -303,80 +313,95 @@ fn same_file(one: &model::Source, other: &model::Source) -> bool {
 /// The blocklists of all documents, with those that stand in files of their own.
 fn prefilter<'f>(
     files: impl Iterator<Item = &'f CachedFile>,
-    cache: &mut HashMap<(PathBuf, ListFormat), CachedList>,
+    cache: &mut ListCache,
     faults: &mut Vec<Fault>,
 ) -> model::Prefilter {
     cache.values_mut().for_each(|list| list.used = false);
-    let mut prefilter = model::Prefilter::default();
+    let mut allow = Vec::new();
+    let mut lists = Vec::new();
     for CachedFile { path: document, fragment, .. } in files {
-        prefilter.allow.extend_from_slice(&fragment.allow);
+        allow.extend_from_slice(&fragment.allow);
         for entry in &fragment.lists {
+            let mut of_document =
+                |at: Loc, why: Unreadable| faults.push(of_place(document, at, why));
             match &entry.body {
-                ListBody::Inline(list) => prefilter.lists.push(list.clone()),
-                ListBody::File { path, at, format } => {
-                    match list_file(entry, path, *format, cache) {
-                        Ok(Some(list)) => prefilter.lists.push(list),
-                        Ok(None) => {
-                            let cached = cache.get(&(path.clone(), *format));
-                            faults.extend(cached.into_iter().flat_map(|one| one.faults.clone()));
+                ListBody::Inline(list) => lists.push(list.clone()),
+                ListBody::File(file) => match list_file(entry, file, cache) {
+                    Ok(Ok(list)) => lists.push(list),
+                    Ok(Err(of_lines)) => faults.extend(of_lines),
+                    Err(why) => of_document(file.at, why),
+                },
+                ListBody::Directory(directory) => match directory::entries(entry, directory) {
+                    Ok(entries) => {
+                        for (entry, file) in entries {
+                            match list_file(&entry, &file, cache) {
+                                Ok(Ok(list)) => lists.push(list),
+                                Ok(Err(of_lines)) => faults.extend(of_lines),
+                                Err(why) => faults.push(of_place(document, file.at, why)),
+                            }
                         }
-                        Err(read::Unreadable { message, help }) => faults.push(Fault {
-                            path: document.to_path_buf(),
-                            line: at.line,
-                            column: at.column,
-                            message,
-                            help,
-                        }),
                     }
-                }
+                    Err(why) => of_document(directory.at, why),
+                },
             }
         }
     }
     cache.retain(|_, list| list.used);
-    prefilter
+    directory::unique(&lists, faults);
+    model::Prefilter { allow: allow.into_iter().collect(), lists }
 }
 
-/// The list of an entry that names a file. `None`: the file has faults.
+fn of_place(document: &Path, at: Loc, Unreadable { message, help }: Unreadable) -> Fault {
+    Fault { path: document.to_path_buf(), line: at.line, column: at.column, message, help }
+}
+
+/// The list of an entry that names a file, or the faults of its lines.
 fn list_file(
     entry: &ListEntry,
-    path: &Path,
-    format: ListFormat,
-    cache: &mut HashMap<(PathBuf, ListFormat), CachedList>,
-) -> Result<Option<Arc<model::PrefixList>>, read::Unreadable> {
+    file: &ListPath,
+    cache: &mut ListCache,
+) -> Result<Result<Arc<model::PrefixList>, Vec<Fault>>, Unreadable> {
     let ListEntry { name, source, action, body: _ } = entry;
-    let list = |prefixes| {
+    let ListPath { path, at: _, format, on_error } = file;
+    let list = |prefixes, skipped, skipped_lines| {
         let (name, source, action) = (name.clone(), source.clone(), *action);
-        Arc::new(model::PrefixList { name, source, action, prefixes })
+        Arc::new(model::PrefixList { name, source, action, prefixes, skipped, skipped_lines })
     };
-    let key = (path.to_path_buf(), format);
+    let key = (path.clone(), *format, *on_error);
     let seen = cache.get_mut(&key).map(|cached| {
         cached.used = true;
         &mut cached.seen
     });
     if let Some((bytes, seen)) = read_if_changed(path, seen, MAX_LIST_BYTES)? {
         let old = cache.remove(&key).map(|old| old.built).unwrap_or_default();
-        let (built, faults) = match lists::parse(path, &bytes, format) {
-            Err(faults) => (old, faults),
-            Ok(prefixes) if old.first().is_some_and(|old| old.prefixes == prefixes) => {
-                (old, Vec::new())
-            }
-            Ok(prefixes) => (vec![list(prefixes)], Vec::new()),
+        let parsed = lists::parse(path, &bytes, *format);
+        drop(bytes);
+        let reject = parsed.wrong > 0 && *on_error == OnError::Reject;
+        let faults = if reject { parsed.all_faults() } else { Vec::new() };
+        let lists::Parsed { prefixes, faults: skipped, wrong } = parsed;
+        let same =
+            |old: &Arc<model::PrefixList>| old.prefixes == prefixes && old.skipped == skipped;
+        let built = match old.first() {
+            _ if reject => old,
+            Some(first) if same(first) => old,
+            _ => vec![list(prefixes, skipped, wrong)],
         };
         cache.insert(key.clone(), CachedList { seen, built, faults, used: true });
     }
-    let Some(cached) = cache.get_mut(&key).filter(|cached| cached.faults.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(cached) = cache.get_mut(&key) else { return Ok(Err(Vec::new())) };
+    if !cached.faults.is_empty() {
+        return Ok(Err(cached.faults.clone()));
+    }
     let is_same = |one: &&Arc<model::PrefixList>| {
         one.name == *name && one.action == *action && same_file(&one.source, source)
     };
     if let Some(built) = cached.built.iter().find(is_same) {
-        return Ok(Some(built.clone()));
+        return Ok(Ok(built.clone()));
     }
-    let prefixes = cached.built.first().map(|one| one.prefixes.clone()).unwrap_or_default();
-    let built = list(prefixes);
+    let Some(first) = cached.built.first().cloned() else { return Ok(Err(Vec::new())) };
+    let built = list(first.prefixes.clone(), first.skipped.clone(), first.skipped_lines);
     cached.built.push(built.clone());
-    Ok(Some(built))
+    Ok(Ok(built))
 }
 
 fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {

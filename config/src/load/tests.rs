@@ -40,3 +40,85 @@ fn loads_a_service() {
         }
     );
 }
+
+fn lists(yaml: &str) -> String {
+    format!("prefilter:\n  lists:\n    - {yaml}\n")
+}
+
+fn texts(state: &model::DesiredState) -> Vec<(String, Vec<String>)> {
+    let lists = state.prefilter.lists.iter();
+    lists
+        .map(|l| (l.name.clone(), l.prefixes.iter().map(|net| net.to_string()).collect()))
+        .collect()
+}
+
+#[test]
+fn a_broken_line_rejects_or_is_left_out() {
+    let text = "192.0.2.0/24\nno prefix\n198.51.100.7\n";
+    let directory = directory(&[
+        ("lb.yaml", &lists("{name: drop, file: lists/drop.txt}")),
+        ("lists/drop.txt", "192.0.2.0/24\n"),
+    ]);
+    let mut loader = Loader::new(directory.path());
+    let before = loader.load().unwrap();
+    fs::write(directory.path().join("lists/drop.txt"), text).unwrap();
+    let faults = loader.load().unwrap_err();
+    assert!(
+        faults[0].to_string().contains("lists/drop.txt:2:1: `no` is not a prefix"),
+        "{faults:?}"
+    );
+
+    let skip = lists("{name: drop, file: lists/drop.txt, on_error: skip}");
+    fs::write(directory.path().join("lb.yaml"), skip).unwrap();
+    let state = loader.load().unwrap();
+    let list = &state.prefilter.lists[0];
+    assert_eq!((list.prefixes.len(), list.skipped.len(), list.skipped_lines), (2, 1, 1));
+    assert_eq!(list.skipped[0].line, 2);
+    assert!(!Arc::ptr_eq(&before.prefilter, &state.prefilter));
+    let again = loader.load().unwrap();
+    assert!(Arc::ptr_eq(&again.prefilter, &state.prefilter), "nothing changed");
+}
+
+#[test]
+fn a_directory_is_a_list_for_each_file() {
+    let directory = directory(&[
+        ("lb.yaml", &lists("{name: feed, directory: lists, action: audit}")),
+        ("lists/b.netset", "# two\n192.0.2.0/24\n"),
+        ("lists/a.txt", "198.51.100.7\n"),
+        ("lists/.hidden", "x\n"),
+        ("lists/a.txt~", "x\n"),
+    ]);
+    let mut loader = Loader::new(directory.path());
+    let state = loader.load().unwrap();
+    let (a, b) = ("198.51.100.7/32".to_owned(), "192.0.2.0/24".to_owned());
+    let all = [("feed:a".to_owned(), vec![a.clone()]), ("feed:b".to_owned(), vec![b])];
+    assert_eq!(texts(&state), all);
+    assert_eq!(state.prefilter.lists[0].action, model::ListAction::Audit);
+    assert!(loader.watch_dirs().contains(&directory.path().join("lists")));
+
+    fs::write(directory.path().join("lists/c.txt"), "203.0.113.0/24\n").unwrap();
+    fs::remove_file(directory.path().join("lists/b.netset")).unwrap();
+    let names: Vec<_> = texts(&loader.load().unwrap()).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["feed:a", "feed:c"]);
+
+    fs::write(directory.path().join("lists/a.json"), "").unwrap();
+    let faults = loader.load().unwrap_err();
+    assert!(faults[0].message.contains("two lists have the name `feed:a`"), "{faults:?}");
+    fs::rename(directory.path().join("lists/a.json"), directory.path().join("lists/a b")).unwrap();
+    let faults = loader.load().unwrap_err();
+    assert!(faults[0].message.contains("would be a list of the name `feed:a b`"), "{faults:?}");
+}
+
+#[test]
+fn a_list_is_in_one_place() {
+    for (list, message) in [
+        ("{name: a, file: x, directory: y}", "two of `cidrs`, `file` and `directory`"),
+        ("{name: a, cidrs: [192.0.2.0/24], on_error: skip}", "`on_error` says how a file"),
+        ("{name: a}", "`cidrs` is missing"),
+        ("{name: a, directory: not-there}", "cannot read"),
+    ] {
+        let directory = directory(&[("lb.yaml", &lists(list))]);
+        let faults = Loader::new(directory.path()).load().unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{list}: {faults:?}");
+    }
+}

@@ -14,7 +14,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
-    prefilter::{ListBody, ListEntry},
+    prefilter::{ListBody, ListEntry, ListPath},
     refused::policy_shape,
     service::{Places, service},
 };
@@ -122,14 +122,19 @@ const NAME_ALLOWED: &str = "allowed: 1 to 128 letters, digits, `.`, `_`, `:` and
 
 /// Checks the name of an object: it stands in paths of the API and in labels of metrics.
 pub(crate) fn name(text: &str, at: Loc, report: &Report<'_>) -> bool {
-    let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b':' | b'-');
-    let fits = !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(good);
-    // A path segment of dots alone would be taken for a directory.
-    let fits = fits && !text.bytes().all(|c| c == b'.');
+    let fits = is_name(text);
     if !fits {
         report.fault(at, format!("{} cannot be a name", show(text)), NAME_ALLOWED);
     }
     fits
+}
+
+/// Whether an object can have this name.
+pub(crate) fn is_name(text: &str) -> bool {
+    let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b':' | b'-');
+    let fits = !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(good);
+    // A path segment of dots alone would be taken for a directory.
+    fits && !text.bytes().all(|c| c == b'.')
 }
 
 /// The name of an object that must have one.

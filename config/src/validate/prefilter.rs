@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use super::{Context, Fragment, Kind, required_name};
 use crate::{
     fault::Loc,
-    file::{self, Field, List, ListFormat},
+    file::{self, Field, List, ListFormat, OnError},
     model,
 };
 
@@ -24,7 +24,18 @@ pub(crate) enum ListBody {
     /// In the document.
     Inline(Arc<model::PrefixList>),
     /// In a file, which the document names at this place.
-    File { path: PathBuf, at: Loc, format: ListFormat },
+    File(ListPath),
+    /// In the files of a directory.
+    Directory(ListPath),
+}
+
+/// Where the document names a file or directory of prefixes, and how to read it.
+#[derive(Clone, Debug)]
+pub(crate) struct ListPath {
+    pub(crate) path: PathBuf,
+    pub(crate) at: Loc,
+    pub(crate) format: ListFormat,
+    pub(crate) on_error: OnError,
 }
 
 pub(super) fn prefilter(
@@ -51,46 +62,73 @@ fn list(
     fragment: &mut Fragment,
 ) -> Option<ListEntry> {
     let report = context.report;
-    let file::PrefixList { name, cidrs, file, format, action } = list;
+    let file::PrefixList { name, cidrs, file, directory, format, on_error, action } = list;
     let name = required_name(name, at, Kind::PrefixList, context, fragment);
     let action = match action.get() {
         None | Some(file::ListAction::Drop) => model::ListAction::Drop,
         Some(file::ListAction::Audit) => model::ListAction::Audit,
     };
-    if cidrs.is_absent() && file.is_absent() {
-        report.missing(at, "cidrs", "allowed: cidrs: [192.0.2.0/24], or file: lists/drop.txt");
+    let places = [cidrs.is_absent(), file.is_absent(), directory.is_absent()];
+    match places.iter().filter(|absent| !**absent).count() {
+        0 => report.missing(
+            at,
+            "cidrs",
+            "allowed: cidrs: [192.0.2.0/24], file: lists/drop.txt or directory: lists",
+        ),
+        1 => {}
+        _ => {
+            let at = if directory.is_absent() { file.at } else { directory.at };
+            let message = "a list has two of `cidrs`, `file` and `directory`";
+            report.fault(at, message, "allowed: one of them");
+            return None;
+        }
     }
-    if !cidrs.is_absent() && !file.is_absent() {
-        report.fault(file.at, "a list has both `cidrs` and `file`", "allowed: one of them");
-        return None;
-    }
-    if file.is_absent() && !format.is_absent() {
-        report.fault(
-            format.at,
-            "`format` says how a file is written, and this list has none",
-            "leave it out, or set `file`",
-        );
+    if file.is_absent() && directory.is_absent() {
+        let others = [
+            (format.is_absent(), format.at, "format"),
+            (on_error.is_absent(), on_error.at, "on_error"),
+        ];
+        for (_, at, field) in others.into_iter().filter(|(absent, ..)| !absent) {
+            report.fault(
+                at,
+                format!("`{field}` says how a file is read, and this list has none"),
+                "leave it out, or set `file`",
+            );
+        }
     }
     let name = name?;
     let source = context.source(at);
-    let body = match file.placed() {
-        Some((text, at)) => {
-            if text.is_empty() || text.contains('\0') {
-                report.fault(at, "`file` is not a path", "allowed: the path of a list file");
-                return None;
-            }
-            let path = context.directory.join(text);
-            ListBody::File { path, at, format: format.get().copied().unwrap_or_default() }
-        }
-        None if !file.is_absent() => return None,
-        None => ListBody::Inline(Arc::new(model::PrefixList {
+    let body = match (file.placed(), directory.placed()) {
+        (Some(path), _) => ListBody::File(list_path(path, "file", list, context)?),
+        (None, Some(path)) => ListBody::Directory(list_path(path, "directory", list, context)?),
+        (None, None) if !file.is_absent() || !directory.is_absent() => return None,
+        (None, None) => ListBody::Inline(Arc::new(model::PrefixList {
             name: name.clone(),
             source: source.clone(),
             action,
             prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
+            skipped: Vec::new(),
+            skipped_lines: 0,
         })),
     };
     Some(ListEntry { name, source, action, body })
+}
+
+fn list_path(
+    (text, at): (&String, Loc),
+    field: &str,
+    list: &file::PrefixList,
+    context: &Context<'_, '_>,
+) -> Option<ListPath> {
+    if text.is_empty() || text.contains('\0') {
+        let help = format!("allowed: the path of a list {field}");
+        context.report.fault(at, format!("`{field}` is not a path"), help);
+        return None;
+    }
+    let path = context.directory.join(text);
+    let format = list.format.get().copied().unwrap_or_default();
+    let on_error = list.on_error.get().copied().unwrap_or_default();
+    Some(ListPath { path, at, format, on_error })
 }
 
 fn rate_limits(limits: &List<file::RateLimit>, context: &Context<'_, '_>, fragment: &mut Fragment) {

@@ -214,6 +214,8 @@ pub struct PrefixList {
     pub prefixes_v4: u64,
     /// IPv6 prefixes.
     pub prefixes_v6: u64,
+    /// Lines of its file that were left out because they are no prefixes.
+    pub skipped_lines: u64,
     /// Packets whose source is in it.
     pub hits: u64,
     /// Their bytes.
@@ -573,6 +575,7 @@ impl PrefixList {
             action: list.action.as_str().to_owned(),
             prefixes_v4: list.prefixes_v4,
             prefixes_v6: list.prefixes_v6,
+            skipped_lines: list.skipped_lines,
             hits: hits.packets,
             hit_bytes: hits.bytes,
         }

@@ -150,6 +150,7 @@ pub(crate) fn view() -> View {
         action,
         prefixes_v4: v4,
         prefixes_v6: v6,
+        skipped_lines: 0,
         row,
     };
     let map = |name: &str, entries, capacity, bytes| MapView {

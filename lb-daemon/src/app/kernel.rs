@@ -318,11 +318,11 @@ pub(super) fn capacity_for(wanted: &DesiredState) -> Result<Capacity, KernelErro
         Ok((used + used / 4).max(least).min(u64::from(most)) as u32)
     };
     let frontends = room("FRONTENDS", frontends, 1024, MAX_FRONTENDS)?;
-    let prefixes = || wanted.prefilter.lists.iter().flat_map(|list| &list.prefixes);
-    let any = !wanted.prefilter.allow.is_empty() || prefixes().next().is_some();
-    let long = prefixes().filter(|p| p.addr().is_ipv4() && p.prefix_len() > 24).count()
-        + wanted.prefilter.allow.len();
-    let v6 = prefixes().filter(|p| p.addr().is_ipv6()).count() + wanted.prefilter.allow.len();
+    let lists = || wanted.prefilter.lists.iter().map(|list| &list.prefixes);
+    let any = !wanted.prefilter.allow.is_empty() || lists().any(|list| !list.is_empty());
+    let longer = |set: &config::PrefixSet| set.v4().iter().filter(|net| net.bits() > 24).count();
+    let long = lists().map(longer).sum::<usize>() + wanted.prefilter.allow.len();
+    let v6 = lists().map(|list| list.v6().len()).sum::<usize>() + wanted.prefilter.allow.len();
     Ok(Capacity {
         // Half full at most: a bucket holds four.
         buckets: (frontends / 2).next_power_of_two().min(MAX_BUCKETS),

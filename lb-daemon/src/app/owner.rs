@@ -114,6 +114,7 @@ impl Owner {
     pub(super) fn start(parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
         let wanted = sources::merge(&parts.files, &parts.api)
             .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+        sources::warn_skipped(&wanted, &DesiredState::default());
         let planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
         let started = SystemTime::now();
         let epoch = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -228,6 +229,7 @@ impl Owner {
         notify::reloading();
         match sources::merge(&files, &self.parts.api) {
             Ok(wanted) => {
+                sources::warn_skipped(&wanted, &self.wanted);
                 self.faults.clear();
                 self.parts.files = files;
                 self.wanted = wanted;

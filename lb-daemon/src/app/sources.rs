@@ -63,6 +63,22 @@ pub(super) async fn follow_files(
     }
 }
 
+/// Logs the lines that lists leave out, once for each version of a list.
+pub(super) fn warn_skipped(wanted: &DesiredState, before: &DesiredState) {
+    for list in &wanted.prefilter.lists {
+        if before.prefilter.lists.iter().any(|old| Arc::ptr_eq(old, list)) {
+            continue;
+        }
+        for fault in &list.skipped {
+            tracing::warn!(list = list.name, "left out: {fault}");
+        }
+        let unlisted = list.skipped_lines - list.skipped.len() as u64;
+        if unlisted > 0 {
+            tracing::warn!(list = list.name, "left out: {unlisted} more lines");
+        }
+    }
+}
+
 /// Files and API objects as one state.
 ///
 /// # Errors

@@ -91,16 +91,14 @@ pub(super) fn lists(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<ListView>
         .prefilter
         .lists
         .iter()
-        .map(|list| {
-            let v4 = list.prefixes.iter().filter(|p| p.addr().is_ipv4()).count() as u64;
-            ListView {
-                name: list.name.clone(),
-                source: list.source.clone(),
-                action: list.action,
-                prefixes_v4: v4,
-                prefixes_v6: list.prefixes.len() as u64 - v4,
-                row: prefixes.number_of(&list.name).unwrap_or(0).into(),
-            }
+        .map(|list| ListView {
+            name: list.name.clone(),
+            source: list.source.clone(),
+            action: list.action,
+            prefixes_v4: list.prefixes.v4().len() as u64,
+            prefixes_v6: list.prefixes.v6().len() as u64,
+            skipped_lines: list.skipped_lines,
+            row: prefixes.number_of(&list.name).unwrap_or(0).into(),
         })
         .collect()
 }

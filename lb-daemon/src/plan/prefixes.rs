@@ -18,7 +18,10 @@ use abi::{
     prefix::{Entry, LINE, ListRow, One},
     table::Control,
 };
-use config::model::{ListAction, Prefilter};
+use config::{
+    PrefixSet,
+    model::{ListAction, Prefilter},
+};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Full, alloc::Rows, stable_id};
@@ -376,13 +379,11 @@ pub struct Hit<'a> {
 }
 
 /// Looks an address up in the lists themselves, not in the tables. An IPv4-mapped IPv6 address is
-/// taken as IPv4. Costs a pass over all prefixes.
+/// taken as IPv4.
 #[must_use]
 pub fn lookup(lists: &Prefilter, ip: IpAddr) -> Verdict<'_> {
     let ip = ip.to_canonical();
-    let longest = |prefixes: &[IpNet]| {
-        prefixes.iter().filter(|p| p.contains(&ip)).max_by_key(|p| p.prefix_len()).copied()
-    };
+    let longest = |prefixes: &PrefixSet| prefixes.longest(ip, 128);
     let allowed = longest(&lists.allow);
     let hit = |list: &'_ Arc<config::model::PrefixList>| longest(&list.prefixes);
     let hits: Vec<Hit<'_>> = lists
@@ -416,11 +417,11 @@ fn compile(wanted: &Prefilter, numbers: &BTreeMap<String, u8>) -> (Painted, BTre
         }
     };
     for (index, list) in by_strength(wanted).enumerate() {
-        for &net in &list.prefixes {
+        for net in list.prefixes.iter() {
             put(net, index + 1, numbers[&list.name]);
         }
     }
-    for &net in &wanted.allow {
+    for net in wanted.allow.iter() {
         put(net, usize::MAX, 0);
     }
     (v4, strongest(&strengths))
@@ -498,7 +499,9 @@ mod tests {
     }
 
     fn list(name: &str, action: ListAction, prefixes: Vec<IpNet>) -> Arc<PrefixList> {
-        Arc::new(PrefixList { name: name.to_owned(), source: Source::Api, action, prefixes })
+        let (name, prefixes) = (name.to_owned(), prefixes.into_iter().collect());
+        let (skipped, skipped_lines) = (Vec::new(), 0);
+        Arc::new(PrefixList { name, source: Source::Api, action, prefixes, skipped, skipped_lines })
     }
 
     /// What the documentation promises, by trying every prefix.
@@ -534,7 +537,7 @@ mod tests {
         let lists =
             prop::collection::vec((any::<bool>(), prop::collection::vec(prefix(), 0..8)), 0..4);
         (lists, prop::collection::vec(prefix(), 0..3)).prop_map(|(lists, allow)| Prefilter {
-            allow,
+            allow: allow.into_iter().collect(),
             lists: lists
                 .into_iter()
                 .enumerate()
@@ -604,7 +607,7 @@ mod tests {
 
     fn dropping(nets: &[&str]) -> Prefilter {
         let nets = nets.iter().map(|n| n.parse().unwrap()).collect();
-        Prefilter { allow: vec![], lists: vec![list("l", ListAction::Drop, nets)] }
+        Prefilter { allow: PrefixSet::default(), lists: vec![list("l", ListAction::Drop, nets)] }
     }
 
     #[test]
@@ -662,7 +665,7 @@ mod tests {
         ];
         let seen = lookup(&p, "::ffff:192.0.2.65".parse().unwrap());
         assert_eq!(seen, Verdict { allowed: None, decides: Some("l"), hits: hits.clone() });
-        p.allow = vec![net("0.0.0.0/0")];
+        p.allow = [net("0.0.0.0/0")].into_iter().collect();
         let seen = lookup(&p, "192.0.2.65".parse().unwrap());
         assert_eq!(seen, Verdict { allowed: Some(net("0.0.0.0/0")), decides: None, hits });
         assert_eq!(lookup(&p, "2001:db8::1".parse().unwrap()), Verdict::default());
