@@ -1,5 +1,6 @@
-//! Outer headers of IPIP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4); DSCP and ECN by
-//! RFC 6040, section 4.1, normal mode.
+//! Outer headers of IPIP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4); of GUE
+//! (draft-ietf-intarea-gue-09, variant 0); of Geneve (RFC 8926). DSCP and ECN by RFC 6040, normal
+//! mode. UDP checksums are zero, over IPv6 too (RFC 6935, RFC 6936).
 //!
 //! Headers come as machine words ready to be stored, so that the program writes each with a few
 //! stores and the host tests see the same bytes.
@@ -16,6 +17,15 @@ pub type Outer4 = [u32; 5];
 /// An outer IPv6 header as the five 64-bit words that stand in the packet.
 pub type Outer6 = [u64; 5];
 
+/// UDP port of GUE.
+pub const GUE_PORT: u16 = 6080;
+/// UDP port of Geneve.
+pub const GENEVE_PORT: u16 = 6081;
+/// Bytes between the outer IP header and the inner one, with GUE: UDP's header and GUE's.
+pub const GUE_SHIM: usize = 12;
+/// As [`GUE_SHIM`], with Geneve.
+pub const GENEVE_SHIM: usize = 16;
+
 const DF: u16 = 0x4000;
 
 /// Sum over those words of an outer IPv4 header that are the same for every packet of an egress:
@@ -27,8 +37,8 @@ pub const fn constant_sum4(src: u32) -> u32 {
     first + DF.to_be() as u32 + ttl + checksum::halves(src)
 }
 
-/// The outer IPv4 header: `tos` from the inner packet, `inner_len` its whole length in bytes,
-/// `protocol` 4 or 41, `entropy` the flow's. `None` when the sum of lengths passes 65,535.
+/// The outer IPv4 header: `tos` from the inner packet, `inner_len` the bytes that follow,
+/// `protocol` 4, 41 or 17, `entropy` the flow's. `None` when the sum of lengths passes 65,535.
 #[inline(always)]
 #[must_use]
 pub fn ipv4(
@@ -59,8 +69,8 @@ pub fn ipv4(
     ])
 }
 
-/// The outer IPv6 header: `traffic_class` from the inner packet, `inner_len` its whole length in
-/// bytes, `next` 4 or 41. The flow's entropy also stands in the flow label (RFC 6438).
+/// The outer IPv6 header: `traffic_class` from the inner packet, `inner_len` the bytes that follow,
+/// `next` 4, 41 or 17. The flow's entropy also stands in the flow label (RFC 6438).
 #[inline(always)]
 #[must_use]
 pub fn ipv6(
@@ -81,6 +91,49 @@ pub fn ipv6(
         dst.hi(),
         dst.lo(),
     ]
+}
+
+/// UDP's header: the source port carries 14 bits of the flow's entropy, in the dynamic range (RFC
+/// 6335).
+#[inline(always)]
+const fn udp(port: u16, len: u16, entropy: u32) -> [u32; 2] {
+    let source = 0xc000 | (entropy & 0x3fff) as u16;
+    [source.to_be() as u32 | (port.to_be() as u32) << 16, len.to_be() as u32]
+}
+
+/// UDP's and GUE's headers in front of an inner packet of `inner_len` bytes, whose `protocol` is 4 or
+/// 41. The sum of lengths must not pass 65,535.
+#[inline(always)]
+#[must_use]
+pub const fn gue(inner_len: u16, protocol: u8, entropy: u32) -> [u32; 3] {
+    let [ports, len] = udp(GUE_PORT, inner_len.wrapping_add(GUE_SHIM as u16), entropy);
+    [ports, len, u32::from_ne_bytes([0, protocol, 0, 0])]
+}
+
+/// UDP's and Geneve's headers in front of an inner packet of `inner_len` bytes and this ethertype:
+/// virtual network 0, no options. The sum of lengths must not pass 65,535.
+#[inline(always)]
+#[must_use]
+pub const fn geneve(inner_len: u16, ethertype: [u8; 2], entropy: u32) -> [u32; 4] {
+    let [ports, len] = udp(GENEVE_PORT, inner_len.wrapping_add(GENEVE_SHIM as u16), entropy);
+    [ports, len, u32::from_ne_bytes([0, 0, ethertype[0], ethertype[1]]), 0]
+}
+
+/// The ECN bits of the inner header after decapsulation (RFC 6040, figure 4); `None`: the packet must
+/// be dropped, for the outer header says that it met congestion and the inner one that its sender
+/// would not be told.
+#[inline(always)]
+#[must_use]
+pub const fn ecn(inner_tos: u8, outer_tos: u8) -> Option<u8> {
+    const ECT1: u8 = 1;
+    const ECT0: u8 = 2;
+    const CE: u8 = 3;
+    match (inner_tos & 3, outer_tos & 3) {
+        (0, CE) => None,
+        (ECT0, ECT1) => Some(ECT1),
+        (ECT0 | ECT1, CE) => Some(CE),
+        (inner, _) => Some(inner),
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +168,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ecn_by_the_table_of_rfc_6040() {
+        // Rows: inner Not-ECT, ECT(1), ECT(0), CE; columns: outer likewise.
+        let table = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        for (inner, row) in table.iter().enumerate() {
+            for (outer, want) in row.iter().enumerate() {
+                assert_eq!(ecn(0xb8 | inner as u8, 0x40 | outer as u8), *want, "{inner} {outer}");
+            }
+        }
+    }
+
+    #[test]
+    fn shims() {
+        let bytes = |words: &[u32]| -> [u8; 16] {
+            let mut out = [0; 16];
+            for (o, w) in out.chunks_exact_mut(4).zip(words) {
+                o.copy_from_slice(&w.to_ne_bytes());
+            }
+            out
+        };
+        let g = bytes(&gue(60, PROTO_IPV6, 0xffff_0123));
+        assert_eq!(g[..12], [0xc1, 0x23, 0x17, 0xc0, 0, 72, 0, 0, 0, 41, 0, 0]);
+        let g = bytes(&geneve(60, [0x86, 0xdd], 0xffff_0123));
+        assert_eq!(g, [0xc1, 0x23, 0x17, 0xc1, 0, 76, 0, 0, 0, 0, 0x86, 0xdd, 0, 0, 0, 0]);
     }
 
     #[test]

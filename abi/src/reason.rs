@@ -84,6 +84,9 @@ reasons! {
     AdjustFailed = 15, "adjust_failed", Drop;
     /// An encapsulated packet for this machine, whose inside is no IP packet.
     BadInner = 16, "bad_inner", Drop;
+    /// An encapsulated packet that met congestion on its way, whose inside does not take part in ECN
+    /// (RFC 6040, section 4.2).
+    CongestedInner = 17, "congested_inner", Drop;
 }
 
 /// Number of reasons, and of counters.

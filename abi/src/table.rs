@@ -238,6 +238,14 @@ impl FrontendKey {
         Self { addr, port_protocol: 0 }
     }
 
+    /// The entry of an address at which tunnels of any kind end: protocol 255, which RFC 5237
+    /// reserves.
+    #[inline(always)]
+    #[must_use]
+    pub const fn decap(addr: Addr) -> Self {
+        Self::raw(addr, 0, 255)
+    }
+
     /// Bucket (before masking) and tag.
     #[inline(always)]
     #[must_use]
@@ -319,6 +327,20 @@ pub enum Kind {
     Decap,
 }
 
+/// How a packet reaches its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mode {
+    /// Only MAC addresses are rewritten.
+    L2 = 0,
+    /// An outer IP header.
+    Ipip = 1,
+    /// Outer IP and UDP headers, and GUE's.
+    Gue = 2,
+    /// Outer IP and UDP headers, and Geneve's.
+    Geneve = 3,
+}
+
 /// A row of the frontend table.
 ///
 /// Live words: `ring`, `old_ring`, `any`.
@@ -338,8 +360,8 @@ pub struct Frontend {
 shared!(Frontend, 64, { addr @ 0, port_protocol @ 16, flags @ 20, ring @ 24, old_ring @ 32, any @ 40, service @ 48, reserved @ 56 });
 
 impl Frontend {
-    /// Flag: packets are encapsulated; else only MAC addresses are rewritten.
-    const ENCAP: u32 = 1;
+    /// Bits of the [`Mode`].
+    const MODE: u32 = 7;
     const VIP: u32 = 1 << 8;
     const DECAP: u32 = 1 << 9;
 
@@ -365,8 +387,8 @@ impl Frontend {
 
     /// A port of a service; `service` is the stable number of its name.
     #[must_use]
-    pub const fn service(key: FrontendKey, encap: bool, ring: Ring, service: u64) -> Self {
-        let mut row = Self::row(key, if encap { Self::ENCAP } else { 0 }, service);
+    pub const fn service(key: FrontendKey, mode: Mode, ring: Ring, service: u64) -> Self {
+        let mut row = Self::row(key, mode as u32, service);
         row.ring = ring.to_word();
         row
     }
@@ -379,10 +401,10 @@ impl Frontend {
         row
     }
 
-    /// An address of this machine that takes packets of an encapsulating `protocol` (4 or 41).
+    /// An address of this machine that takes encapsulated packets.
     #[must_use]
-    pub const fn decap(addr: Addr, protocol: u8) -> Self {
-        Self::row(FrontendKey::new(addr, 0, protocol), Self::DECAP, 0)
+    pub const fn decap(addr: Addr) -> Self {
+        Self::row(FrontendKey::decap(addr), Self::DECAP, 0)
     }
 
     /// The word of a VIP's services with port 0.
@@ -434,11 +456,16 @@ impl Frontend {
         }
     }
 
-    /// Whether packets are encapsulated.
+    /// How its packets reach a backend.
     #[inline(always)]
     #[must_use]
-    pub const fn encapsulates(&self) -> bool {
-        self.flags & Self::ENCAP != 0
+    pub const fn mode(&self) -> Mode {
+        match self.flags & Self::MODE {
+            1 => Mode::Ipip,
+            2 => Mode::Gue,
+            3 => Mode::Geneve,
+            _ => Mode::L2,
+        }
     }
 
     /// Its ring, now.
@@ -845,7 +872,7 @@ mod tests {
     fn frozen_images() {
         let key = FrontendKey::new(Addr::v4(u32::from_ne_bytes([203, 0, 113, 10])), 443, 6);
         let ring = Ring { offset: 0x0102_0304, size: 0x3fd, resizing: false };
-        let f: [u8; 64] = bytes(Frontend::service(key, true, ring, 0x1122_3344_5566_7788));
+        let f: [u8; 64] = bytes(Frontend::service(key, Mode::Ipip, ring, 0x1122_3344_5566_7788));
         assert_eq!(f[..16], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 10]);
         assert_eq!(f[16..24], [0x01, 0xbb, 6, 0, 1, 0, 0, 0]);
         assert_eq!(f[24..32], [4, 3, 2, 1, 0xfd, 3, 0, 0]);
@@ -873,7 +900,7 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                1, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
                 0, 0, 0, 0
             ]
         );

@@ -222,6 +222,10 @@ pub enum Forwarding {
     L2,
     /// An outer IP header in front (RFC 2003, RFC 2473); any inner and outer family.
     Ipip,
+    /// Outer IP and UDP headers and GUE's (draft-ietf-intarea-gue); any inner and outer family.
+    Gue,
+    /// Outer IP and UDP headers and Geneve's (RFC 8926); any inner and outer family.
+    Geneve,
 }
 
 impl Forwarding {
@@ -231,6 +235,8 @@ impl Forwarding {
         match self {
             Self::L2 => "l2",
             Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::Geneve => "geneve",
         }
     }
 }

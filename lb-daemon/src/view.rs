@@ -212,7 +212,7 @@ pub trait Counters: Send + Sync {
 }
 
 impl ServiceView {
-    /// `ipip` or `l2`.
+    /// `l2`, `ipip`, `gue` or `geneve`.
     #[must_use]
     pub fn forwarding(&self) -> Forwarding {
         self.spec.forwarding

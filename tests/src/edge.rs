@@ -24,7 +24,7 @@ pub struct Spec {
     pub name: &'static str,
     /// Its only address.
     pub vip: &'static str,
-    /// `ipip` or `l2`.
+    /// As in the file.
     pub forwarding: &'static str,
     /// Backends are reached by IPv6.
     pub v6: bool,
@@ -43,8 +43,21 @@ pub const IPIP: Specs =
 /// Encapsulated, backends of the other family.
 pub const IPIP_CROSSED: Specs =
     || vec![spec("4-in-6", SPARE_V4, "ipip", true), spec("6-in-4", SPARE_V6, "ipip", false)];
+/// GUE, every combination of families.
+pub const GUE: Specs = || every_combination("gue");
+/// Geneve, every combination of families.
+pub const GENEVE: Specs = || every_combination("geneve");
 /// Another destination MAC only.
 pub const L2: Specs = || vec![spec("l2-v4", L2_V4, "l2", false), spec("l2-v6", L2_V6, "l2", true)];
+
+fn every_combination(forwarding: &'static str) -> Vec<Spec> {
+    vec![
+        spec("4-in-4", IPIP_V4, forwarding, false),
+        spec("6-in-6", IPIP_V6, forwarding, true),
+        spec("4-in-6", SPARE_V4, forwarding, true),
+        spec("6-in-4", SPARE_V6, forwarding, false),
+    ]
+}
 
 /// A service with all servers behind it.
 #[must_use]
@@ -105,8 +118,8 @@ impl Edge {
     /// As [`Edge::start`].
     pub fn with(specs: &[Spec]) -> anyhow::Result<Self> {
         let lab = Lab::start()?;
-        let ipip = specs.iter().any(|spec| spec.forwarding == "ipip");
-        let decap = if ipip { lab.decap()? } else { Vec::new() };
+        let tunnels = specs.iter().any(|spec| spec.forwarding != "l2");
+        let decap = if tunnels { lab.decap()? } else { Vec::new() };
         let lb = lab.daemon("lb", &yaml(specs))?;
         eventually(PATIENCE, || lb.ways_known())?;
         Ok(Self { lb, decap, lab })

@@ -34,6 +34,19 @@ fn ipip_in_the_other_family() -> anyhow::Result<()> {
     edge.lb.expect_quiet()
 }
 
+/// GUE and Geneve, IPv4 and IPv6 in either.
+#[test]
+fn udp_tunnels_in_every_combination_of_families() -> anyhow::Result<()> {
+    for specs in [edge::GUE, edge::GENEVE] {
+        let edge = Edge::start(specs)?;
+        for vip in [IPIP_V4, IPIP_V6, SPARE_V4, SPARE_V6] {
+            expect_all_answer(&edge.requests(vip, 60)?);
+        }
+        edge.lb.expect_quiet()?;
+    }
+    Ok(())
+}
+
 /// Only the MAC is rewritten.
 #[test]
 fn l2() -> anyhow::Result<()> {
@@ -101,6 +114,8 @@ fn every_checksum_is_right() -> anyhow::Result<()> {
     for (config, vips, outer) in [
         (edge::IPIP, [IPIP_V4, IPIP_V6], true),
         (edge::IPIP_CROSSED, [SPARE_V4, SPARE_V6], true),
+        (edge::GUE, [IPIP_V4, SPARE_V6], true),
+        (edge::GENEVE, [SPARE_V4, IPIP_V6], true),
         (edge::L2, [L2_V4, L2_V6], false),
     ] {
         let edge = Edge::start(config)?;
@@ -122,6 +137,8 @@ fn every_checksum_is_right() -> anyhow::Result<()> {
                 || packet.contains("proto IPv6 (41)")
                 || packet.contains("next-header IPIP")
                 || packet.contains("next-header IPv6")
+                || packet.contains("Geneve")
+                || packet.contains(".6080: ")
         };
         let encapsulated = forwarded.iter().filter(encapsulated).count();
         assert_eq!(encapsulated >= LEAST, outer, "{encapsulated}\n{}", forwarded.join("\n"));

@@ -11,7 +11,10 @@ use abi::{
 use crate::{
     maps::{self, feature},
     packet::Packet,
-    stage::{decap, prefilter, service},
+    stage::{
+        decap::{self, Tunnel},
+        prefilter, service,
+    },
 };
 
 /// Runs the packet through every stage that this instance has.
@@ -57,11 +60,13 @@ fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu:
     if maps::has(feature::PREFILTER) && prefilter::blocks::<V4>(ip, packet.len() as u64, cpu) {
         return Reason::Blocked;
     }
-    if maps::has(feature::DECAP)
-        && decap::is_tunnel(ip.protocol)
-        && let Some(reason) = decap::run::<L3>(packet, ip)
-    {
-        return reason;
+    if maps::has(feature::DECAP) {
+        let tunnel = decap::tunnel::<L3>(packet, ip);
+        if tunnel != Tunnel::None
+            && let Some(reason) = decap::run::<L3>(packet, ip, tunnel)
+        {
+            return reason;
+        }
     }
     if maps::has(feature::BALANCE) {
         return service::run::<L3, V4>(packet, ip, cpu);

@@ -73,9 +73,9 @@ pub(crate) enum Forwarding {
     L2,
     /// An outer IP header; the backend decapsulates.
     Ipip,
-    /// Not implemented in this version.
+    /// Outer IP and UDP headers and GUE's, to UDP port 6080; the backend decapsulates.
     Gue,
-    /// Not implemented in this version.
+    /// Outer IP and UDP headers and Geneve's, to UDP port 6081; the backend decapsulates.
     Geneve,
     /// Not implemented in this version.
     Nat,

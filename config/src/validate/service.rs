@@ -230,20 +230,20 @@ fn forwarding(
     report: &Report<'_>,
 ) -> Option<model::Forwarding> {
     if field.is_absent() {
-        report.missing(at, "forwarding", "allowed: l2, ipip");
+        report.missing(at, "forwarding", "allowed: l2, ipip, gue, geneve");
     }
     let (forwarding, at) = field.placed()?;
     let word = match forwarding {
         file::Forwarding::L2 => return Some(model::Forwarding::L2),
         file::Forwarding::Ipip => return Some(model::Forwarding::Ipip),
-        file::Forwarding::Gue => "gue",
-        file::Forwarding::Geneve => "geneve",
+        file::Forwarding::Gue => return Some(model::Forwarding::Gue),
+        file::Forwarding::Geneve => return Some(model::Forwarding::Geneve),
         file::Forwarding::Nat => "nat",
     };
     report.fault(
         at,
         format!("`forwarding: {word}` is not implemented in this version"),
-        "allowed: l2, ipip",
+        "allowed: l2, ipip, gue, geneve",
     );
     None
 }

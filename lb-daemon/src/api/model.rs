@@ -60,7 +60,7 @@ pub struct ServiceSummary {
     /// VIPs.
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
-    /// How packets reach a backend: `l2`, `ipip`.
+    /// How packets reach a backend: `l2`, `ipip`, `gue`, `geneve`.
     pub forwarding: String,
     /// How new flows are spread: `maglev`.
     pub scheduling: String,

@@ -60,7 +60,7 @@ pub(super) struct Set {
     /// PORT/PROTOCOL as 443/tcp; 0: every port; may be given more than once.
     #[arg(long, value_name = "PORT/PROTOCOL", required_unless_present = "file")]
     port: Vec<PortArgument>,
-    /// How packets reach a backend: l2 or ipip.
+    /// How packets reach a backend: l2, ipip, gue or geneve.
     #[arg(long, value_name = "MODE", default_value = "ipip")]
     forwarding: String,
     /// NAME=ADDRESS or NAME=ADDRESS,WEIGHT; may be given more than once.

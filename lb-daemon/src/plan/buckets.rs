@@ -157,7 +157,7 @@ mod tests {
                     (None, true)
                         if buckets.insert(&fake, &key(n), next, &mut ops).is_ok() =>
                     {
-                        let row = Frontend::service(key(n), true, Ring::default(), 0);
+                        let row = Frontend::service(key(n), abi::table::Mode::Ipip, Ring::default(), 0);
                         ops.insert(0, Op::Frontend(next, row));
                         held.insert(n, next);
                         next += 1;

@@ -251,10 +251,8 @@ impl Planner {
     ) -> Result<Vec<Op>, Full> {
         let mut ops = Vec::new();
         let mut buckets = Buckets::default();
-        let wanted: BTreeSet<FrontendKey> = addresses
-            .iter()
-            .flat_map(|&a| [4, 41].map(|p| FrontendKey::new(a.into(), 0, p)))
-            .collect();
+        let wanted: BTreeSet<FrontendKey> =
+            addresses.iter().map(|&a| FrontendKey::decap(a.into())).collect();
         let gone: Vec<FrontendKey> =
             self.decap.keys().filter(|k| !wanted.contains(k)).copied().collect();
         for key in gone {
@@ -268,8 +266,7 @@ impl Planner {
                 continue;
             }
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-            let protocol = (key.port_protocol >> 16) as u8;
-            ops.push(Op::Frontend(row, abi::table::Frontend::decap(key.addr, protocol)));
+            ops.push(Op::Frontend(row, abi::table::Frontend::decap(key.addr)));
             buckets.insert(tables, &key, row, &mut ops).map_err(|_| Full("BUCKETS"))?;
             self.decap.insert(key, row);
         }

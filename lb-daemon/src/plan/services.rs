@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use abi::{
     addr::Addr,
-    table::{Backend, Frontend, FrontendKey, HopWord, Ring, Slot, State},
+    table::{Backend, Frontend, FrontendKey, HopWord, Mode, Ring, Slot, State},
 };
 use config::model::{BackendState, Forwarding, Service};
 use siphasher::sip::SipHasher24;
@@ -188,7 +188,7 @@ impl Planner {
         buckets: &mut Buckets,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        let encap = spec.forwarding == Forwarding::Ipip;
+        let mode = mode(spec.forwarding);
         let wanted: BTreeSet<FrontendKey> = keys(spec).collect();
         let gone: Vec<FrontendKey> =
             service.frontends.keys().filter(|k| !wanted.contains(k)).copied().collect();
@@ -202,7 +202,7 @@ impl Planner {
             let old = service.frontends.get(&key).copied();
             if let Some(row) = old {
                 let stands = tables.frontend(row);
-                if stands.encapsulates() == encap {
+                if stands.mode() == mode {
                     // After adoption of a change that was cut short.
                     if stands.ring() != service.ring
                         && !ops.contains(&Op::FrontendRing(row, service.ring))
@@ -214,7 +214,7 @@ impl Planner {
                 }
             }
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-            let mut value = Frontend::service(key, encap, service.ring, service.id);
+            let mut value = Frontend::service(key, mode, service.ring, service.id);
             value.set_old_ring(service.old_ring);
             ops.push(Op::Frontend(row, value));
             match old {
@@ -368,6 +368,15 @@ impl Planner {
         }
         self.services.insert(name.to_owned(), service);
         self.restate(name, tables, now, ops);
+    }
+}
+
+pub(super) const fn mode(forwarding: Forwarding) -> Mode {
+    match forwarding {
+        Forwarding::L2 => Mode::L2,
+        Forwarding::Ipip => Mode::Ipip,
+        Forwarding::Gue => Mode::Gue,
+        Forwarding::Geneve => Mode::Geneve,
     }
 }
 

@@ -5,7 +5,7 @@ use abi::{
     pick::{self, Phase},
     reason::Reason,
 };
-use config::model::{Backend, Port, Protocol, Scheduling, Source};
+use config::model::{Backend, Forwarding, Port, Protocol, Scheduling, Source};
 use proptest::prelude::*;
 
 use super::*;
@@ -58,7 +58,7 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
                 target_port: port,
             })
             .collect(),
-        forwarding: config::model::Forwarding::Ipip,
+        forwarding: Forwarding::Ipip,
         scheduling: Scheduling::Maglev,
         backends: backends.iter().map(|&n| backend(n, 1, BackendStateOf::Active)).collect(),
         drain_timeout: DRAIN,
@@ -273,15 +273,18 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
     let one = (
         prop::sample::subsequence(vec![80u16, 443, 0], 1..=3),
         prop::collection::btree_set(1u8..20, 0..6),
-        any::<bool>(),
+        prop::sample::select(vec![
+            Forwarding::L2,
+            Forwarding::Ipip,
+            Forwarding::Gue,
+            Forwarding::Geneve,
+        ]),
     );
     prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
-        wanted(services.into_iter().map(|(n, (ports, backends, l2))| {
+        wanted(services.into_iter().map(|(n, (ports, backends, forwarding))| {
             let backends: Vec<u8> = backends.into_iter().collect();
             let mut s = service(&format!("s{n}"), n, &ports, &backends);
-            if l2 {
-                s.forwarding = config::model::Forwarding::L2;
-            }
+            s.forwarding = forwarding;
             s
         }))
     })
@@ -323,7 +326,7 @@ proptest! {
             for key in super::services::keys(spec) {
                 let row = rig.fake.find(&key);
                 prop_assert!(row.is_some(), "{} {:?}", name, key);
-                prop_assert_eq!(rig.fake.frontend(row.unwrap()).encapsulates(), spec.forwarding == config::model::Forwarding::Ipip);
+                prop_assert_eq!(rig.fake.frontend(row.unwrap()).mode(), super::services::mode(spec.forwarding));
             }
             let rows: BTreeSet<IpAddr> = rig.planner.services()[name].members.keys().copied().collect();
             let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();

@@ -4,10 +4,11 @@
 //! Everything that can refuse is checked before the first byte is written.
 
 use abi::{
-    checksum, outer,
+    checksum,
+    outer::{self, GENEVE_SHIM, GUE_SHIM},
     reason::Reason,
-    table::{Backend, Egress, Frontend, HopWord},
-    wire::{Ip, Ipv4, ethertype},
+    table::{Backend, Egress, Frontend, HopWord, Mode},
+    wire::{Ip, Ipv4, ethertype, protocol},
 };
 
 use crate::{maps, packet::Packet};
@@ -24,17 +25,16 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     let hop = backend.hop();
     let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
 
-    if frontend.encapsulates() {
-        if backend.addr().is_v4() {
-            encap4::<L3, V4>(packet, ip, backend, hop, egress, entropy)?;
-        } else {
-            encap6::<L3, V4>(packet, ip, backend, hop, egress, entropy)?;
+    match frontend.mode() {
+        Mode::L2 => {
+            fits(ip, 0, egress)?;
+            decrement_ttl::<L3, V4>(packet)?;
+            let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
+            macs(link, hop, egress);
         }
-    } else {
-        fits(ip, 0, egress)?;
-        decrement_ttl::<L3, V4>(packet)?;
-        let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
-        macs(link, hop, egress);
+        Mode::Ipip => encap::<L3, V4, 0>(packet, ip, backend, hop, egress, entropy)?,
+        Mode::Gue => encap::<L3, V4, GUE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
+        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
     }
 
     if egress.ifindex() == packet.ingress() {
@@ -45,8 +45,9 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     }
 }
 
+/// `SHIM`: bytes between the outer IP header and the inner one, which tell the encapsulation.
 #[inline(always)]
-fn encap4<const L3: usize, const V4: bool>(
+fn encap<const L3: usize, const V4: bool, const SHIM: usize>(
     packet: &mut Packet,
     ip: &Ip,
     backend: &Backend,
@@ -54,18 +55,34 @@ fn encap4<const L3: usize, const V4: bool>(
     egress: &Egress,
     entropy: u32,
 ) -> Result<(), Reason> {
-    fits(ip, 20, egress)?;
+    if backend.addr().is_v4() {
+        encap4::<L3, V4, SHIM>(packet, ip, backend, hop, egress, entropy)
+    } else {
+        encap6::<L3, V4, SHIM>(packet, ip, backend, hop, egress, entropy)
+    }
+}
+
+#[inline(always)]
+fn encap4<const L3: usize, const V4: bool, const SHIM: usize>(
+    packet: &mut Packet,
+    ip: &Ip,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<(), Reason> {
+    fits(ip, 20 + SHIM as u32, egress)?;
     if !egress.has_source(true) {
         return Err(Reason::NoNextHop);
     }
     let dst = backend.addr().as_v4_raw();
-    let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
+    let len = (ip.total + SHIM as u32) as u16;
     let header =
-        outer::ipv4(egress, dst, ip.total as u16, ip.tos, inner, entropy).ok_or(Reason::TooBig)?;
+        outer::ipv4(egress, dst, len, ip.tos, next::<V4, SHIM>(), entropy).ok_or(Reason::TooBig)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    packet.grow_head(20)?;
+    packet.grow_head(20 + SHIM as i32)?;
     packet
         .put_link::<L3>(
             (hop.mac_head(), hop.mac_tail()),
@@ -80,11 +97,11 @@ fn encap4<const L3: usize, const V4: bool>(
     put(&mut place[8..12], header[2]);
     put(&mut place[12..16], header[3]);
     put(&mut place[16..20], header[4]);
-    Ok(())
+    put_shim::<V4, SHIM>(packet, L3 + 20, ip, entropy)
 }
 
 #[inline(always)]
-fn encap6<const L3: usize, const V4: bool>(
+fn encap6<const L3: usize, const V4: bool, const SHIM: usize>(
     packet: &mut Packet,
     ip: &Ip,
     backend: &Backend,
@@ -92,16 +109,16 @@ fn encap6<const L3: usize, const V4: bool>(
     egress: &Egress,
     entropy: u32,
 ) -> Result<(), Reason> {
-    fits(ip, 40, egress)?;
+    fits(ip, 40 + SHIM as u32, egress)?;
     if !egress.has_source(false) {
         return Err(Reason::NoNextHop);
     }
-    let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
-    let header = outer::ipv6(egress, backend.addr(), ip.total as u16, ip.tos, inner, entropy);
+    let len = (ip.total + SHIM as u32) as u16;
+    let header = outer::ipv6(egress, backend.addr(), len, ip.tos, next::<V4, SHIM>(), entropy);
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    packet.grow_head(40)?;
+    packet.grow_head(40 + SHIM as i32)?;
     packet
         .put_link::<L3>(
             (hop.mac_head(), hop.mac_tail()),
@@ -116,6 +133,45 @@ fn encap6<const L3: usize, const V4: bool>(
     put64(&mut place[16..24], header[2]);
     put64(&mut place[24..32], header[3]);
     put64(&mut place[32..40], header[4]);
+    put_shim::<V4, SHIM>(packet, L3 + 40, ip, entropy)
+}
+
+/// What the outer IP header says that follows.
+#[inline(always)]
+const fn next<const V4: bool, const SHIM: usize>() -> u8 {
+    match (SHIM, V4) {
+        (0, true) => outer::PROTO_IPV4,
+        (0, false) => outer::PROTO_IPV6,
+        _ => protocol::UDP,
+    }
+}
+
+/// The headers between the outer IP header and the inner one, which begin at `at`. Lengths have been
+/// checked.
+#[inline(always)]
+fn put_shim<const V4: bool, const SHIM: usize>(
+    packet: &mut Packet,
+    at: usize,
+    ip: &Ip,
+    entropy: u32,
+) -> Result<(), Reason> {
+    const { assert!(SHIM == 0 || SHIM == GUE_SHIM || SHIM == GENEVE_SHIM) };
+    if SHIM == GUE_SHIM {
+        let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
+        let words = outer::gue(ip.total as u16, inner, entropy);
+        let place = packet.bytes_mut::<GUE_SHIM>(at).ok_or(Reason::AdjustFailed)?;
+        put(&mut place[0..4], words[0]);
+        put(&mut place[4..8], words[1]);
+        put(&mut place[8..12], words[2]);
+    } else if SHIM == GENEVE_SHIM {
+        let inner = if V4 { ethertype::IPV4 } else { ethertype::IPV6 };
+        let words = outer::geneve(ip.total as u16, inner, entropy);
+        let place = packet.bytes_mut::<GENEVE_SHIM>(at).ok_or(Reason::AdjustFailed)?;
+        put(&mut place[0..4], words[0]);
+        put(&mut place[4..8], words[1]);
+        put(&mut place[8..12], words[2]);
+        put(&mut place[12..16], words[3]);
+    }
     Ok(())
 }
 

@@ -15,68 +15,12 @@ use etherparse::{
 use lb_daemon::datapath::Op;
 use lb_tests::rig::{CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
 
-const PASS: u32 = 2;
-const DROP: u32 = 1;
-const TX: u32 = 3;
-const REDIRECT: u32 = 4;
+use packets::{
+    DROP, L4, PASS, REDIRECT, TX, VIP4, VIP6, frame4, frame6, macs, one_hop_later, v4, v6,
+};
 
-const VIP4: &str = "203.0.113.10";
-const VIP6: &str = "2001:db8:1::10";
-
-fn v4(a: &str) -> [u8; 4] {
-    a.parse::<std::net::Ipv4Addr>().unwrap().octets()
-}
-
-fn v6(a: &str) -> [u8; 16] {
-    a.parse::<std::net::Ipv6Addr>().unwrap().octets()
-}
-
-#[derive(Clone, Copy)]
-enum L4 {
-    Syn(u16),
-    Ack(u16),
-    Udp(u16),
-}
-
-fn frame4(src: &str, dst: &str, l4: L4, ttl: u8, payload: &[u8]) -> Vec<u8> {
-    let b = PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC).ipv4(v4(src), v4(dst), ttl);
-    let mut out = Vec::new();
-    match l4 {
-        L4::Syn(port) => b.tcp(40000, port, 1, 1000).syn().write(&mut out, payload).unwrap(),
-        L4::Ack(port) => b.tcp(40000, port, 1, 1000).ack(7).write(&mut out, payload).unwrap(),
-        L4::Udp(port) => b.udp(40000, port).write(&mut out, payload).unwrap(),
-    }
-    out
-}
-
-fn frame6(src: &str, dst: &str, l4: L4, hops: u8, payload: &[u8]) -> Vec<u8> {
-    let b = PacketBuilder::ethernet2(CLIENT_MAC, OUR_MAC).ipv6(v6(src), v6(dst), hops);
-    let mut out = Vec::new();
-    match l4 {
-        L4::Syn(port) => b.tcp(40000, port, 1, 1000).syn().write(&mut out, payload).unwrap(),
-        L4::Ack(port) => b.tcp(40000, port, 1, 1000).ack(7).write(&mut out, payload).unwrap(),
-        L4::Udp(port) => b.udp(40000, port).write(&mut out, payload).unwrap(),
-    }
-    out
-}
-
-/// The packet that `frame` carries, with its TTL one lower and its checksum made anew.
-fn one_hop_later(l3: &[u8]) -> Vec<u8> {
-    let mut out = l3.to_vec();
-    if l3[0] >> 4 == 4 {
-        let (mut h, _) = Ipv4Header::from_slice(l3).unwrap();
-        h.time_to_live -= 1;
-        h.header_checksum = h.calc_header_checksum();
-        out[..h.header_len()].copy_from_slice(&h.to_bytes());
-    } else {
-        out[7] -= 1;
-    }
-    out
-}
-
-fn macs(frame: &[u8]) -> ([u8; 6], [u8; 6]) {
-    (frame[..6].try_into().unwrap(), frame[6..12].try_into().unwrap())
-}
+mod packets;
+mod tunnels;
 
 fn rig(forwarding: Forwarding, backend: &str) -> Rig {
     Rig::with(vec![service("web", &[VIP4, VIP6], forwarding, &[backend])], INGRESS, 1500)
@@ -491,10 +435,10 @@ fn the_kernel_picks_what_the_host_picks() {
     }
 }
 
-/// Every reason above appears in a test of this file; one that is added without is found here.
+/// Every reason appears in one of these tests; one that is added without is found here.
 #[test]
 fn every_reason_is_tested() {
-    let source = include_str!("golden.rs");
+    let source = concat!(include_str!("main.rs"), include_str!("tunnels.rs"));
     for reason in Reason::ALL {
         let untestable = matches!(reason, Reason::AdjustFailed);
         let named = source.contains(&format!("Reason::{reason:?})"))
