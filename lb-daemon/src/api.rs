@@ -27,6 +27,7 @@ use crate::{
 mod extract;
 pub mod limits;
 pub mod listen;
+pub mod lists;
 pub mod model;
 pub mod problem;
 mod read;
@@ -97,6 +98,9 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(services::list_backends))
         .routes(routes!(services::patch_backend))
         .routes(routes!(read::prefilter_lists))
+        .routes(routes!(lists::get_list, lists::put_list, lists::delete_list))
+        .routes(routes!(lists::list_entries, lists::add_entries, lists::delete_entry))
+        .routes(routes!(lists::lookup))
         .routes(routes!(read::reasons))
         .routes(routes!(read::maps))
         .routes(routes!(read::interfaces))

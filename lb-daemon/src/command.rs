@@ -5,6 +5,8 @@ use std::sync::Arc;
 use config::model::{DesiredState, Service};
 use tokio::sync::oneshot;
 
+use crate::bans;
+
 /// A message to the owner task.
 #[derive(Debug)]
 pub enum Command {
@@ -37,6 +39,13 @@ pub enum Command {
         if_match: Option<u64>,
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Changes blocklists of the API: all of it or nothing.
+    ChangeLists {
+        /// In order.
+        changes: Vec<bans::Change>,
+        /// What it came to.
+        reply: oneshot::Sender<Result<bans::Done, Refusal>>,
     },
 }
 

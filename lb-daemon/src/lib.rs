@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod app;
+pub mod bans;
 pub mod command;
 pub mod ctl;
 pub mod datapath;

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use config::model::{BackendState, Forwarding, ListAction, Port, Roles, Service, Source, XdpMode};
+use config::model::{
+    BackendState, Forwarding, ListAction, Port, Prefilter, Roles, Service, Source, XdpMode,
+};
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ pub struct View {
     pub services: Vec<Arc<ServiceView>>,
     /// Blocklists in the order in which they apply.
     pub lists: Vec<ListView>,
+    /// The prefixes of these lists, and of what is allowed.
+    pub prefilter: Arc<Prefilter>,
+    /// Entries of the API's lists, with reason and end. Live: may be newer than the rest.
+    pub bans: crate::bans::Shared,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
 }

@@ -17,6 +17,7 @@ use serde::{
     de::{Error as _, SeqAccess, Visitor},
 };
 
+pub use self::value::parse_prefix;
 pub(crate) use self::{policy::*, prefilter::*, service::*, value::*};
 use crate::{fault::Loc, tree::de::FIELD};
 

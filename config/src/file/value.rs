@@ -112,6 +112,14 @@ pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, Wrong> {
     ))
 }
 
+/// Reads a prefix without host bits, or an address, which is a prefix of full length.
+///
+/// # Errors
+/// What is wrong with it, and what is allowed.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    parse_cidr(text).map_err(|(message, help)| format!("{message}; {help}"))
+}
+
 fn mapped(text: &str, v4: Ipv4Addr) -> Wrong {
     (format!("{} is an IPv4 address mapped into IPv6", show(text)), format!("write {v4}"))
 }

@@ -122,3 +122,22 @@ fn a_list_is_in_one_place() {
         assert!(faults[0].to_string().contains(message), "{list}: {faults:?}");
     }
 }
+
+/// Files that users copy are good, with the lists that the pages about them have.
+#[test]
+fn examples_are_good() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|suffix| suffix != "yaml") {
+            continue;
+        }
+        let directory = directory(&[("lists/million.txt", "192.0.2.0/24\n")]);
+        fs::copy(&path, directory.path().join("lb.yaml")).unwrap();
+        let loaded = Loader::new(directory.path()).load();
+        assert!(loaded.is_ok(), "{}: {:?}", path.display(), loaded.err());
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen}");
+}

@@ -129,8 +129,9 @@ pub(crate) fn name(text: &str, at: Loc, report: &Report<'_>) -> bool {
     fits
 }
 
-/// Whether an object can have this name.
-pub(crate) fn is_name(text: &str) -> bool {
+/// Whether an object can have this name: it stands in paths of the API and in labels of metrics.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
     let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b':' | b'-');
     let fits = !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(good);
     // A path segment of dots alone would be taken for a directory.

@@ -60,6 +60,39 @@ fn body_problem(rejection: &BytesRejection) -> Problem {
     Problem::new(Kind::Malformed, format!("the body could not be read: {rejection}"))
 }
 
+/// A body of many prefixes, as JSON or as the text of a list file; at most [`limits::BULK_BYTES`] long.
+#[derive(Debug)]
+pub(super) enum BulkBody {
+    /// `application/json`
+    Json(Bytes),
+    /// `text/plain`
+    Text(Bytes),
+}
+
+impl<S: Send + Sync> FromRequest<S> for BulkBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let declared = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let is_text = declared.is_some_and(|kind| kind.trim_start().starts_with("text/plain"));
+        if !is_text {
+            expect_json(request.headers())?;
+        }
+        let read = axum::body::to_bytes(request.into_body(), limits::BULK_BYTES);
+        let Ok(bytes) = tokio::time::timeout(limits::BODY_TIMEOUT, read).await else {
+            return Err(Problem::new(Kind::Slow, "the body did not arrive in time"));
+        };
+        let bytes = bytes.map_err(|error| {
+            let detail = format!(
+                "the body breaks off or has more than {} bytes: {error}",
+                limits::BULK_BYTES
+            );
+            Problem::new(Kind::TooLarge, detail)
+        })?;
+        Ok(if is_text { Self::Text(bytes) } else { Self::Json(bytes) })
+    }
+}
+
 /// Path parameters.
 #[derive(Debug)]
 pub(super) struct PathOf<T>(pub(super) T);

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Largest request body, in bytes.
 pub const BODY_BYTES: usize = 1 << 20;
 
+/// Largest body of a change of many prefixes at once, in bytes.
+pub const BULK_BYTES: usize = 64 << 20;
+
 /// Connections that one listener serves at a time; further ones wait in the kernel's queue.
 pub const CONNECTIONS: usize = 256;
 

@@ -322,7 +322,7 @@ impl ApiState {
     }
 
     /// Sends a command to the owner task and waits for its answer.
-    async fn command<T>(
+    pub(super) async fn command<T>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Command,
     ) -> Result<Result<T, Refusal>, Problem> {

@@ -186,6 +186,8 @@ pub(crate) fn view() -> View {
             list("manual", ListAction::Drop, 2, 1, 0),
             list("watch", ListAction::Audit, 1_500_000, 0, 1),
         ],
+        prefilter: Arc::default(),
+        bans: crate::bans::Shared::default(),
         maps: vec![
             map("BACKENDS", Some(4), 65_536, 4 << 20),
             map("PREFIX_BLOCKS", Some(950), 1000, 256 << 20),
@@ -223,6 +225,12 @@ pub(crate) fn live(view: View) -> ApiState {
                     }
                     publish.send_replace(Arc::new(view.clone()));
                     let _ = reply.send(done);
+                }
+                Command::ChangeLists { changes, reply } => {
+                    let (done, _) = view.bans.apply(&changes);
+                    view.prefilter = view.bans.read().behind(&Arc::default());
+                    publish.send_replace(Arc::new(view.clone()));
+                    let _ = reply.send(Ok(done));
                 }
                 other => panic!("the API never sends {other:?}"),
             }

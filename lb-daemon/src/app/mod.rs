@@ -34,6 +34,7 @@ use self::{
 };
 use crate::{
     api::{ApiAddr, ApiState, listen},
+    bans::{self, journal::Journal},
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
     nexthop::{NextHop, Resolver},
@@ -78,8 +79,11 @@ pub async fn run(
     let store = Store::open(&options.state).context("the state directory")?;
     let api = store.load().context("the state directory")?;
     let api = api.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
-    let wanted =
-        sources::merge(&files, &api).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
+    let wanted = sources::merge(&files, &api, &lists)
+        .map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
     let bound = listen::bind(&options.api).await?;
 
     let (links, link_watcher) = Links::open().await.context("reading interfaces")?;
@@ -127,6 +131,8 @@ pub async fn run(
         files,
         api,
         store,
+        lists: bans::Shared::new(lists),
+        journal,
         links,
         resolver,
         checker,

@@ -9,6 +9,8 @@
 //! its last store is done; only then is it answered or published. When the kernel refuses a step, what
 //! stands is adopted as after a restart, and the rest is tried again.
 
+mod lists;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -30,6 +32,7 @@ use super::{
     views::{self, HealthMap},
 };
 use crate::{
+    bans::{self, journal::Journal},
     command::{Command, Refusal},
     datapath::{ApplyError, Op},
     health::{Change, Checker},
@@ -69,6 +72,8 @@ pub(super) struct Parts {
     pub(super) files: DesiredState,
     pub(super) api: ApiServices,
     pub(super) store: Store,
+    pub(super) lists: bans::Shared,
+    pub(super) journal: Journal,
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
@@ -112,7 +117,7 @@ impl Owner {
     /// # Errors
     /// What keeps it from being in force; printable.
     pub(super) fn start(parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
-        let wanted = sources::merge(&parts.files, &parts.api)
+        let wanted = sources::merge(&parts.files, &parts.api, &parts.lists.read())
             .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
         sources::warn_skipped(&wanted, &DesiredState::default());
         let planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
@@ -132,6 +137,8 @@ impl Owner {
             interfaces: Vec::new(),
             services: Vec::new(),
             lists: Vec::new(),
+            prefilter: Arc::default(),
+            bans: parts.lists.clone(),
             maps: Vec::new(),
         };
         let (view, published) = watch::channel(Arc::new(empty));
@@ -173,6 +180,7 @@ impl Owner {
         loop {
             let settle = self.planner.next_deadline().map(|at| self.began + at);
             let retry = self.retry.map(|(at, _)| at);
+            let ends = self.next_end();
             tokio::select! {
                 () = cancel.cancelled() => return,
                 Some(command) = inbox.commands.recv() => self.command(command),
@@ -188,6 +196,7 @@ impl Owner {
                 }
                 () = at(settle) => self.settle(),
                 () = at(retry) => self.try_again(),
+                () = at(ends) => self.end_entries(),
                 () = at(self.publish_at) => self.publish(),
                 () = heart.beat() => {}
             }
@@ -218,6 +227,10 @@ impl Owner {
                 // Who asked may have given up meanwhile; the change stands.
                 let _ = reply.send(done);
             }
+            Command::ChangeLists { changes, reply } => {
+                let done = self.change_lists(&changes);
+                let _ = reply.send(done);
+            }
             Command::DeleteService { name, if_match, reply } => {
                 let done = self.delete_service(&name, if_match);
                 let _ = reply.send(done);
@@ -227,7 +240,8 @@ impl Owner {
 
     fn take_files(&mut self, files: DesiredState, noticed: Instant) {
         notify::reloading();
-        match sources::merge(&files, &self.parts.api) {
+        let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
+        match merged {
             Ok(wanted) => {
                 sources::warn_skipped(&wanted, &self.wanted);
                 self.faults.clear();
@@ -285,7 +299,7 @@ impl Owner {
         api: ApiServices,
         keep: impl FnOnce(&Store) -> Result<(), crate::store::StoreError>,
     ) -> Result<(), Refusal> {
-        let wanted = sources::merge(&self.parts.files, &api)
+        let wanted = sources::merge(&self.parts.files, &api, &self.parts.lists.read())
             .map_err(|faults| Refusal::Apply(faults.join("; ")))?;
         keep(&self.parts.store).map_err(|error| Refusal::Apply(error.to_string()))?;
         let before = std::mem::replace(&mut self.parts.api, api);
@@ -619,6 +633,8 @@ impl Owner {
             interfaces: self.interfaces.clone(),
             services: self.services.values().cloned().collect(),
             lists: views::lists(&self.wanted, &self.prefixes),
+            prefilter: Arc::clone(&self.wanted.prefilter),
+            bans: self.parts.lists.clone(),
             maps: views::maps(self.parts.kernel.bpf(), &self.planner),
         };
         self.view.send_replace(Arc::new(view));

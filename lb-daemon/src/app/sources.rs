@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bans,
     command::{Command, Refusal},
     plan::service_keys,
 };
@@ -83,17 +84,32 @@ pub(super) fn warn_skipped(wanted: &DesiredState, before: &DesiredState) {
 ///
 /// # Errors
 /// What contradicts what; printable.
-pub(super) fn merge(files: &DesiredState, api: &ApiServices) -> Result<DesiredState, Vec<String>> {
+pub(super) fn merge(
+    files: &DesiredState,
+    api: &ApiServices,
+    lists: &bans::Lists,
+) -> Result<DesiredState, Vec<String>> {
+    let taken = files.prefilter.lists.iter().filter(|list| lists.get(&list.name).is_some());
+    let taken = taken.map(|list| {
+        let name = &list.name;
+        format!(
+            "the list \"{name}\" is one of a file ({}) and one of the API: rename it there, or `lbctl \
+             prefilter delete --list {name} --all` before",
+            origin(&list.source)
+        )
+    });
     let faults: Vec<String> = api
         .values()
         .filter_map(|service| clash(service, files.services.values()).map(|(_, text)| text))
         .map(|text| format!("an object of the API contradicts the files: {text}"))
+        .chain(taken)
         .collect();
     if !faults.is_empty() {
         return Err(faults);
     }
     let mut merged = files.clone();
     merged.services.extend(api.iter().map(|(n, s)| (n.clone(), Arc::clone(s))));
+    merged.prefilter = lists.behind(&files.prefilter);
     Ok(merged)
 }
 
@@ -115,14 +131,18 @@ pub(super) fn admit(
 
 /// The refusal to change what belongs to another source.
 pub(super) fn read_only(service: &Service) -> Refusal {
-    let origin = match &service.source {
+    Refusal::ReadOnly { name: service.name.clone(), origin: origin(&service.source) }
+}
+
+/// Where an object comes from, for people.
+pub(super) fn origin(source: &config::model::Source) -> String {
+    match source {
         config::model::Source::File { path, line, column } => {
             format!("file {}:{line}:{column}", path.display())
         }
         config::model::Source::Api => "api".to_owned(),
         config::model::Source::Kubernetes(object) => format!("kubernetes {object}"),
-    };
-    Refusal::ReadOnly { name: service.name.clone(), origin }
+    }
 }
 
 /// The first field of `service` that contradicts another one, and how.

@@ -64,6 +64,23 @@ impl Client {
         body: Option<&Value>,
         guard: Guard,
     ) -> anyhow::Result<Value> {
+        let body = body.map(|value| ("application/json", Bytes::from(value.to_string())));
+        self.send_body(method, path, body, guard)
+    }
+
+    /// Sends text, such as a list file; gives the answer's body.
+    pub(super) fn upload(&self, path: &str, text: Vec<u8>) -> anyhow::Result<Value> {
+        let body = Some(("text/plain", Bytes::from(text)));
+        self.send_body(Method::POST, path, body, Guard::default())
+    }
+
+    fn send_body(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+        guard: Guard,
+    ) -> anyhow::Result<Value> {
         let body = self.send(method, path, body, guard)?;
         if body.is_empty() {
             return Ok(Value::Null);
@@ -75,12 +92,12 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: Option<(&'static str, Bytes)>,
         guard: Guard,
     ) -> anyhow::Result<Bytes> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "lb");
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if let Some((kind, _)) = &body {
+            request = request.header(header::CONTENT_TYPE, *kind);
         }
         if let Some(version) = guard.version {
             request = request.header(header::IF_MATCH, format!("\"{version}\""));
@@ -88,8 +105,8 @@ impl Client {
         if guard.new {
             request = request.header(header::IF_NONE_MATCH, "*");
         }
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body)))?;
+        let body = body.map(|(_, bytes)| bytes).unwrap_or_default();
+        let request = request.body(Full::new(body))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let answer = runtime.block_on(async { timeout(PATIENCE, self.exchange(request)).await });
         let (status, body) =

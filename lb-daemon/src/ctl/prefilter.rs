@@ -1,40 +1,281 @@
-//! `lbctl prefilter`.
+//! `lbctl prefilter`: blocklists, and bans on lists of the API.
 
-use clap::Subcommand;
+use std::{
+    fs,
+    io::{self, Read as _},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use hyper::Method;
+use serde_json::{Value, json};
 
 use super::{
-    client::Client,
+    client::{Client, Guard, segment},
     output::{Output, bytes, number, table},
 };
-use crate::api::model::{List, PrefixList};
+use crate::api::{
+    lists::{Changed, DEFAULT_LIST, Entries, Entry, Lookup, NewEntry},
+    model::{List, PrefixList},
+};
 
 /// Blocklists.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Every list, with its size and hits.
-    List,
+    /// Every list with its size and hits, or the prefixes of one.
+    List {
+        /// Show what is on this list.
+        name: Option<String>,
+    },
+    /// Put prefixes on a list of the API.
+    Add {
+        /// Prefixes without host bits, or addresses.
+        #[arg(required = true, value_name = "CIDR")]
+        cidrs: Vec<String>,
+        #[command(flatten)]
+        entry: EntryOptions,
+    },
+    /// Take prefixes off a list of the API, or remove the list.
+    Delete {
+        /// Prefixes or addresses.
+        #[arg(required_unless_present = "all", value_name = "CIDR")]
+        cidrs: Vec<String>,
+        /// The list.
+        #[arg(long, value_name = "NAME", default_value = DEFAULT_LIST)]
+        list: String,
+        /// The whole list.
+        #[arg(long, conflicts_with = "cidrs")]
+        all: bool,
+    },
+    /// Put the prefixes of a list file on a list of the API, all at once.
+    Import {
+        /// Plain, FireHOL netset or Spamhaus DROP; `-` is standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        entry: EntryOptions,
+    },
+    /// Which lists hold an address, by which prefix, and what becomes of its packets.
+    Lookup {
+        /// IPv4 or IPv6.
+        ip: IpAddr,
+    },
+    /// Print a list for other programs.
+    Export {
+        /// The list.
+        name: String,
+        /// How.
+        #[arg(long, value_enum, default_value_t = Export::Plain)]
+        format: Export,
+    },
+    /// What packets of a list of the API meet; makes the list if there is none.
+    Set {
+        /// The list.
+        name: String,
+        /// drop, or audit: count and let pass.
+        #[arg(value_parser = ["drop", "audit"])]
+        action: String,
+    },
+}
+
+/// What entries have beside their prefix.
+#[derive(Debug, Args)]
+pub(super) struct EntryOptions {
+    /// The list; made if there is none.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_LIST)]
+    list: String,
+    /// After how long they go by themselves, as 90s, 1h or 7d.
+    #[arg(long, value_name = "DURATION")]
+    ttl: Option<String>,
+    /// Why, for people.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+/// Forms of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Export {
+    /// A prefix per line.
+    Plain,
+    /// With reason and end.
+    Json,
+    /// Sets for `nft -f`.
+    Nft,
 }
 
 impl Verb {
     pub(super) fn run(&self, client: &Client, output: &Output) -> anyhow::Result<()> {
-        let Self::List = self;
-        let (value, lists) = client.get::<List<PrefixList>>("/v1/prefilter/lists")?;
-        output.show(&value, || {
-            table(
-                ["LIST", "ACTION", "#IPV4", "#IPV6", "#HITS", "#BYTES", "SOURCE"],
-                lists.items.into_iter().map(|list| {
-                    let source = list.origin.unwrap_or_else(|| list.source.as_str().to_owned());
-                    [
-                        list.name.into(),
-                        list.action.into(),
-                        number(list.prefixes_v4),
-                        number(list.prefixes_v6),
-                        number(list.hits),
-                        bytes(list.hit_bytes),
-                        source.into(),
-                    ]
-                }),
-            )
-        })
+        match self {
+            Self::List { name: None } => lists(client, output),
+            Self::List { name: Some(name) } => entries(client, output, name),
+            Self::Add { cidrs, entry } => add(client, output, cidrs, entry),
+            Self::Delete { cidrs: _, list, all: true } => {
+                client.change(Method::DELETE, &path(list), None, Guard::default())?;
+                output.done(&Value::Null, &format!("the list {list} is removed"))
+            }
+            Self::Delete { cidrs, list, all: false } => {
+                for cidr in cidrs {
+                    let path = format!("{}/entries?cidr={}", path(list), segment(cidr));
+                    client.change(Method::DELETE, &path, None, Guard::default())?;
+                }
+                output.done(&Value::Null, &format!("{} off the list {list}", cidrs.join(", ")))
+            }
+            Self::Import { file, entry } => import(client, output, file, entry),
+            Self::Lookup { ip } => lookup(client, output, *ip),
+            Self::Export { name, format } => export(client, output, name, *format),
+            Self::Set { name, action } => {
+                let body = json!({ "action": action });
+                let value =
+                    client.change(Method::PUT, &path(name), Some(&body), Guard::default())?;
+                output.done(&value, &format!("packets of the list {name} meet: {action}"))
+            }
+        }
+    }
+}
+
+fn path(list: &str) -> String {
+    format!("/v1/prefilter/lists/{}", segment(list))
+}
+
+fn lists(client: &Client, output: &Output) -> anyhow::Result<()> {
+    let (value, lists) = client.get::<List<PrefixList>>("/v1/prefilter/lists")?;
+    output.show(&value, || {
+        table(
+            ["LIST", "ACTION", "#IPV4", "#IPV6", "#HITS", "#BYTES", "SOURCE"],
+            lists.items.into_iter().map(|list| {
+                let source = list.origin.unwrap_or_else(|| list.source.as_str().to_owned());
+                [
+                    list.name.into(),
+                    list.action.into(),
+                    number(list.prefixes_v4),
+                    number(list.prefixes_v6),
+                    number(list.hits),
+                    bytes(list.hit_bytes),
+                    source.into(),
+                ]
+            }),
+        )
+    })
+}
+
+fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
+    let mut after = String::new();
+    let mut all: Vec<Entry> = Vec::new();
+    loop {
+        let path = format!("{}/entries?limit=10000{after}", path(name));
+        let (_, page) = client.get::<Entries>(&path)?;
+        all.extend(page.items);
+        match page.next {
+            Some(next) => after = format!("&after={}", segment(&next)),
+            None => break,
+        }
+    }
+    output.show(&json!({ "items": all }), || {
+        table(
+            ["PREFIX", "ADDED", "EXPIRES IN", "REASON"],
+            all.iter().map(|entry| {
+                let left = entry.expires_in_seconds.map(std::time::Duration::from_secs);
+                [
+                    entry.cidr.to_string().into(),
+                    entry.added.clone().unwrap_or_default().into(),
+                    left.map(config::format_duration).unwrap_or_default().into(),
+                    entry.reason.clone().unwrap_or_default().into(),
+                ]
+            }),
+        )
+    })
+}
+
+fn add(
+    client: &Client,
+    output: &Output,
+    cidrs: &[String],
+    EntryOptions { list, ttl, reason }: &EntryOptions,
+) -> anyhow::Result<()> {
+    let entry =
+        |cidr: &String| NewEntry { cidr: cidr.clone(), ttl: ttl.clone(), reason: reason.clone() };
+    let body = serde_json::to_value(cidrs.iter().map(entry).collect::<Vec<_>>())?;
+    let path = format!("{}/entries", path(list));
+    let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
+    changed(output, &value, list)
+}
+
+fn import(
+    client: &Client,
+    output: &Output,
+    file: &PathBuf,
+    EntryOptions { list, ttl, reason }: &EntryOptions,
+) -> anyhow::Result<()> {
+    let text = if file.as_os_str() == "-" {
+        let mut text = Vec::new();
+        io::stdin().read_to_end(&mut text).context("standard input")?;
+        text
+    } else {
+        fs::read(file).with_context(|| format!("{}", file.display()))?
+    };
+    // Its faults name lines of the file; the daemon's would name those of the request.
+    if let Err(faults) = config::parse_list(file, &text) {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        bail!("nothing is put on the list:\n{}", faults.join("\n"));
+    }
+    let mut path = format!("{}/entries", path(list));
+    let options = [("ttl", ttl), ("reason", reason)];
+    for (n, (key, value)) in
+        options.into_iter().filter_map(|(k, v)| Some((k, v.as_ref()?))).enumerate()
+    {
+        let sign = if n == 0 { '?' } else { '&' };
+        path.push_str(&format!("{sign}{key}={}", segment(value)));
+    }
+    let value = client.upload(&path, text)?;
+    changed(output, &value, list)
+}
+
+fn changed(output: &Output, value: &Value, list: &str) -> anyhow::Result<()> {
+    let Changed { added, replaced, .. } = serde_json::from_value(value.clone())?;
+    let sentence = match replaced {
+        0 => format!("{added} on the list {list}, in force"),
+        _ => format!("{added} on the list {list} and {replaced} renewed, in force"),
+    };
+    output.done(value, &sentence)
+}
+
+fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
+    let (value, found) = client.get::<Lookup>(&format!("/v1/prefilter/lookup?ip={ip}"))?;
+    output.show(&value, || {
+        let Lookup { address, verdict, allowed_by, list, hits } = found;
+        let why = match (allowed_by, list) {
+            (Some(prefix), _) => format!("{prefix} is allowed, whatever lists say"),
+            (None, Some(list)) => format!("the list {list} decides"),
+            (None, None) => "it is on no list".to_owned(),
+        };
+        let hits = table(
+            ["LIST", "ACTION", "PREFIX", "EXPIRES IN", "REASON"],
+            hits.into_iter().map(|hit| {
+                let left = hit.entry.expires_in_seconds.map(std::time::Duration::from_secs);
+                [
+                    hit.list.into(),
+                    hit.action.into(),
+                    hit.entry.cidr.to_string().into(),
+                    left.map(config::format_duration).unwrap_or_default().into(),
+                    hit.entry.reason.unwrap_or_default().into(),
+                ]
+            }),
+        );
+        format!("{address}: {verdict}: {why}\n\n{hits}")
+    })
+}
+
+fn export(client: &Client, output: &Output, name: &str, format: Export) -> anyhow::Result<()> {
+    match format {
+        Export::Plain => {
+            output.text(&client.text(&format!("{}/entries?format=plain", path(name)))?)
+        }
+        Export::Nft => output.text(&client.text(&format!("{}/entries?format=nft", path(name)))?),
+        Export::Json => {
+            let path = format!("{}/entries?limit={}", path(name), u32::MAX);
+            let (value, _) = client.get::<Entries>(&path)?;
+            output.text(&serde_json::to_string_pretty(&value["items"])?)
+        }
     }
 }

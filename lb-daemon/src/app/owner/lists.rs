@@ -1,0 +1,136 @@
+//! Blocklists of the API: changed by commands, and by the end of entries.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use abi::limits::MAX_LISTS;
+
+use super::{Failure, Owner, sources};
+use crate::{
+    bans::{Change, Done, MAX_ENTRIES},
+    command::Refusal,
+    datapath::Op,
+    plan::Full,
+};
+
+/// The clock on the wall may be set meanwhile: an end that is further away is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+impl Owner {
+    /// In force first, then kept, then answered: a ban should not wait for the disk.
+    pub(super) fn change_lists(&mut self, changes: &[Change]) -> Result<Done, Refusal> {
+        self.admit_lists(changes)?;
+        let (done, undo) = self.parts.lists.apply(changes);
+        if undo.is_empty() {
+            return Ok(done);
+        }
+        let in_force = self.enforce_lists().map_err(|failure| failure.to_string());
+        let kept = in_force.and_then(|()| {
+            let keep = || self.parts.journal.append(changes);
+            tokio::task::block_in_place(keep).map_err(|error| error.to_string())
+        });
+        if let Err(why) = kept {
+            self.parts.lists.apply(&undo);
+            if let Err(failure) = self.enforce_lists() {
+                self.fail(&failure);
+            }
+            return Err(Refusal::Apply(why));
+        }
+        self.tidy();
+        self.publish();
+        Ok(done)
+    }
+
+    fn admit_lists(&self, changes: &[Change]) -> Result<(), Refusal> {
+        let lists = self.parts.lists.read();
+        let of_files = &self.parts.files.prefilter.lists;
+        let mut seen = BTreeSet::new();
+        let mut more = 0;
+        for change in changes {
+            more += usize::from(matches!(change, Change::Add { .. }));
+            let name = change.list();
+            if !seen.insert(name) {
+                continue;
+            }
+            if let Some(list) = of_files.iter().find(|list| *list.name == **name) {
+                let origin = sources::origin(&list.source);
+                return Err(Refusal::ReadOnly { name: name.to_string(), origin });
+            }
+            let needs = matches!(change, Change::Remove { .. } | Change::Delete { .. });
+            if needs && lists.get(name).is_none() {
+                return Err(Refusal::NotFound { kind: "list", name: name.to_string() });
+            }
+        }
+        let all = of_files.len() + lists.iter().count();
+        let new = seen.iter().filter(|name| lists.get(name).is_none()).count();
+        let conflict = |message| Err(Refusal::Conflict { field: String::new(), message });
+        if all + new > MAX_LISTS as usize {
+            return conflict(format!("there are {all} lists, and {MAX_LISTS} at most"));
+        }
+        if more + lists.len() > MAX_ENTRIES {
+            let message = format!(
+                "lists of the API have {} entries, and {MAX_ENTRIES} at most; put large lists into files",
+                lists.len()
+            );
+            return conflict(message);
+        }
+        Ok(())
+    }
+
+    /// Puts the lists in force, and only them where nothing else waits to be.
+    fn enforce_lists(&mut self) -> Result<(), Failure> {
+        let noticed = Instant::now();
+        self.wanted.prefilter = self.parts.lists.read().behind(&self.parts.files.prefilter);
+        if self.retry.is_some() || self.parts.kernel.tables().capacity().lines == 0 {
+            return self.enforce(noticed);
+        }
+        let blocks = self.parts.kernel.tables().capacity().blocks;
+        let ops = match self.prefixes.plan(&self.wanted.prefilter, blocks) {
+            Ok(ops) => ops,
+            Err(Full(_)) => return self.enforce(noticed),
+        };
+        self.parts.kernel.apply(&ops)?;
+        let next = self.parts.kernel.tables().control().generation() + 1;
+        self.parts.kernel.apply(&[Op::Generation(next)])?;
+        self.last_apply = Some(noticed.elapsed());
+        self.last_success = Some(SystemTime::now());
+        self.release();
+        Ok(())
+    }
+
+    /// When an entry ends next, or it is time to look again.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        let until = Duration::from_millis(self.parts.lists.read().next_end()?);
+        Some(Instant::now() + until.saturating_sub(now()).min(LOOK_AGAIN))
+    }
+
+    /// Takes off what has ended. The journal needs no note of it: it has the end.
+    pub(super) fn end_entries(&mut self) {
+        let ended = self.parts.lists.read().ended(now().as_millis() as u64);
+        if ended.is_empty() {
+            return;
+        }
+        tracing::debug!(entries = ended.len(), "entries of lists have ended");
+        self.parts.lists.apply(&ended);
+        if let Err(failure) = self.enforce_lists() {
+            self.fail(&failure);
+        }
+        self.tidy();
+        self.publish();
+    }
+
+    fn tidy(&mut self) {
+        let lists = self.parts.lists.read();
+        let journal = &mut self.parts.journal;
+        if let Err(error) = tokio::task::block_in_place(|| journal.renew_if_worth_it(&lists)) {
+            // The old one goes on; what is appended is kept.
+            tracing::warn!(%error, "cannot write the file of lists anew");
+        }
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
