@@ -17,6 +17,7 @@ mod configuration;
 mod generate;
 mod node;
 mod output;
+mod policy;
 mod prefilter;
 mod service;
 mod status;
@@ -63,6 +64,9 @@ enum Verb {
     /// Blocklists.
     #[command(subcommand)]
     Prefilter(prefilter::Verb),
+    /// Identity policy: what rules say.
+    #[command(subcommand)]
+    Policy(crate::policy::cli::Command),
     /// Interfaces and what is attached to them.
     #[command(subcommand)]
     Interface(node::InterfaceVerb),
@@ -119,6 +123,7 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Service(verb) => verb.run(client, output),
         Verb::Backend(verb) => verb.run(client, output),
         Verb::Prefilter(verb) => verb.run(client, output),
+        Verb::Policy(verb) => policy::run(&verb, output),
         Verb::Interface(verb) => verb.run(client, output),
         Verb::Map(verb) => verb.run(client, output),
         Verb::Reason(verb) => verb.run(client, output),

@@ -183,7 +183,7 @@ fn the_tables_say_what_the_rules_say() {
     assert!(seen.iter().all(|n| *n > 1000), "every verdict is exercised: {seen:?}");
 }
 
-const PUBLISHED: &str = r#"[{
+pub(super) const PUBLISHED: &str = r#"[{
     "labels": [{"key": "name", "value": "l3-rule"}],
     "endpointSelector": {"matchLabels": {"id": "app1"}},
     "ingress": [{
