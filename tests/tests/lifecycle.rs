@@ -6,7 +6,9 @@ use lb_tests::{
     eventually,
     http::Kept,
     lab::{IPIP_V4, IPIP_V6, L2_V4, L2_V6, at},
-    netns, web,
+    netns,
+    pass::Pass,
+    web,
 };
 
 /// Killed under load, started again under load: no request fails, no connection breaks, and program
@@ -126,4 +128,38 @@ fn the_units_capabilities_are_enough() -> anyhow::Result<()> {
         expect_all_answer(&edge.requests(vip, 60)?);
     }
     edge.lb.expect_quiet()
+}
+
+/// Somebody else's XDP program is left alone and named; when it goes, ours takes the place.
+#[test]
+fn an_interface_that_is_taken_says_so() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    edge.lb.stop()?;
+    let bpffs = edge.lb.bpffs().to_path_buf();
+    edge.lb.lbctl(&["cleanup", "--bpffs", &bpffs.to_string_lossy()])?;
+    std::fs::create_dir(&bpffs)?;
+    let host = std::sync::Arc::clone(edge.lab.host("lb")?);
+    Pass::load()?.attach(&host, "eth0", &bpffs)?;
+    let theirs = edge.lb.loaded()?;
+
+    edge.lb.resume()?;
+    let status = edge.lb.status()?;
+    assert_eq!(status["ready"], false);
+    let why = status["interfaces"][0]["reason"].to_string();
+    for word in ["another XDP program", &theirs.program.to_string(), "ip link set dev eth0 xdp off"]
+    {
+        assert!(why.contains(word), "{word} is not in {why}");
+    }
+    assert_eq!(edge.lb.loaded()?, theirs);
+
+    host.ip("link set dev eth0 xdp off")?;
+    eventually(PATIENCE, || {
+        let status = edge.lb.status()?;
+        anyhow::ensure!(status["ready"] == true, "{status}");
+        Ok(())
+    })?;
+    assert_eq!(edge.lb.status()?["interfaces"][0]["attached"], "native");
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    expect_answered(&edge.requests(L2_V4, 20)?);
+    Ok(())
 }

@@ -51,8 +51,9 @@ fn show(once: bool, signals: &SigSet) -> anyhow::Result<()> {
     );
     let lab = Lab::start()?;
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab.yaml").canonicalize()?;
-    let decap = lab.decap()?;
-    let lb = lab.daemon_with("lb", &config)?;
+    let mut decap = lab.decap()?;
+    let mut lb = lab.daemon_with("lb", &config)?;
+    decap.iter_mut().chain([&mut lb]).for_each(Daemon::silence);
     let loaded = lb.loaded()?;
     ensure!(loaded.mode == 1, "XDP is not attached natively on lb's eth0");
     println!(
@@ -67,6 +68,7 @@ fn show(once: bool, signals: &SigSet) -> anyhow::Result<()> {
         println!("\nThe daemon's log:\n{}", lb.log_text());
         return Err(error);
     }
+    println!("\nEvery request was answered, and no blocked source was.");
     if once {
         return Ok(());
     }
