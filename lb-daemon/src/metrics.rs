@@ -185,40 +185,39 @@ fn services(page: &mut Page, view: &View, counters: &dyn Counters) {
     }
 }
 
-type Read = fn(&BackendView) -> u64;
+type Read = fn(&config::model::Backend, &BackendView) -> u64;
 
 fn backends(page: &mut Page, view: &View, counters: &dyn Counters) {
     let backends = || {
         view.services
             .iter()
-            .flat_map(|service| service.backends.iter().map(move |backend| (service, backend)))
+            .flat_map(|service| service.backends().map(move |(spec, view)| (service, spec, view)))
     };
     let rows: Vec<_> = backends()
-        .map(|(service, backend)| {
-            let labels =
-                [service.spec.name.clone(), backend.name.clone(), backend.address.to_string()];
+        .map(|(service, spec, backend)| {
+            let labels = [service.spec.name.clone(), spec.name.clone(), spec.address.to_string()];
             (labels, counters.backend(backend.row))
         })
         .collect();
     counted(page, &rows, [&BACKEND_PACKETS, &BACKEND_BYTES, &BACKEND_CONNECTIONS]);
 
     let gauges: [(&Metric, Read); 3] = [
-        (&BACKEND_HEALTHY, |backend| u64::from(backend.health != Health::Down)),
-        (&BACKEND_RESOLVED, |backend| {
+        (&BACKEND_HEALTHY, |_, backend| u64::from(backend.health != Health::Down)),
+        (&BACKEND_RESOLVED, |_, backend| {
             u64::from(matches!(backend.next_hop, NextHopView::Resolved { .. }))
         }),
-        (&BACKEND_WEIGHT, |backend| u64::from(backend.weight)),
+        (&BACKEND_WEIGHT, |spec, _| u64::from(spec.weight)),
     ];
     for (metric, read) in gauges {
         let mut family = page.family(metric);
-        for ((_, backend), (labels, _)) in backends().zip(&rows) {
-            family.sample(labels, read(backend));
+        for ((_, spec, backend), (labels, _)) in backends().zip(&rows) {
+            family.sample(labels, read(spec, backend));
         }
     }
     let mut family = page.family(&BACKEND_SLOTS);
-    for ((_, backend), (labels, _)) in backends().zip(&rows) {
+    for ((_, spec, backend), (labels, _)) in backends().zip(&rows) {
         let [service, name, address] = labels;
-        let labels = [service.as_str(), name, address, backend.state.as_str()];
+        let labels = [service.as_str(), name, address, spec.state.as_str()];
         family.sample(&labels, u64::from(backend.slots));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use config::model::{
-    BackendState, Forwarding, ListAction, Port, Prefilter, Roles, Service, Source, XdpMode,
+    Backend, Forwarding, ListAction, Port, Prefilter, Roles, Service, Source, XdpMode,
 };
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
@@ -113,18 +113,12 @@ pub struct FrontendView {
 /// A backend of a service.
 #[derive(Clone, Debug)]
 pub struct BackendView {
-    /// Unique within the service.
-    pub name: String,
-    /// Where it is reached.
-    pub address: IpAddr,
-    /// As configured.
-    pub weight: u32,
-    /// As configured.
-    pub state: BackendState,
+    /// Its place in `spec.backends`.
+    pub index: u32,
     /// What the health check found.
     pub health: Health,
     /// Why it counts as down, or the last probe's failure.
-    pub health_reason: Option<String>,
+    pub health_reason: Option<Box<str>>,
     /// Route and neighbour are known.
     pub next_hop: NextHopView,
     /// Slots of the ring whose current backend it is.
@@ -152,14 +146,14 @@ pub enum NextHopView {
     /// Interface name, MAC and MTU of the way.
     Resolved {
         /// Egress interface.
-        interface: String,
+        interface: Arc<str>,
         /// Next hop's MAC.
         mac: [u8; 6],
         /// Path MTU known to the route or link, in bytes of L3.
         mtu: u32,
     },
     /// Why not.
-    Unresolved(String),
+    Unresolved(Arc<str>),
 }
 
 /// A blocklist in force.
@@ -218,6 +212,12 @@ pub trait Counters: Send + Sync {
 }
 
 impl ServiceView {
+    /// Backends as they were asked for, and what became of each.
+    pub fn backends(&self) -> impl Iterator<Item = (&Backend, &BackendView)> {
+        let spec = |view: &BackendView| self.spec.backends.get(view.index as usize);
+        self.backends.iter().filter_map(move |view| Some((spec(view)?, view)))
+    }
+
     /// `l2`, `ipip`, `gue` or `geneve`.
     #[must_use]
     pub fn forwarding(&self) -> Forwarding {

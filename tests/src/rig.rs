@@ -130,7 +130,7 @@ impl Rig {
             let source = if backend.address.is_ipv4() { "10.0.0.1" } else { "2001:db8:f::1" };
             let hop = Hop {
                 ifindex,
-                interface: "eth0".to_owned(),
+                interface: "eth0".into(),
                 dst_mac: HOP_MAC,
                 src_mac: OUR_MAC,
                 mtu,

@@ -415,10 +415,10 @@ pub fn origin(source: &model::Source) -> Option<String> {
 }
 
 impl BackendCounts {
-    fn count(&mut self, backend: &view::BackendView) {
+    fn count(&mut self, spec: &model::Backend, backend: &view::BackendView) {
         self.total += 1;
         self.serving += u32::from(backend.slots > 0);
-        match backend.state {
+        match spec.state {
             model::BackendState::Active => {
                 self.down += u32::from(backend.health == view::Health::Down);
             }
@@ -434,8 +434,8 @@ impl ServiceSummary {
     #[must_use]
     pub fn of(service: &view::ServiceView, counters: &dyn Counters) -> Self {
         let mut backend_counts = BackendCounts::default();
-        for backend in &service.backends {
-            backend_counts.count(backend);
+        for (spec, backend) in service.backends() {
+            backend_counts.count(spec, backend);
         }
         let frontends: Vec<_> =
             service.frontends.iter().map(|frontend| Frontend::of(frontend, counters)).collect();
@@ -476,15 +476,15 @@ impl Frontend {
 impl Backend {
     /// Every backend of a service as of now.
     pub fn all(service: &view::ServiceView, counters: &dyn Counters) -> impl Iterator<Item = Self> {
-        service.backends.iter().map(move |backend| Self {
+        service.backends().map(move |(spec, backend)| Self {
             service: service.spec.name.clone(),
-            name: backend.name.clone(),
+            name: spec.name.clone(),
             source: Source::from(&service.spec.source),
-            address: backend.address,
-            weight: backend.weight,
-            state: backend.state.into(),
+            address: spec.address,
+            weight: spec.weight,
+            state: spec.state.into(),
             health: backend.health.into(),
-            health_reason: backend.health_reason.clone(),
+            health_reason: backend.health_reason.as_deref().map(str::to_owned),
             slots: backend.slots,
             share: f64::from(backend.slots) / f64::from(service.ring_size.max(1)),
             next_hop: NextHop::from(&backend.next_hop),
@@ -546,7 +546,7 @@ impl From<&view::NextHopView> for NextHop {
                 let mac = mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
                 Self {
                     resolved: true,
-                    interface: Some(interface.clone()),
+                    interface: Some(interface.to_string()),
                     mac: Some(mac),
                     mtu: Some(*mtu),
                     reason: None,
@@ -557,7 +557,7 @@ impl From<&view::NextHopView> for NextHop {
                 interface: None,
                 mac: None,
                 mtu: None,
-                reason: Some(reason.clone()),
+                reason: Some(reason.to_string()),
             },
         }
     }
@@ -651,8 +651,8 @@ impl Status {
         for service in &view.services {
             services.total += 1;
             services.without_backend += u32::from(service.backends.iter().all(|b| b.slots == 0));
-            for backend in &service.backends {
-                services.backends.count(backend);
+            for (spec, backend) in service.backends() {
+                services.backends.count(spec, backend);
             }
             for frontend in &service.frontends {
                 services.traffic.add(counters.frontend(frontend.row).into());

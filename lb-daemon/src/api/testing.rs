@@ -108,23 +108,19 @@ fn service_view(spec: Service, version: u64, first_row: u32) -> ServiceView {
             row,
         })
     });
-    let backends =
-        spec.backends.iter().zip(first_row..).enumerate().map(|(i, (backend, row))| BackendView {
-            name: backend.name.clone(),
-            address: backend.address,
-            weight: backend.weight,
-            state: backend.state,
-            health: if i == 0 { Health::Up } else { Health::Down },
-            health_reason: (i > 0).then(|| "connection refused".to_owned()),
-            next_hop: if i == 0 {
-                let mac = [0x02, 0, 0, 0, 0, 0x11];
-                NextHopView::Resolved { interface: "eth0".to_owned(), mac, mtu: 1500 }
-            } else {
-                NextHopView::Unresolved("no neighbour answers for 2001:db8::12".to_owned())
-            },
-            slots: if i == 0 { 65_521 } else { 0 },
-            row,
-        });
+    let backends = (0..).zip(&spec.backends).zip(first_row..).map(|((i, _), row)| BackendView {
+        index: i,
+        health: if i == 0 { Health::Up } else { Health::Down },
+        health_reason: (i > 0).then(|| "connection refused".into()),
+        next_hop: if i == 0 {
+            let mac = [0x02, 0, 0, 0, 0, 0x11];
+            NextHopView::Resolved { interface: "eth0".into(), mac, mtu: 1500 }
+        } else {
+            NextHopView::Unresolved("no neighbour answers for 2001:db8::12".into())
+        },
+        slots: if i == 0 { 65_521 } else { 0 },
+        row,
+    });
     ServiceView {
         version,
         ring_size: 65_521,

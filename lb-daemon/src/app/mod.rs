@@ -71,7 +71,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut loader = Loader::new(&options.config);
-    let files = loader.load().map_err(|faults| faulty(&faults))?;
+    let files = Arc::new(loader.load().map_err(|faults| faulty(&faults))?);
     let (watcher, notices) = Watcher::new(&options.config, loader.watch_dirs())
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
 
@@ -136,7 +136,7 @@ pub async fn run(
         links,
         resolver,
         checker,
-        hops: first,
+        hops: first.into_iter().collect(),
     })?;
 
     let (commands, inbox) = mpsc::channel(QUEUE);

@@ -12,7 +12,7 @@
 mod lists;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -69,7 +69,7 @@ pub(super) struct Parts {
     pub(super) pins: PathBuf,
     pub(super) kernel: Kernel,
     pub(super) adopted: bool,
-    pub(super) files: DesiredState,
+    pub(super) files: Arc<DesiredState>,
     pub(super) api: ApiServices,
     pub(super) store: Store,
     pub(super) lists: bans::Shared,
@@ -77,7 +77,7 @@ pub(super) struct Parts {
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
-    pub(super) hops: BTreeMap<IpAddr, NextHop>,
+    pub(super) hops: HashMap<IpAddr, NextHop>,
 }
 
 /// The channels that it listens to.
@@ -90,12 +90,14 @@ pub(super) struct Inbox {
 /// See the module.
 pub(super) struct Owner {
     parts: Parts,
-    wanted: DesiredState,
+    wanted: Arc<DesiredState>,
     planner: Planner,
     prefixes: Prefixes,
     health: HealthMap,
     interfaces: Vec<InterfaceView>,
     held: attach::Held,
+    /// Whether the resolver was told of every backend; then of those that come and go.
+    resolver_knows: bool,
     versions: BTreeMap<String, (Arc<Service>, u64)>,
     next_version: u64,
     faults: Vec<String>,
@@ -116,11 +118,12 @@ impl Owner {
     ///
     /// # Errors
     /// What keeps it from being in force; printable.
-    pub(super) fn start(parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
+    pub(super) fn start(mut parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
         let wanted = sources::merge(&parts.files, &parts.api, &parts.lists.read())
             .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
         sources::warn_skipped(&wanted, &DesiredState::default());
-        let planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
+        let mut planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
+        planner.know_hops(std::mem::take(&mut parts.hops));
         let started = SystemTime::now();
         let epoch = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let empty = View {
@@ -150,6 +153,7 @@ impl Owner {
             health: HealthMap::new(),
             interfaces: Vec::new(),
             held: attach::Held::new(),
+            resolver_knows: false,
             versions: BTreeMap::new(),
             // A tag of an earlier process must not match one of this one.
             next_version: epoch.as_millis() as u64,
@@ -214,7 +218,7 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Files { desired, noticed } => self.take_files(*desired, noticed),
+            Command::Files { desired, noticed } => self.take_files(Arc::from(desired), noticed),
             Command::FilesFaulty { faults } => {
                 for fault in &faults {
                     tracing::error!("the configuration is not put in force: {fault}");
@@ -238,7 +242,7 @@ impl Owner {
         }
     }
 
-    fn take_files(&mut self, files: DesiredState, noticed: Instant) {
+    fn take_files(&mut self, files: Arc<DesiredState>, noticed: Instant) {
         notify::reloading();
         let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
         match merged {
@@ -330,7 +334,6 @@ impl Owner {
     }
 
     fn take_hops(&mut self, hops: &BTreeMap<IpAddr, NextHop>) {
-        self.parts.hops.extend(hops.clone());
         let now = self.now();
         let done = self
             .planner
@@ -389,6 +392,7 @@ impl Owner {
         if let Err(failure) = done {
             self.fail(&failure);
         }
+        self.tell_resolver();
         self.release();
     }
 
@@ -419,10 +423,12 @@ impl Owner {
         let now = self.now();
         let tables = self.parts.kernel.tables();
         let names = services.keys().map(String::as_str);
+        let hops = self.planner.take_hops();
         self.planner = Planner::adopt(tables, names, now + drain);
+        self.resolver_knows = false;
+        let ops = self.planner.inherit_hops(hops, tables, now)?;
         let lists = self.wanted.prefilter.lists.iter().map(|list| list.name.as_str());
         self.prefixes = Prefixes::adopt(tables, lists)?;
-        let ops = self.planner.set_hops(&self.parts.hops, tables, now)?;
         self.parts.kernel.apply(&ops)?;
         let down: Vec<(String, IpAddr)> = self
             .health
@@ -443,7 +449,7 @@ impl Owner {
         let tables = self.parts.kernel.tables();
         let mut down = Vec::new();
         for (name, planned) in self.planner.services() {
-            let Some(spec) = self.wanted.services.get(name) else { continue };
+            let Some(spec) = self.wanted.services.get(&**name) else { continue };
             if spec.health_check.is_none() {
                 continue;
             }
@@ -451,9 +457,9 @@ impl Owner {
                 let Some(member) = planned.members.get(&backend.address) else { continue };
                 let State { down: was_down, .. } = tables.backend(member.row).state();
                 let reachable =
-                    matches!(self.parts.hops.get(&backend.address), Some(NextHop::Resolved(_)));
+                    matches!(self.planner.hop(backend.address), Some(NextHop::Resolved(_)));
                 if was_down && reachable && backend.state != BackendState::Maintenance {
-                    down.push((name.clone(), backend.address));
+                    down.push((name.to_string(), backend.address));
                 }
             }
         }
@@ -467,7 +473,6 @@ impl Owner {
     /// Puts the wanted state in force, in larger tables where it does not fit.
     fn enforce(&mut self, noticed: Instant) -> Result<(), Failure> {
         self.retry = None;
-        self.forget_health();
         let mut rounds = 0;
         loop {
             match self.try_enforce() {
@@ -486,8 +491,12 @@ impl Owner {
         self.last_success = Some(SystemTime::now());
         tracing::debug!(generation = next, elapsed = ?self.last_apply, "in force");
 
-        self.note_versions();
-        self.tell_helpers();
+        if self.note_versions() {
+            let checks = checks(&self.wanted);
+            self.forget_health(&checks);
+            self.parts.checker.set_wanted(checks);
+        }
+        self.tell_resolver();
         self.attach_now();
         self.release();
         Ok(())
@@ -542,8 +551,7 @@ impl Owner {
     }
 
     /// What is not checked any more is not down any more.
-    fn forget_health(&mut self) {
-        let wanted = checks(&self.wanted);
+    fn forget_health(&mut self, wanted: &Checks) {
         let gone: Vec<(String, IpAddr)> =
             self.health.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         for key in gone {
@@ -553,25 +561,50 @@ impl Owner {
         }
     }
 
-    /// Gives a new version to every service that is not what it was.
-    fn note_versions(&mut self) {
-        let wanted = &self.wanted.services;
-        let versions = &mut self.versions;
-        self.dirty.extend(versions.keys().filter(|name| !wanted.contains_key(*name)).cloned());
-        versions.retain(|name, _| wanted.contains_key(name));
-        for (name, service) in wanted {
-            let same = versions.get(name).is_some_and(|(old, _)| Arc::ptr_eq(old, service));
-            if !same {
-                self.next_version += 1;
-                versions.insert(name.clone(), (Arc::clone(service), self.next_version));
-                self.dirty.insert(name.clone());
+    /// Gives a new version to every service that is not what it was; true if that changes what is
+    /// checked. Both sides are sorted by name, so they are walked side by side.
+    fn note_versions(&mut self) -> bool {
+        let mut gone = Vec::new();
+        let mut changed = Vec::new();
+        let mut known = self.versions.iter().peekable();
+        let mut checked = false;
+        let mut look = |service: &Service| checked |= service.health_check.is_some();
+        for (name, service) in &self.wanted.services {
+            while let Some((other, (old, _))) = known.next_if(|(other, _)| *other < name) {
+                look(old);
+                gone.push(other.clone());
+            }
+            let old = known.next_if(|(other, _)| *other == name).map(|(_, (old, _))| old);
+            if old.is_none_or(|old| !Arc::ptr_eq(old, service)) {
+                old.into_iter().chain([service]).for_each(|service| look(service));
+                changed.push(Arc::clone(service));
             }
         }
+        for (other, (old, _)) in known {
+            look(old);
+            gone.push(other.clone());
+        }
+        for name in gone {
+            self.versions.remove(&name);
+            self.dirty.insert(name);
+        }
+        for service in changed {
+            self.next_version += 1;
+            self.dirty.insert(service.name.clone());
+            self.versions.insert(service.name.clone(), (service, self.next_version));
+        }
+        checked
     }
 
-    fn tell_helpers(&self) {
-        self.parts.resolver.set_targets(targets(&self.wanted));
-        self.parts.checker.set_wanted(checks(&self.wanted));
+    /// Tells the resolver whose next hops matter.
+    fn tell_resolver(&mut self) {
+        let (come, gone) = self.planner.take_address_changes();
+        if self.resolver_knows {
+            self.parts.resolver.change_targets(&come, &gone);
+        } else {
+            self.parts.resolver.set_targets(self.planner.addresses().collect());
+            self.resolver_knows = true;
+        }
     }
 
     async fn attach(&mut self) {
@@ -646,7 +679,10 @@ pub(super) fn targets(wanted: &DesiredState) -> BTreeSet<IpAddr> {
     wanted.services.values().flat_map(|s| &s.backends).map(|b| b.address).collect()
 }
 
-fn checks(wanted: &DesiredState) -> BTreeMap<(String, IpAddr), Arc<HealthCheck>> {
+/// What is checked, by service and backend.
+type Checks = BTreeMap<(String, IpAddr), Arc<HealthCheck>>;
+
+fn checks(wanted: &DesiredState) -> Checks {
     let mut checks = BTreeMap::new();
     for service in wanted.services.values() {
         let Some(check) = &service.health_check else { continue };

@@ -85,10 +85,13 @@ pub(super) fn warn_skipped(wanted: &DesiredState, before: &DesiredState) {
 /// # Errors
 /// What contradicts what; printable.
 pub(super) fn merge(
-    files: &DesiredState,
+    files: &Arc<DesiredState>,
     api: &ApiServices,
     lists: &bans::Lists,
-) -> Result<DesiredState, Vec<String>> {
+) -> Result<Arc<DesiredState>, Vec<String>> {
+    if api.is_empty() && lists.is_empty() {
+        return Ok(Arc::clone(files));
+    }
     let taken = files.prefilter.lists.iter().filter(|list| lists.get(&list.name).is_some());
     let taken = taken.map(|list| {
         let name = &list.name;
@@ -107,10 +110,10 @@ pub(super) fn merge(
     if !faults.is_empty() {
         return Err(faults);
     }
-    let mut merged = files.clone();
+    let mut merged = DesiredState::clone(files);
     merged.services.extend(api.iter().map(|(n, s)| (n.clone(), Arc::clone(s))));
     merged.prefilter = lists.behind(&files.prefilter);
-    Ok(merged)
+    Ok(Arc::new(merged))
 }
 
 /// Whether a service of the API may stand beside all others.

@@ -22,7 +22,7 @@ pub(super) fn service(
     tables: &dyn Tables,
     health: &HealthMap,
 ) -> Option<ServiceView> {
-    let planned: &Planned = planner.services().get(&spec.name)?;
+    let planned: &Planned = planner.services().get(spec.name.as_str())?;
     let (moving_slots, slots) = planner.slots_of(planned, tables);
     let frontends = spec
         .addresses
@@ -37,7 +37,8 @@ pub(super) fn service(
     let backends = spec
         .backends
         .iter()
-        .filter_map(|backend| {
+        .zip(0..)
+        .filter_map(|(backend, index)| {
             let row = planned.members.get(&backend.address)?.row;
             let found = health.get(&(spec.name.clone(), backend.address));
             let checked = spec.health_check.is_some();
@@ -47,12 +48,9 @@ pub(super) fn service(
                 None => Health::Unchecked,
             };
             Some(BackendView {
-                name: backend.name.clone(),
-                address: backend.address,
-                weight: backend.weight,
-                state: backend.state,
+                index,
                 health,
-                health_reason: found.and_then(|(_, reason)| reason.clone()),
+                health_reason: found.and_then(|(_, reason)| reason.as_deref().map(Into::into)),
                 next_hop: next_hop(planner.hop(backend.address)),
                 slots: slots.get(&row).copied().unwrap_or(0),
                 row,
@@ -72,16 +70,16 @@ pub(super) fn service(
 fn next_hop(hop: Option<&NextHop>) -> NextHopView {
     match hop {
         Some(NextHop::Resolved(hop)) => NextHopView::Resolved {
-            interface: hop.interface.clone(),
+            interface: Arc::clone(&hop.interface),
             mac: hop.dst_mac,
             mtu: hop.mtu,
         },
         Some(NextHop::Unresolved(why)) => NextHopView::Unresolved(why.clone()),
         Some(NextHop::Local) => NextHopView::Unresolved(
             "it is an address of this machine, and delivery to it is not implemented in this version"
-                .to_owned(),
+                .into(),
         ),
-        None => NextHopView::Unresolved("not looked up yet".to_owned()),
+        None => NextHopView::Unresolved("not looked up yet".into()),
     }
 }
 

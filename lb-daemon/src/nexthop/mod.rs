@@ -23,7 +23,7 @@ pub enum NextHop {
     /// Complete.
     Resolved(Hop),
     /// Not usable yet, and why; the resolver keeps trying.
-    Unresolved(String),
+    Unresolved(std::sync::Arc<str>),
     /// The address is one of this machine's own.
     Local,
 }
@@ -34,7 +34,7 @@ pub struct Hop {
     /// Egress interface.
     pub ifindex: u32,
     /// Its name.
-    pub interface: String,
+    pub interface: std::sync::Arc<str>,
     /// MAC of the gateway or of the target itself.
     pub dst_mac: [u8; 6],
     /// MAC of the egress interface.

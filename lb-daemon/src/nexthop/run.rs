@@ -100,13 +100,29 @@ impl Resolver {
     }
 
     /// Replaces the wanted addresses and returns at once. Of each address that was not wanted before,
-    /// the next hop will be sent, also when it was wanted earlier; of the others, only changes.
+    /// the next hop will be sent; of the others, only changes.
     pub fn set_targets(&self, targets: BTreeSet<IpAddr>) {
         {
             let mut change = self.wanted.change.lock().unwrap_or_else(PoisonError::into_inner);
-            let dropped: Vec<_> = change.targets.difference(&targets).copied().collect();
-            change.dropped.extend(dropped);
-            change.targets = Arc::new(targets);
+            change.come.clear();
+            change.all = Some(targets);
+        }
+        self.wanted.changed.notify_one();
+    }
+
+    /// The same for a few addresses that have come or gone; the others stay wanted. Of each that has
+    /// come the next hop will be sent, also when it has just gone.
+    pub fn change_targets(&self, come: &[IpAddr], gone: &[IpAddr]) {
+        if come.is_empty() && gone.is_empty() {
+            return;
+        }
+        {
+            let mut change = self.wanted.change.lock().unwrap_or_else(PoisonError::into_inner);
+            for address in gone {
+                change.come.remove(address);
+                change.gone.insert(*address);
+            }
+            change.come.extend(come);
         }
         self.wanted.changed.notify_one();
     }
@@ -120,9 +136,12 @@ struct Wanted {
 
 #[derive(Debug, Default)]
 struct Change {
-    targets: Arc<BTreeSet<IpAddr>>,
-    /// Those that were dropped since the task last looked; some may be wanted again.
-    dropped: BTreeSet<IpAddr>,
+    /// These go first; some may be wanted again.
+    gone: BTreeSet<IpAddr>,
+    /// Then these are in place of all before.
+    all: Option<BTreeSet<IpAddr>>,
+    /// Then these come.
+    come: BTreeSet<IpAddr>,
 }
 
 /// Keeps next hops fresh.
@@ -171,15 +190,21 @@ impl Task {
     }
 
     fn take_targets(&mut self) {
-        let (targets, dropped) = {
+        let Change { all, gone, come } = {
             let mut change = self.wanted.change.lock().unwrap_or_else(PoisonError::into_inner);
-            (Arc::clone(&change.targets), std::mem::take(&mut change.dropped))
+            std::mem::take(&mut *change)
         };
-        for target in dropped {
+        for target in gone {
             self.state.forget(target);
             self.outbox.remove(&target);
         }
-        self.state.set_targets(&targets);
+        if let Some(all) = all {
+            self.state.set_targets(&all);
+            self.outbox.retain(|target, _| all.contains(target));
+        }
+        for target in come {
+            self.state.add(target);
+        }
     }
 
     /// Takes a notice and those that wait behind it.
@@ -382,7 +407,7 @@ mod tests {
 
             let mut told = BTreeMap::new();
             let blackhole = "the route of 192.0.2.0/24 is a blackhole".to_owned();
-            while told.get(&target()) != Some(&NextHop::Unresolved(blackhole.clone())) {
+            while told.get(&target()) != Some(&NextHop::Unresolved(blackhole.as_str().into())) {
                 let change = tokio::time::timeout(Duration::from_secs(20), changes.recv()).await;
                 told.extend(change.expect("the route is found").unwrap());
             }

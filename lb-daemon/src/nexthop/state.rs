@@ -120,11 +120,16 @@ impl State {
             self.forget(target);
         }
         for &target in wanted {
-            self.targets.entry(target).or_insert_with(|| {
-                self.dirty.insert(target, Cause::Route);
-                Target::default()
-            });
+            self.add(target);
         }
+    }
+
+    /// One more target.
+    pub(crate) fn add(&mut self, target: IpAddr) {
+        self.targets.entry(target).or_insert_with(|| {
+            self.dirty.insert(target, Cause::Route);
+            Target::default()
+        });
     }
 
     /// Forgets a target and what was told of it.
@@ -290,7 +295,7 @@ impl State {
                 self.tell(target, Some(way), result, now, &mut changed);
             }
             Err(reason) => {
-                let result = (NextHop::Unresolved(reason), None);
+                let result = (NextHop::Unresolved(reason.into()), None);
                 self.tell(target, None, result, now, &mut changed);
             }
         }
@@ -412,7 +417,7 @@ impl State {
         target: IpAddr,
         way: Option<(Option<IpNet>, &Way)>,
     ) -> (NextHop, Option<Key>) {
-        let unresolved = |reason: String| (NextHop::Unresolved(reason), None);
+        let unresolved = |reason: String| (NextHop::Unresolved(reason.into()), None);
         let Some((prefix, Way { action, mtu, source })) = way else {
             return unresolved(format!("no route to {target}"));
         };
@@ -444,7 +449,7 @@ impl State {
             Some(&(Neighbour::Known(dst_mac) | Neighbour::Stale(dst_mac))) => {
                 NextHop::Resolved(Hop {
                     ifindex: path.ifindex,
-                    interface: name.clone(),
+                    interface: name.as_str().into(),
                     dst_mac,
                     src_mac,
                     mtu: mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
@@ -453,11 +458,11 @@ impl State {
             }
             Some(Neighbour::Failed) => {
                 let how = if address.is_ipv4() { "ARP" } else { "neighbour discovery" };
-                NextHop::Unresolved(format!("{address} does not answer {how} on {name}"))
+                NextHop::Unresolved(format!("{address} does not answer {how} on {name}").into())
             }
-            Some(Neighbour::Incomplete) | None => {
-                NextHop::Unresolved(format!("waiting for the MAC address of {address} on {name}"))
-            }
+            Some(Neighbour::Incomplete) | None => NextHop::Unresolved(
+                format!("waiting for the MAC address of {address} on {name}").into(),
+            ),
         };
         (next_hop, Some(key))
     }

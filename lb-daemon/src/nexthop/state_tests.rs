@@ -151,7 +151,7 @@ fn an_unknown_neighbour_is_probed_until_it_answers() {
     fixture.neighbour(1, "10.0.1.2", Some(Neighbour::Known(MAC)));
     let expected = Hop {
         ifindex: 1,
-        interface: "eth1".to_owned(),
+        interface: "eth1".into(),
         dst_mac: MAC,
         src_mac: [2, 0, 0, 0, 1, 1],
         mtu: 1500,

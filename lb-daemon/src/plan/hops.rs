@@ -1,6 +1,11 @@
 //! Next hops and health: what a backend may take, and how it is reached.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use abi::table::{Egress, HopWord, State};
 use config::model::{BackendState, SourceOf};
@@ -28,12 +33,44 @@ impl Planner {
         }
         let addresses: Vec<IpAddr> = changed.keys().copied().collect();
         self.rehop(&addresses, tables, &mut ops)?;
-        let names: Vec<String> =
+        let names: BTreeSet<Arc<str>> =
             addresses.iter().filter_map(|a| self.by_address.get(a)).flatten().cloned().collect();
         for name in names {
             self.restate(&name, tables, now, &mut ops);
         }
         Ok(ops)
+    }
+
+    /// Takes over the next hops that a planner before this one knew.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn inherit_hops(
+        &mut self,
+        hops: HashMap<IpAddr, NextHop>,
+        tables: &dyn Tables,
+        now: Duration,
+    ) -> Result<Vec<Op>, Full> {
+        let mut ops = Vec::new();
+        self.hops = hops;
+        let addresses: Vec<IpAddr> = self.by_address.keys().copied().collect();
+        self.rehop(&addresses, tables, &mut ops)?;
+        let names: Vec<Arc<str>> = self.services.keys().cloned().collect();
+        for name in names {
+            self.restate(&name, tables, now, &mut ops);
+        }
+        Ok(ops)
+    }
+
+    /// Next hops that are known before there is anything to plan.
+    pub fn know_hops(&mut self, hops: HashMap<IpAddr, NextHop>) {
+        self.hops = hops;
+    }
+
+    /// The next hops that are known, for [`Self::inherit_hops`] of the next planner.
+    #[must_use]
+    pub fn take_hops(&mut self) -> HashMap<IpAddr, NextHop> {
+        std::mem::take(&mut self.hops)
     }
 
     /// A backend's health changed.
@@ -128,6 +165,17 @@ impl Planner {
     /// Stores the state words of a service's backends where they differ. A backend that comes back
     /// keeps away from the flows that went elsewhere meanwhile, for as long as a drain takes.
     pub(super) fn restate(
+        &mut self,
+        name: &str,
+        tables: &dyn Tables,
+        now: Duration,
+        ops: &mut Vec<Op>,
+    ) {
+        self.restate_backends(name, tables, now, ops);
+        self.note_deadline(name);
+    }
+
+    fn restate_backends(
         &mut self,
         name: &str,
         tables: &dyn Tables,

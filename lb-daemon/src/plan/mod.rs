@@ -51,10 +51,14 @@ pub struct Planner {
     seed: u64,
     table_size: Option<u32>,
     tunnel_source: TunnelSource,
-    services: BTreeMap<String, Planned>,
+    services: BTreeMap<Arc<str>, Planned>,
+    /// Those that wait for a time.
+    pending: BTreeSet<Arc<str>>,
     vips: BTreeMap<Addr, Vip>,
     decap: BTreeMap<FrontendKey, u32>,
-    by_address: HashMap<IpAddr, BTreeSet<String>>,
+    by_address: HashMap<IpAddr, Vec<Arc<str>>>,
+    /// Addresses that have come or gone since somebody asked.
+    address_changes: BTreeSet<IpAddr>,
     hops: HashMap<IpAddr, NextHop>,
     unhealthy: BTreeSet<(String, IpAddr)>,
     egress: Vec<Option<Egress>>,
@@ -121,9 +125,10 @@ impl Planner {
         let mut used_backends = vec![false; capacity.backends as usize];
         let mut egress = vec![None; capacity.egress as usize];
         let names: HashMap<u64, &str> = names.map(|n| (stable_id(n), n)).collect();
-        let name_of =
-            |id: u64| names.get(&id).map_or_else(|| format!("#{id:016x}"), |&n| n.to_owned());
-        let mut services: BTreeMap<String, Planned> = BTreeMap::new();
+        let name_of = |id: u64| -> Arc<str> {
+            names.get(&id).map_or_else(|| format!("#{id:016x}").into(), |&n| n.into())
+        };
+        let mut services: BTreeMap<Arc<str>, Planned> = BTreeMap::new();
         let mut vips = BTreeMap::new();
         let mut decap = BTreeMap::new();
 
@@ -161,7 +166,7 @@ impl Planner {
                 }
             }
         }
-        let mut by_address: HashMap<IpAddr, BTreeSet<String>> = HashMap::new();
+        let mut by_address: HashMap<IpAddr, Vec<Arc<str>>> = HashMap::new();
         for row in 0..capacity.backends {
             let b = tables.backend(row);
             if b.id() == 0 {
@@ -172,21 +177,24 @@ impl Planner {
                 egress[e as usize] = Some(tables.egress(e));
             }
             let name = name_of(b.id());
-            let s = services.entry(name.clone()).or_insert_with(|| Planned::new(b.id(), drain));
+            let s =
+                services.entry(Arc::clone(&name)).or_insert_with(|| Planned::new(b.id(), drain));
             let state = b.state();
             let address = IpAddr::from(b.addr());
             let recovering = state.recovering.then_some(drain);
             s.members.insert(address, Member { row, leaving: None, recovering });
-            by_address.entry(address).or_default().insert(name);
+            by_address.entry(address).or_default().push(name);
         }
         Self {
             seed: 0,
             table_size: None,
             tunnel_source: TunnelSource::default(),
+            pending: services.keys().cloned().collect(),
             services,
             vips,
             decap,
             by_address,
+            address_changes: BTreeSet::new(),
             hops: HashMap::new(),
             unhealthy: BTreeSet::new(),
             egress,
@@ -218,26 +226,44 @@ impl Planner {
             self.rehop(&all, tables, &mut ops)?;
         }
 
-        let gone: Vec<String> =
-            self.services.keys().filter(|n| !wanted.services.contains_key(*n)).cloned().collect();
+        let (gone, changed) = self.difference(wanted, resized);
         for name in gone {
             self.remove_service(&name, tables, &mut buckets, &mut ops);
         }
-        for (name, spec) in &wanted.services {
-            let same = self
-                .services
-                .get(name)
-                .and_then(|p| p.spec.as_ref())
-                .is_some_and(|s| Arc::ptr_eq(s, spec));
-            if !same || resized {
-                self.put_service(name, spec, tables, now, &mut buckets, &mut ops)?;
-            }
+        for spec in changed {
+            self.put_service(spec, tables, now, &mut buckets, &mut ops)?;
         }
         if std::mem::take(&mut self.adopted) || ops.iter().any(|op| matches!(op, Op::Bucket { .. }))
         {
             self.plan_vips(tables, &mut buckets, &mut ops)?;
         }
         Ok(ops)
+    }
+
+    /// Names that are not wanted any more, and services that are not as wanted. Both sides are sorted by
+    /// name, so they are walked side by side.
+    fn difference<'w>(
+        &self,
+        wanted: &'w DesiredState,
+        all: bool,
+    ) -> (Vec<Arc<str>>, Vec<&'w Arc<Service>>) {
+        let mut gone = Vec::new();
+        let mut changed = Vec::new();
+        let mut standing = self.services.iter().peekable();
+        for (name, spec) in &wanted.services {
+            while let Some((other, _)) = standing.next_if(|(other, _)| ***other < **name) {
+                gone.push(Arc::clone(other));
+            }
+            let same = standing
+                .next_if(|(other, _)| ***other == **name)
+                .and_then(|(_, planned)| planned.spec.as_ref())
+                .is_some_and(|standing| Arc::ptr_eq(standing, spec));
+            if !same || all {
+                changed.push(spec);
+            }
+        }
+        gone.extend(standing.map(|(other, _)| Arc::clone(other)));
+        (gone, changed)
     }
 
     /// Tunnels end at these addresses of this machine, and no others.
@@ -280,12 +306,8 @@ impl Planner {
     /// [`Full`] never; for symmetry.
     pub fn settle(&mut self, tables: &dyn Tables, now: Duration) -> Result<Vec<Op>, Full> {
         let mut ops = Vec::new();
-        let due: Vec<String> = self
-            .services
-            .iter()
-            .filter(|(_, s)| s.next_deadline().is_some_and(|t| t <= now))
-            .map(|(n, _)| n.clone())
-            .collect();
+        let due: Vec<Arc<str>> =
+            self.waiting().filter(|&(_, at)| at <= now).map(|(name, _)| Arc::clone(name)).collect();
         for name in due {
             self.settle_service(&name, tables, now, &mut ops);
         }
@@ -294,19 +316,59 @@ impl Planner {
 
     /// Services for which [`Self::settle`] has something to do.
     pub fn due(&self, now: Duration) -> impl Iterator<Item = &str> {
-        let due = move |s: &Planned| s.next_deadline().is_some_and(|t| t <= now);
-        self.services.iter().filter(move |(_, s)| due(s)).map(|(n, _)| n.as_str())
+        self.waiting().filter(move |&(_, at)| at <= now).map(|(name, _)| &**name)
     }
 
     /// Services with a backend at this address.
     pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &str> {
-        self.by_address.get(&address).into_iter().flatten().map(String::as_str)
+        self.by_address.get(&address).into_iter().flatten().map(AsRef::as_ref)
     }
 
     /// When [`Self::settle`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.services.values().filter_map(Planned::next_deadline).min()
+        self.waiting().map(|(_, at)| at).min()
+    }
+
+    /// Services that wait for a time, and for which.
+    fn waiting(&self) -> impl Iterator<Item = (&Arc<str>, Duration)> {
+        self.pending
+            .iter()
+            .filter_map(|name| Some((name, self.services.get(name)?.next_deadline()?)))
+    }
+
+    /// Notes whether a service waits for a time.
+    fn note_deadline(&mut self, name: &str) {
+        let Some((name, service)) = self.services.get_key_value(name) else {
+            self.pending.remove(name);
+            return;
+        };
+        if service.next_deadline().is_some() {
+            self.pending.insert(Arc::clone(name));
+        } else {
+            self.pending.remove(name);
+        }
+    }
+
+    /// Addresses of backends that have come and that have gone since the last call; the next hops of
+    /// those that have gone are forgotten.
+    pub fn take_address_changes(&mut self) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let mut come = Vec::new();
+        let mut gone = Vec::new();
+        for address in std::mem::take(&mut self.address_changes) {
+            if self.by_address.contains_key(&address) {
+                come.push(address);
+            } else {
+                self.hops.remove(&address);
+                gone.push(address);
+            }
+        }
+        (come, gone)
+    }
+
+    /// Addresses of every backend, those that are leaving included.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_address.keys().copied()
     }
 
     /// The programs have left everything given back so far.
@@ -324,7 +386,7 @@ impl Planner {
 
     /// Services as they stand.
     #[must_use]
-    pub fn services(&self) -> &BTreeMap<String, Planned> {
+    pub fn services(&self) -> &BTreeMap<Arc<str>, Planned> {
         &self.services
     }
 

@@ -19,32 +19,32 @@ use crate::{
 impl Planner {
     pub(super) fn put_service(
         &mut self,
-        name: &str,
         spec: &Arc<Service>,
         tables: &dyn Tables,
         now: Duration,
         buckets: &mut Buckets,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        let mut service = self.services.remove(name).unwrap_or_else(|| {
-            let mut new = Planned::new(stable_id(name), now);
+        let standing = self.services.remove_entry(spec.name.as_str());
+        let (name, mut service) = standing.unwrap_or_else(|| {
+            let mut new = Planned::new(stable_id(&spec.name), now);
             new.settle_at = None;
-            new
+            (spec.name.as_str().into(), new)
         });
         service.spec = Some(Arc::clone(spec));
 
         let result = self
-            .put_backends(name, &mut service, spec, tables, now, ops)
+            .put_backends(&name, &mut service, spec, tables, now, ops)
             .and_then(|()| self.put_ring(&mut service, spec, tables, now, ops))
             .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
-        self.services.insert(name.to_owned(), service);
-        self.restate(name, tables, now, ops);
+        self.services.insert(Arc::clone(&name), service);
+        self.restate(&name, tables, now, ops);
         result
     }
 
     fn put_backends(
         &mut self,
-        name: &str,
+        name: &Arc<str>,
         service: &mut Planned,
         spec: &Service,
         tables: &dyn Tables,
@@ -65,7 +65,11 @@ impl Planner {
             let state = State { down, recovering: false, heir: None };
             ops.push(Op::Backend(row, Backend::new(address.into(), hop, state, service.id, epoch)));
             service.members.insert(address, Member { row, leaving: None, recovering: None });
-            self.by_address.entry(address).or_default().insert(name.to_owned());
+            let names = self.by_address.entry(address).or_insert_with(|| {
+                self.address_changes.insert(address);
+                Vec::with_capacity(1)
+            });
+            names.push(Arc::clone(name));
         }
         let wanted: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
         for (address, member) in &mut service.members {
@@ -239,6 +243,7 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) {
         let Some(service) = self.services.remove(name) else { return };
+        self.pending.remove(name);
         for (key, &row) in &service.frontends {
             buckets.replace(tables, key, row, None, ops);
             self.frontends.give(row);
@@ -271,9 +276,10 @@ impl Planner {
         self.backends.give(row);
         self.unhealthy.remove(&(name.to_owned(), address));
         if let Some(names) = self.by_address.get_mut(&address) {
-            names.remove(name);
+            names.retain(|other| **other != *name);
             if names.is_empty() {
                 self.by_address.remove(&address);
+                self.address_changes.insert(address);
             }
         }
     }
@@ -330,7 +336,7 @@ impl Planner {
         now: Duration,
         ops: &mut Vec<Op>,
     ) {
-        let Some(mut service) = self.services.remove(name) else { return };
+        let Some((name, mut service)) = self.services.remove_entry(name) else { return };
         if service.settle_at.is_some_and(|t| t <= now) {
             service.settle_at = None;
             for i in service.ring.offset..service.ring.offset + service.ring.size {
@@ -359,15 +365,15 @@ impl Planner {
             .collect();
         for (address, row) in left {
             service.members.remove(&address);
-            self.drop_member(name, address, row, tables, ops);
+            self.drop_member(&name, address, row, tables, ops);
         }
         for member in service.members.values_mut() {
             if member.recovering.is_some_and(|t| t <= now) {
                 member.recovering = None;
             }
         }
-        self.services.insert(name.to_owned(), service);
-        self.restate(name, tables, now, ops);
+        self.services.insert(Arc::clone(&name), service);
+        self.restate(&name, tables, now, ops);
     }
 }
 

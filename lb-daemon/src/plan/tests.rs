@@ -76,7 +76,7 @@ fn wanted(services: impl IntoIterator<Item = Service>) -> DesiredState {
 fn hops(all: impl IntoIterator<Item = u8>) -> BTreeMap<IpAddr, NextHop> {
     let hop = Hop {
         ifindex: 3,
-        interface: "eth0".to_owned(),
+        interface: "eth0".into(),
         dst_mac: [2, 0, 0, 0, 0, 1],
         src_mac: [2, 0, 0, 0, 0, 2],
         mtu: 1500,
@@ -328,7 +328,7 @@ proptest! {
                 prop_assert!(row.is_some(), "{} {:?}", name, key);
                 prop_assert_eq!(rig.fake.frontend(row.unwrap()).mode(), super::services::mode(spec.forwarding));
             }
-            let rows: BTreeSet<IpAddr> = rig.planner.services()[name].members.keys().copied().collect();
+            let rows: BTreeSet<IpAddr> = rig.planner.services()[name.as_str()].members.keys().copied().collect();
             let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
             prop_assert_eq!(rows, want);
         }

@@ -82,7 +82,8 @@ impl Owner {
     /// Puts the lists in force, and only them where nothing else waits to be.
     fn enforce_lists(&mut self) -> Result<(), Failure> {
         let noticed = Instant::now();
-        self.wanted.prefilter = self.parts.lists.read().behind(&self.parts.files.prefilter);
+        let prefilter = self.parts.lists.read().behind(&self.parts.files.prefilter);
+        Arc::make_mut(&mut self.wanted).prefilter = prefilter;
         if self.retry.is_some() || self.parts.kernel.tables().capacity().lines == 0 {
             return self.enforce(noticed);
         }
