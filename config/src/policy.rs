@@ -1,6 +1,6 @@
 //! Identity policy as plain data: who may talk to whom, by labels and not by address.
 //!
-//! The types here are what the policy compiler reads and what [`import`] makes of rules written for
+//! The types here are what the policy compiler reads and what [`import()`] makes of rules written for
 //! Cilium. Whatever stands here is valid. Nothing here enforces anything.
 
 mod import;

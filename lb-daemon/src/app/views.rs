@@ -1,4 +1,4 @@
-//! Makes the published [`View`] of what the owner holds. Decides nothing.
+//! Makes the published [`View`](crate::view::View) of what the owner holds. Decides nothing.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
