@@ -1,7 +1,7 @@
 //! Identity policy: from labels and rules to numbers and flat tables.
 //!
 //! [`identity`] numbers whoever has a say in policy, [`compile()`] turns the rules that select an
-//! endpoint into a table with one or two probes per flow, and [`explain`] reads the rules as they
+//! endpoint into a table with one or two probes per flow, and [`explain()`] reads the rules as they
 //! are written, to say why. The two share no code beyond the rules themselves, and tests hold them
 //! against each other. [`review`] finds what is probably not meant. Only [`cli`] does I/O, and nothing
 //! here enforces anything yet.
