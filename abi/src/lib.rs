@@ -1,8 +1,8 @@
 //! Every byte that the kernel and the daemon share, and the packet code that both run.
 //!
 //! `no_std`, no I/O, no allocation. What stands in a map is in [`table`], [`flow`], [`prefix`];
-//! what is done with a packet is in [`wire`], [`hash`], [`pick`], [`outer`] and [`checksum`], as
-//! pure functions that run here under test and in the kernel unchanged. Every exit of a program has
+//! what is done with a packet is in [`wire`], [`upper`], [`hash`], [`pick`], [`outer`], [`reply`] and
+//! [`checksum`], as pure functions that run here under test and in the kernel unchanged. Every exit of a program has
 //! a [`reason::Reason`].
 #![no_std]
 
@@ -15,5 +15,7 @@ pub mod outer;
 pub mod pick;
 pub mod prefix;
 pub mod reason;
+pub mod reply;
 pub mod table;
+pub mod upper;
 pub mod wire;

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -38,6 +38,19 @@ pub const RING_SLOTS: core::ops::RangeInclusive<u32> = 251..=1_048_573;
 
 /// VLAN tags that are parsed: 802.1Q, or QinQ.
 pub const MAX_VLAN_TAGS: usize = 2;
+
+/// IPv6 extension headers that are walked over.
+pub const MAX_EXTENSIONS: u32 = 4;
+/// Datagrams in fragments that are followed at the same time; the oldest give way.
+pub const FRAGMENTS: u32 = 1 << 14;
+/// How long the fragments of a datagram may take, in nanoseconds: RFC 8200 section 4.5.
+pub const FRAGMENT_TIME_NS: u64 = 60_000_000_000;
+/// Answers that a CPU sends of itself in place of packets that it drops: one in this time ...
+pub const ANSWER_INTERVAL_NS: u64 = 1_000_000;
+/// ... and this many at once.
+pub const ANSWER_BURST: u64 = 100;
+/// Bytes of a packet that is too big that its answer brings back.
+pub const QUOTED: usize = 512;
 
 /// Counter rows of reasons for each CPU; a power of two, not less than the number of reasons.
 pub const REASON_ROWS: u32 = 64;

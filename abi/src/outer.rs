@@ -5,7 +5,12 @@
 //! Headers come as machine words ready to be stored, so that the program writes each with a few
 //! stores and the host tests see the same bytes.
 
-use crate::{addr::Addr, checksum, limits::OUTER_TTL, table::Egress};
+use crate::{
+    addr::Addr,
+    checksum,
+    limits::OUTER_TTL,
+    table::{Egress, Mode},
+};
 
 /// IP protocol numbers of an encapsulated packet.
 pub const PROTO_IPV4: u8 = 4;
@@ -25,6 +30,18 @@ pub const GENEVE_PORT: u16 = 6081;
 pub const GUE_SHIM: usize = 12;
 /// As [`GUE_SHIM`], with Geneve.
 pub const GENEVE_SHIM: usize = 16;
+
+/// Bytes that a mode puts in front of a packet.
+#[must_use]
+pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
+    let shim = match mode {
+        Mode::L2 => return 0,
+        Mode::Ipip => 0,
+        Mode::Gue => GUE_SHIM,
+        Mode::Geneve => GENEVE_SHIM,
+    };
+    shim as u32 + if outer_v4 { 20 } else { 40 }
+}
 
 const DF: u16 = 0x4000;
 

@@ -27,6 +27,13 @@ macro_rules! reasons {
             /// Every reason, in the order of its index.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
+            /// The reason of this index.
+            #[must_use]
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index { $($index => Some(Self::$variant),)* _ => None }
+            }
+
             /// Name in metrics and in the API.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -54,8 +61,8 @@ reasons! {
     NotOurs = 0, "not_ours", Pass;
     /// Neither IPv4 nor IPv6 (ARP, LLDP, ...): untouched.
     NotIp = 1, "not_ip", Pass;
-    /// Not TCP or UDP, for a VIP (ICMP and others): left to the host's stack.
-    VipOtherProtocol = 2, "vip_other_protocol", Pass;
+    /// For a VIP, and neither of a protocol that services have nor an ICMP message that is known.
+    VipOtherProtocol = 2, "vip_other_protocol", Drop;
     /// Decapsulated and handed to the host's stack.
     Decapsulated = 3, "decapsulated", Pass;
     /// Sent to a backend on the link it came from.
@@ -70,7 +77,7 @@ reasons! {
     BadLength = 8, "bad_length", Drop;
     /// TTL or hop limit is used up.
     TtlExpired = 9, "ttl_expired", Drop;
-    /// A fragment for a VIP: its ports are elsewhere.
+    /// A fragment for a VIP whose first fragment has not been seen: only that one has ports.
     Fragment = 10, "fragment", Drop;
     /// A VIP's address, at a port that no service has.
     NoService = 11, "no_service", Drop;
@@ -87,6 +94,28 @@ reasons! {
     /// An encapsulated packet that met congestion on its way, whose inside does not take part in ECN
     /// (RFC 6040, section 4.2).
     CongestedInner = 17, "congested_inner", Drop;
+    /// An echo request to a VIP, answered.
+    EchoAnswered = 18, "echo_answered", Forward;
+    /// Neighbour discovery for a VIP: left to the host's stack.
+    NeighbourDiscovery = 19, "neighbour_discovery", Pass;
+    /// An ICMP error for a VIP that says nonsense: cut short, or an MTU that cannot be.
+    BadIcmp = 20, "bad_icmp", Drop;
+    /// Larger than the way to the backend takes: the sender was told so.
+    TooBigAnswered = 21, "too_big_answered", Forward;
+    /// A VIP's address, at a port that no service has: the sender was told so.
+    UnservedRejected = 22, "unserved_rejected", Forward;
+    /// A VIP's address, and no service takes it: left to the host's stack, as configured.
+    UnservedPassed = 23, "unserved_passed", Pass;
+}
+
+impl Reason {
+    /// Whether such a packet is worth a second look: it may have to be answered, or its ports may be
+    /// further inside.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_exceptional(self) -> bool {
+        matches!(self, Self::VipOtherProtocol | Self::Fragment | Self::NoService | Self::TooBig)
+    }
 }
 
 /// Number of reasons, and of counters.

@@ -31,7 +31,7 @@ pub(crate) use shared;
 
 /// The only row of the `CONTROL` table.
 ///
-/// Live words: `generation`, `flags`.
+/// Live words: `generation`, `flags`, `unserved`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
@@ -43,10 +43,24 @@ pub struct Control {
     salt: u64,
     seed: u64,
     cpus: u32,
-    reserved: [u32; 3],
+    reserved: u32,
+    unserved: u64,
 }
 
-shared!(Control, 64, { magic @ 0, generation @ 8, flags @ 16, abi @ 24, instance @ 28, salt @ 32, seed @ 40, cpus @ 48, reserved @ 52 });
+shared!(Control, 64, { magic @ 0, generation @ 8, flags @ 16, abi @ 24, instance @ 28, salt @ 32, seed @ 40, cpus @ 48, reserved @ 52, unserved @ 56 });
+
+/// What happens to packets for a VIP that no service of it takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Unserved {
+    /// Dropped.
+    #[default]
+    Drop = 0,
+    /// Answered: TCP with a reset, UDP with port unreachable; the rest is dropped.
+    Reject = 1,
+    /// Left to the host's stack.
+    Pass = 2,
+}
 
 impl Control {
     /// Set in `flags` while the IPv6 prefix table holds anything.
@@ -55,6 +69,8 @@ impl Control {
     pub const GENERATION: usize = core::mem::offset_of!(Self, generation);
     /// Byte offset of `flags`, for the daemon's store.
     pub const FLAGS: usize = core::mem::offset_of!(Self, flags);
+    /// Byte offset of `unserved`, for the daemon's store.
+    pub const UNSERVED: usize = core::mem::offset_of!(Self, unserved);
 
     /// A control row of this version.
     #[must_use]
@@ -68,7 +84,8 @@ impl Control {
             salt,
             seed,
             cpus,
-            reserved: [0; 3],
+            reserved: 0,
+            unserved: Unserved::Drop as u64,
         }
     }
 
@@ -111,6 +128,22 @@ impl Control {
     /// Sets the flags of a row that no program reads.
     pub const fn set_flags(&mut self, flags: u64) {
         self.flags = flags;
+    }
+
+    /// Sets what happens to unserved packets, in a row that no program reads.
+    pub const fn set_unserved(&mut self, unserved: Unserved) {
+        self.unserved = unserved as u64;
+    }
+
+    /// What happens to unserved packets, now.
+    #[inline(always)]
+    #[must_use]
+    pub fn unserved(&self) -> Unserved {
+        match live(&self.unserved) {
+            1 => Unserved::Reject,
+            2 => Unserved::Pass,
+            _ => Unserved::Drop,
+        }
     }
 
     /// Live flags.
@@ -900,7 +933,7 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                3, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
                 0, 0, 0, 0
             ]
         );

@@ -186,8 +186,12 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// ICMP.
+    pub const ICMP: u8 = 1;
     /// IPv6 fragment header.
     pub const FRAGMENT6: u8 = 44;
+    /// ICMPv6.
+    pub const ICMP6: u8 = 58;
 }
 
 /// What an IP header says, either family. Lengths in bytes, host byte order.
@@ -278,6 +282,13 @@ impl Transport {
     pub const fn dst_port(&self) -> u16 {
         (self.ports >> 16) as u16
     }
+}
+
+/// Bytes that a transport header has at least.
+#[inline(always)]
+#[must_use]
+pub const fn transport_len(protocol: u8) -> usize {
+    if protocol == protocol::TCP { size_of::<Tcp>() } else { size_of::<Udp>() }
 }
 
 /// Parses TCP or UDP at `l4`; `None`: it is cut short.

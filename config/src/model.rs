@@ -38,11 +38,29 @@ pub struct Node {
     pub name: String,
     /// Outer source of encapsulated packets.
     pub tunnel_source: TunnelSource,
+    /// What happens to packets for the address of a service that no service takes.
+    pub unserved: Unserved,
+}
+
+/// What happens to packets for the address of a service that no service takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unserved {
+    /// Dropped.
+    #[default]
+    Drop,
+    /// TCP is answered with a reset, UDP with port unreachable; the rest is dropped.
+    Reject,
+    /// Left to the host's stack.
+    Pass,
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Self { name: "localhost".to_owned(), tunnel_source: TunnelSource::default() }
+        Self {
+            name: "localhost".to_owned(),
+            tunnel_source: TunnelSource::default(),
+            unserved: Unserved::default(),
+        }
     }
 }
 

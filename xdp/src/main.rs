@@ -1,12 +1,14 @@
 //! The XDP program of the appliance.
 //!
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
-//! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`].
+//! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. What is for a VIP
+//! and cannot be forwarded as it stands goes on to a second program, [`exception`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
+mod exception;
 mod maps;
 mod packet;
 mod pipeline;
@@ -15,7 +17,7 @@ mod stage;
 use abi::reason::{Reason, Verdict};
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-use crate::packet::Packet;
+use crate::{maps::feature, packet::Packet};
 
 /// Entry point on every interface; what it does there is set in [`maps::FEATURES`] at load.
 #[xdp(frags)]
@@ -25,6 +27,22 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let bytes = packet.arrived();
     let cpu = maps::cpu();
     let reason = pipeline::run(&mut packet, cpu);
+    if reason.is_exceptional() && maps::has(feature::BALANCE) {
+        // Does not come back, unless there is no second program.
+        maps::hand_on(packet.context(), reason);
+    }
+    maps::count_reason(cpu, reason, bytes);
+    action(reason)
+}
+
+/// The second look at packets that are rare and cost more; called by [`lb`] alone.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_second(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(ctx);
+    let bytes = packet.arrived();
+    let cpu = maps::cpu();
+    let reason = exception::run(&packet, cpu);
     maps::count_reason(cpu, reason, bytes);
     action(reason)
 }

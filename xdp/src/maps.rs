@@ -5,19 +5,22 @@
 //! write, each CPU its own rows.
 
 use abi::{
-    flow::{FlowEntry, FlowKey},
-    limits::{FLOWS, REASON_ROWS},
+    flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
+    limits::{FLOWS, FRAGMENTS, REASON_ROWS},
     pick::Tables,
     prefix::{Block, Line, ListRow, Prefixes},
     reason::Reason,
-    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
+    reply,
+    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
+    upper::{Piece, Upper},
 };
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_MMAPABLE,
-    helpers::bpf_get_smp_processor_id,
+    bindings::{BPF_F_MMAPABLE, xdp_md},
+    helpers::{bpf_csum_diff, bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LpmTrie, LruHashMap},
+    maps::{Array, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    programs::XdpContext,
 };
 
 /// What this instance of the program does.
@@ -60,6 +63,20 @@ static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static EGRESS: Array<Egress> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "FLOWS")]
 static FLOW_TABLE: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map(name = "FRAGMENTS")]
+static FRAGMENT_TABLE: LruHashMap<FragmentKey, FragmentEntry> =
+    LruHashMap::with_max_entries(FRAGMENTS, 0);
+/// The second program, and what the first one says to it.
+#[map(name = "JUMP")]
+static JUMP: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map(name = "HANDED_ON")]
+static HANDED_ON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// See [`forget`].
+#[map(name = "SCRATCH")]
+static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+/// What [`reply::allow`] keeps; not worth taking over.
+#[map(name = "ALLOWANCE")]
+static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "LINES")]
 static LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -160,6 +177,100 @@ pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
     EGRESS.get(row)
+}
+
+/// Goes on in the second program, which reads the reason by [`handed_on`]. Comes back if there is none.
+#[inline(always)]
+pub(crate) fn hand_on(ctx: *mut xdp_md, reason: Reason) {
+    if let Some(place) = HANDED_ON.get_ptr_mut(0) {
+        // SAFETY: the kernel's lookup returned this CPU's own element.
+        unsafe { *place = reason as u32 };
+        // SAFETY: the program in the map is of the same type, and takes the same context.
+        unsafe { JUMP.tail_call(&XdpContext::new(ctx), 0) };
+    }
+}
+
+/// The same, by way of memory: the verifier forgets how it came about, and does not go through what
+/// follows once for each way that leads here. Offsets are bounded anew.
+#[inline(always)]
+pub(crate) fn forget(upper: &Upper) -> Option<Upper> {
+    const FURTHEST: u64 = 0x3fff;
+    let place = SCRATCH.get_ptr_mut(0)?;
+    let word = upper.at as u64
+        | u64::from(upper.protocol) << 16
+        | u64::from(upper.piece.offset) << 32
+        | u64::from(upper.piece.more) << 48;
+    // SAFETY: the kernel's lookup returned this CPU's own element, aligned for its words; volatile, for
+    // the compiler must not know that what is read is what was written.
+    let [word, id] = unsafe {
+        place.write_volatile([word, u64::from(upper.piece.id)]);
+        place.read_volatile()
+    };
+    let at = word & 0xffff;
+    if at > FURTHEST {
+        return None;
+    }
+    let piece = Piece { id: id as u32, offset: (word >> 32) as u16, more: word >> 48 != 0 };
+    Some(Upper { protocol: (word >> 16) as u8, at: at as usize, piece })
+}
+
+/// The reason that the first program came to.
+#[inline(always)]
+pub(crate) fn handed_on() -> Option<Reason> {
+    Reason::from_index(*HANDED_ON.get(0)?)
+}
+
+/// What happens to packets for a VIP that no service takes.
+#[inline(always)]
+pub(crate) fn unserved() -> Unserved {
+    CONTROL.get(0).map_or(Unserved::Drop, Control::unserved)
+}
+
+/// Where the first fragment of a datagram went.
+#[inline(always)]
+pub(crate) fn fragment(key: &FragmentKey) -> Option<FragmentEntry> {
+    // SAFETY: an entry is replaced, never written in place; it is copied out at once.
+    unsafe { FRAGMENT_TABLE.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn remember_fragment(key: &FragmentKey, entry: &FragmentEntry) {
+    // Without it the other fragments are dropped, and counted.
+    let _ = FRAGMENT_TABLE.insert(key, entry, 0);
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no arguments, no effect.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether this CPU may send one more answer now.
+#[inline(always)]
+pub(crate) fn may_answer() -> bool {
+    let Some(kept) = ALLOWANCE.get_ptr_mut(0) else { return false };
+    // SAFETY: the kernel's lookup returned this CPU's own element.
+    unsafe {
+        match reply::allow(*kept, now()) {
+            Some(next) => {
+                *kept = next;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Sum of bytes in memory order, not folded.
+#[inline(always)]
+pub(crate) fn checksum_of<const N: usize>(bytes: &mut [u8; N]) -> u32 {
+    const { assert!(N.is_multiple_of(4) && N <= 512) };
+    // SAFETY: `N` bytes are there; the helper only reads them. It fails for lengths alone that are
+    // excluded above.
+    unsafe {
+        bpf_csum_diff(core::ptr::null_mut(), 0, bytes.as_mut_ptr().cast(), N as u32, 0) as u32
+    }
 }
 
 /// Whether the daemon has put anything into the IPv6 prefix table.

@@ -1,11 +1,13 @@
 //! The frame: the only place with raw packet pointers.
 
 use abi::{
+    checksum,
+    limits::OUTER_TTL,
     reason::Reason,
-    wire::{Frame, Ports, Wire, Word},
+    wire::{Frame, Ip, Ports, Wire, Word},
 };
 use aya_ebpf::{
-    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 
@@ -28,8 +30,10 @@ impl Packet {
         packet
     }
 
+    /// Reads the bounds again, and has every access checked again: needed where the compiler knows
+    /// that an offset equals one that was checked by another name, which the verifier does not.
     #[inline(always)]
-    fn bound(&mut self) {
+    pub(crate) fn bound(&mut self) {
         // SAFETY: the context is the one the program was called with; volatile keeps the compiler
         // from taking these for the values read before the head moved.
         unsafe {
@@ -80,6 +84,58 @@ impl Packet {
         // SAFETY: the check above keeps `start..start + N` inside the frame; the exclusive borrow
         // of `self` keeps every other access and `grow_head` out while it lives.
         Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+
+    /// The context, for a function that looks at the packet anew.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut aya_ebpf::bindings::xdp_md {
+        self.ctx.ctx
+    }
+
+    /// Takes away everything after the first `len` bytes. Every header must be read again.
+    ///
+    /// # Errors
+    /// [`Reason::AdjustFailed`].
+    #[inline(always)]
+    pub(crate) fn cut(&mut self, len: usize) -> Result<(), Reason> {
+        // SAFETY: the context is the one the program was called with; `&mut self` ends every borrow
+        // of a header.
+        let failed = unsafe {
+            let all = bpf_xdp_get_buff_len(self.ctx.ctx);
+            bpf_xdp_adjust_tail(self.ctx.ctx, len as i32 - all as i32)
+        } != 0;
+        self.bound();
+        if failed { Err(Reason::AdjustFailed) } else { Ok(()) }
+    }
+
+    /// Sends the packet back to where it came from: MAC and IP addresses change places, and it has all
+    /// its hops again.
+    #[inline(always)]
+    pub(crate) fn turn_round<const L3: usize, const V4: bool>(&mut self, ip: &Ip) -> Option<()> {
+        let link = self.bytes_mut::<12>(0)?;
+        let mut i = 0;
+        while i < 6 {
+            link.swap(i, i + 6);
+            i += 1;
+        }
+        if V4 {
+            let h = self.bytes_mut::<20>(L3)?;
+            let old = u16::from_ne_bytes([h[8], h[9]]);
+            h[8] = OUTER_TTL;
+            let new = u16::from_ne_bytes([h[8], h[9]]);
+            let check = checksum::replace(u16::from_ne_bytes([h[10], h[11]]), old, new);
+            h[10..12].copy_from_slice(&check.to_ne_bytes());
+            h[12..16].copy_from_slice(&ip.dst.as_v4_raw().to_ne_bytes());
+            h[16..20].copy_from_slice(&ip.src.as_v4_raw().to_ne_bytes());
+        } else {
+            let h = self.bytes_mut::<40>(L3)?;
+            h[7] = OUTER_TTL;
+            h[8..16].copy_from_slice(&ip.dst.hi().to_ne_bytes());
+            h[16..24].copy_from_slice(&ip.dst.lo().to_ne_bytes());
+            h[24..32].copy_from_slice(&ip.src.hi().to_ne_bytes());
+            h[32..40].copy_from_slice(&ip.src.lo().to_ne_bytes());
+        }
+        Some(())
     }
 
     /// The VLAN tags of a frame whose IP header begins at `L3`: the bytes between the MAC addresses

@@ -143,6 +143,22 @@ pub(crate) struct Node {
     pub(crate) name: Field<String>,
     /// Outer source of encapsulated packets.
     pub(crate) tunnel_source: Field<TunnelSource>,
+    /// What happens to packets for the address of a service at a port or of a protocol that no service
+    /// has. Default: `drop`.
+    pub(crate) unserved: Field<Unserved>,
+}
+
+/// What happens to packets for the address of a service that no service takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Unserved {
+    /// They are dropped.
+    Drop,
+    /// TCP is answered with a reset and UDP with port unreachable, at a bounded rate; the rest is
+    /// dropped.
+    Reject,
+    /// They are left to the host's stack.
+    Pass,
 }
 
 /// Outer source of encapsulated packets, per family of the outer header.

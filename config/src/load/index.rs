@@ -202,6 +202,7 @@ pub(super) fn scalars<'f>(
             node_name,
             tunnel_ipv4,
             tunnel_ipv6,
+            unserved,
             table_size,
             seed,
             interfaces,
@@ -219,6 +220,9 @@ pub(super) fn scalars<'f>(
         }
         if let Some(source) = tunnel_ipv6 {
             state.node.tunnel_source.ipv6 = *source;
+        }
+        if let Some(unserved) = unserved {
+            state.node.unserved = *unserved;
         }
         if table_size.is_some() {
             state.maglev.table_size = *table_size;

@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment: &mut Fragment) {
-    let Some(file::Node { name, tunnel_source }) = node.get() else {
+    let Some(file::Node { name, tunnel_source, unserved }) = node.get() else {
         return;
     };
     if let Some((text, at)) = name.placed() {
@@ -18,6 +18,14 @@ pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment
         if super::name(text, at, context.report) {
             fragment.node_name = Some(text.clone());
         }
+    }
+    if let Some((unserved, at)) = unserved.placed() {
+        fragment.scalars.push(("node.unserved", at));
+        fragment.unserved = Some(match unserved {
+            file::Unserved::Drop => model::Unserved::Drop,
+            file::Unserved::Reject => model::Unserved::Reject,
+            file::Unserved::Pass => model::Unserved::Pass,
+        });
     }
     let Some(file::TunnelSource { ipv4, ipv6 }) = tunnel_source.get() else {
         return;

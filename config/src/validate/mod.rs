@@ -29,6 +29,7 @@ pub(crate) struct Fragment {
     pub(crate) node_name: Option<String>,
     pub(crate) tunnel_ipv4: Option<model::SourceOf<Ipv4Net>>,
     pub(crate) tunnel_ipv6: Option<model::SourceOf<Ipv6Net>>,
+    pub(crate) unserved: Option<model::Unserved>,
     pub(crate) table_size: Option<u32>,
     pub(crate) seed: Option<String>,
     pub(crate) interfaces: Vec<model::Interface>,

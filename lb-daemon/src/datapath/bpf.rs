@@ -15,14 +15,14 @@ use std::{
 };
 
 use abi::{
-    limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS},
+    limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
     prefix::{Block, Line, ListRow},
     reason::Reason,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{LpmTrie, Map, MapData, ProgramArray, lpm_trie::Key},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
@@ -37,7 +37,7 @@ use crate::view::{Count, Counters};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 17] = [
     "CONTROL",
     "BUCKETS",
     "FRONTENDS",
@@ -45,6 +45,8 @@ const MAPS: [&str; 15] = [
     "BACKENDS",
     "EGRESS",
     "FLOWS",
+    "FRAGMENTS",
+    "JUMP",
     "LINES",
     "BLOCKS",
     "PREFIXES6",
@@ -56,7 +58,7 @@ const MAPS: [&str; 15] = [
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 3] = ["FLOWS", "LIST_COUNT", "REASON_COUNT"];
+const SHARED: [&str; 4] = ["FLOWS", "FRAGMENTS", "LIST_COUNT", "REASON_COUNT"];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -284,7 +286,9 @@ impl Bpf {
             let entry = u64::from(info.value_size()).next_multiple_of(8);
             // Keys of arrays are not stored; those of hashes and tries are, with a header each.
             let key = match name {
-                "FLOWS" | "PREFIXES6" => u64::from(info.key_size()).next_multiple_of(8) + 48,
+                "FLOWS" | "FRAGMENTS" | "PREFIXES6" => {
+                    u64::from(info.key_size()).next_multiple_of(8) + 48
+                }
                 _ => 0,
             };
             Some((name, entries, entries * (entry + key)))
@@ -378,10 +382,41 @@ fn instance(
         .try_into()
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
+    if features & feature::BALANCE != 0 {
+        second(&mut ebpf, pins).map_err(refused)?;
+    }
+    let program: &mut Xdp = ebpf
+        .program_mut("lb")
+        .ok_or(BpfError::Map("lb"))?
+        .try_into()
+        .map_err(|e| refused(chain(&e)))?;
     if let Some(path) = pins.map(|dir| program_pin(dir, features)) {
         program.pin(&path).map_err(|e| BpfError::Pin { path, detail: chain(&e) })?;
     }
     Ok(Instance::Object(Box::new(ebpf)))
+}
+
+/// Loads the program that takes a second look, and puts it where the first one finds it. The map is what
+/// keeps it.
+fn second(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<(), String> {
+    let program: &mut Xdp = ebpf
+        .program_mut("lb_second")
+        .ok_or_else(|| "lb_second is missing".to_owned())?
+        .try_into()
+        .map_err(|e| chain(&e))?;
+    program.load().map_err(|e| chain(&e))?;
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?;
+    let map = match pins {
+        Some(dir) => {
+            let data = MapData::from_pin(pin_of(dir, "JUMP")).map_err(|e| chain(&e))?;
+            ProgramArray::try_from(Map::ProgramArray(data)).map_err(|e| chain(&e))?.set(0, &fd, 0)
+        }
+        None => {
+            let map = ebpf.map_mut("JUMP").ok_or_else(|| "JUMP is missing".to_owned())?;
+            ProgramArray::try_from(map).map_err(|e| chain(&e))?.set(0, &fd, 0)
+        }
+    };
+    map.map_err(|e| chain(&e))
 }
 
 /// Where a map is pinned for the set of tables in `dir`.
@@ -414,7 +449,9 @@ impl Source<'_> {
         }
         let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
         match ebpf.map(name) {
-            Some(Map::Array(map) | Map::LpmTrie(map) | Map::LruHashMap(map)) => {
+            Some(
+                Map::Array(map) | Map::LpmTrie(map) | Map::LruHashMap(map) | Map::ProgramArray(map),
+            ) => {
                 let fd = map.fd().as_fd().try_clone_to_owned();
                 fd.map_err(|source| BpfError::Mmap { name, source })
                     .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))
@@ -550,6 +587,7 @@ impl Bpf {
                 self.prefixes6.remove(&key).map_err(|e| refused(op, e))?;
             }
             Op::Flags(flags) => self.control.store(0, Control::FLAGS, flags),
+            Op::Unserved(what) => self.control.store(0, Control::UNSERVED, what as u64),
             Op::Generation(n) => self.control.store(0, Control::GENERATION, n),
         }
         Ok(())

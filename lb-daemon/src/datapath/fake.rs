@@ -224,6 +224,7 @@ impl Fake {
             Op::Lines(ref networks, entry) => {
                 networks.clone().for_each(|network| self.store_entry(network, entry));
             }
+            Op::Unserved(what) => self.control.set_unserved(what),
             Op::Flags(flags) => self.control.set_flags(flags),
             Op::Prefix6(net, list) => {
                 self.prefixes6.insert(net, list);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use abi::{
     prefix::{Entry, LINE, ListRow},
-    table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State},
+    table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved},
 };
 use ipnet::Ipv6Net;
 
@@ -120,6 +120,8 @@ pub enum Op {
     RemovePrefix6(Ipv6Net),
     /// Stores the control flags.
     Flags(u64),
+    /// Stores what happens to packets for a VIP that no service takes.
+    Unserved(Unserved),
     /// Counts a change as in force.
     Generation(u64),
 }

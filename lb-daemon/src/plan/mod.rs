@@ -27,7 +27,7 @@ use std::{
 
 use abi::{
     addr::Addr,
-    table::{Egress, FrontendKey, Kind, Ring, Slot},
+    table::{Egress, FrontendKey, Kind, Ring, Slot, Unserved},
 };
 use config::model::{DesiredState, Service, TunnelSource};
 use siphasher::sip::SipHasher24;
@@ -224,6 +224,15 @@ impl Planner {
             self.tunnel_source = wanted.node.tunnel_source.clone();
             let all: Vec<IpAddr> = self.by_address.keys().copied().collect();
             self.rehop(&all, tables, &mut ops)?;
+        }
+
+        let unserved = match wanted.node.unserved {
+            config::model::Unserved::Drop => Unserved::Drop,
+            config::model::Unserved::Reject => Unserved::Reject,
+            config::model::Unserved::Pass => Unserved::Pass,
+        };
+        if tables.control().unserved() != unserved {
+            ops.push(Op::Unserved(unserved));
         }
 
         let (gone, changed) = self.difference(wanted, resized);

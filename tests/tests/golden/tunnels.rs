@@ -115,7 +115,11 @@ fn the_largest_packet_that_fits() {
         let frame = |n: usize| frame4("198.51.100.7", VIP4, L4::Ack(80), 64, &vec![0; n]);
         let got = rig.run(&frame(fits));
         assert_eq!((got.reason, got.frame.len()), (Reason::ForwardedTx, 1514));
-        assert_eq!(rig.run(&frame(fits + 1)).reason, Reason::TooBig, "{forwarding:?} {backend}");
+        assert_eq!(
+            rig.run(&frame(fits + 1)).reason,
+            Reason::TooBigAnswered,
+            "{forwarding:?} {backend}"
+        );
     }
 }
 

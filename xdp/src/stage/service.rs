@@ -4,7 +4,7 @@ use abi::{
     hash::{self, Tuple},
     pick::{self, Phase},
     reason::Reason,
-    table::{Frontend, FrontendKey},
+    table::{Backend, Frontend, FrontendKey},
     wire::{self, Frame, Ip, Transport, protocol},
 };
 
@@ -23,17 +23,24 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
 ) -> Reason {
     match find::<L3, V4>(packet, ip) {
         Ok((row, frontend, transport)) => {
-            send::<L3, V4>(packet, ip, &transport, row, frontend, cpu).unwrap_or_else(|r| r)
+            send::<L3, V4>(packet, ip, ip.header, &transport, row, frontend, cpu)
+                .unwrap_or_else(|r| r)
         }
         Err(reason) => reason,
     }
+}
+
+/// Whether services may have this protocol.
+#[inline(always)]
+pub(crate) const fn balances(number: u8) -> bool {
+    number == protocol::TCP || number == protocol::UDP
 }
 
 type Found = (u32, &'static Frontend, Transport);
 
 #[inline(always)]
 fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
-    let balanced = ip.protocol == protocol::TCP || ip.protocol == protocol::UDP;
+    let balanced = balances(ip.protocol);
     // Not an `Option`: the compiler leaves the inside of `None` unset and still moves it between
     // registers, which the verifier refuses.
     let mut transport = Transport { ports: 0, opening: false };
@@ -67,6 +74,18 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     Ok((row, frontend, transport))
 }
 
+/// The frontend of a packet for a VIP, for those who know its ports from elsewhere.
+#[inline(always)]
+pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static Frontend), Reason> {
+    let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
+    if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
+        return Ok((row, frontend));
+    }
+    let (_, vip) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)).ok_or(Reason::NoService)?;
+    let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
+    Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
+}
+
 /// The transport header; the usual place first, so that its offset is a constant.
 #[inline(always)]
 fn parse<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Transport> {
@@ -79,21 +98,15 @@ fn parse<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Tr
     }
 }
 
+/// The backend of a packet.
+pub(crate) struct Picked {
+    pub(crate) row: u32,
+    pub(crate) backend: &'static Backend,
+    pub(crate) entropy: u32,
+}
+
 #[inline(always)]
-fn send<const L3: usize, const V4: bool>(
-    packet: &mut Packet,
-    ip: &Ip,
-    transport: &Transport,
-    row: u32,
-    frontend: &Frontend,
-    cpu: u32,
-) -> Result<Reason, Reason> {
-    if !packet.holds(L3 + ip.total as usize) {
-        return Err(Reason::BadLength);
-    }
-    if ip.ttl <= 1 {
-        return Err(Reason::TtlExpired);
-    }
+pub(crate) fn pick(ip: &Ip, transport: &Transport, frontend: &Frontend) -> Result<Picked, Reason> {
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
     let phase = if ip.protocol == protocol::UDP {
@@ -103,12 +116,35 @@ fn send<const L3: usize, const V4: bool>(
     } else {
         Phase::Established
     };
+    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    Ok(Picked { row, backend, entropy: hash as u32 })
+}
 
-    let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+/// `upper`: bytes from the IP header to the transport header.
+#[inline(always)]
+pub(crate) fn send<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    upper: usize,
+    transport: &Transport,
+    row: u32,
+    frontend: &Frontend,
+    cpu: u32,
+) -> Result<Reason, Reason> {
+    if !packet.holds(L3 + ip.total as usize) {
+        return Err(Reason::BadLength);
+    }
+    if (ip.total as usize) < upper + wire::transport_len(ip.protocol) {
+        return Err(Reason::BadLength);
+    }
+    if ip.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let picked = pick(ip, transport, frontend)?;
     let bytes = packet.len() as u64;
-    let reason = forward::run::<L3, V4>(packet, ip, frontend, backend, hash as u32)?;
+    let reason = forward::run::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
 
     maps::count_frontend(cpu, row, bytes, transport.opening);
-    maps::count_backend(cpu, backend_row, bytes, transport.opening);
+    maps::count_backend(cpu, picked.row, bytes, transport.opening);
     Ok(reason)
 }

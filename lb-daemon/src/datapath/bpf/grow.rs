@@ -19,6 +19,8 @@ impl Bpf {
         copy(&old.frontends, &self.frontends);
         // Lists keep their numbers, and so their counters; their prefixes are written anew.
         copy(&old.lists, &self.lists);
+        let unserved = old.control().unserved() as u64;
+        self.control.store(0, abi::table::Control::UNSERVED, unserved);
         self.control.store(0, abi::table::Control::GENERATION, old.control().generation());
 
         let mut ops = Vec::new();

@@ -1,0 +1,190 @@
+//! What lies above an IP header when it does not follow at once: behind IPv6 extension headers, in a
+//! fragment, or inside an ICMP error. For rare packets; the usual ones never come here.
+
+use crate::{
+    hash::Tuple,
+    limits::MAX_EXTENSIONS,
+    wire::{self, Frame, Ip, Ipv4, Ports, Word, protocol},
+};
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Identification, as it stands in the header.
+    pub id: u32,
+    /// Where it begins in the datagram, in units of 8 bytes.
+    pub offset: u16,
+    /// Others follow.
+    pub more: bool,
+}
+
+impl Piece {
+    /// All of it.
+    pub const WHOLE: Self = Self { id: 0, offset: 0, more: false };
+
+    /// Whether it is only a part.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_part(&self) -> bool {
+        self.more || self.offset != 0
+    }
+
+    /// From the field of an IPv4 header: flags and offset.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(id: [u8; 2], field: [u8; 2]) -> Self {
+        let field = u16::from_be_bytes(field);
+        Self {
+            id: u16::from_ne_bytes(id) as u32,
+            offset: field & 0x1fff,
+            more: field & 0x2000 != 0,
+        }
+    }
+}
+
+/// The header above IP's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upper {
+    /// Its protocol.
+    pub protocol: u8,
+    /// Where it begins in the frame. In a later fragment: where its bytes go on.
+    pub at: usize,
+    /// Which part of the datagram the packet is.
+    pub piece: Piece,
+}
+
+/// Above the IPv4 header at `l3`. `None`: it is cut short.
+#[inline(always)]
+pub fn v4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
+    let h: &Ipv4 = frame.header(l3)?;
+    let [version_ihl] = h.version_ihl();
+    if version_ihl >> 4 != 4 || version_ihl & 15 < 5 {
+        return None;
+    }
+    Some(Upper {
+        protocol: h.ttl_protocol()[1],
+        at: l3 + (version_ihl as usize & 15) * 4,
+        piece: Piece::v4(h.id(), h.fragment()),
+    })
+}
+
+/// Above the IPv6 header at `l3`, behind at most [`MAX_EXTENSIONS`] extension headers (RFC 8200
+/// section 4, RFC 4302). `None`: it is cut short, or there are more.
+#[inline(always)]
+pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+
+    let ip = wire::ipv6(frame, l3)?;
+    let mut upper = Upper { protocol: ip.protocol, at: l3 + 40, piece: Piece::WHOLE };
+    let mut walked = 0;
+    while walked <= MAX_EXTENSIONS {
+        let units = match upper.protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION => 8,
+            AUTHENTICATION => 4,
+            protocol::FRAGMENT6 => 0,
+            _ => return Some(upper),
+        };
+        let head = frame.header::<Ports>(upper.at)?.both();
+        if units == 0 {
+            let [_, _, _, _, id @ ..] = frame.header::<Word>(upper.at)?.value();
+            let field = u16::from_be_bytes([head[2], head[3]]);
+            upper.piece =
+                Piece { id: u32::from_ne_bytes(id), offset: field >> 3, more: field & 1 != 0 };
+            upper.at += 8;
+        } else {
+            // Length in units less 8 bytes, for either unit.
+            upper.at += 8 + head[1] as usize * units;
+        }
+        upper.protocol = head[0];
+        if upper.piece.offset != 0 {
+            return Some(upper);
+        }
+        walked += 1;
+    }
+    None
+}
+
+/// The flow, from client to VIP, whose reply the ICMP error `error` brings back: `inner` and `upper`
+/// are what that reply says. `None`: no TCP or UDP of `error`'s destination, or its ports are not there.
+#[inline(always)]
+pub fn embedded(
+    frame: &(impl Frame + ?Sized),
+    error: &Ip,
+    inner: &Ip,
+    upper: &Upper,
+) -> Option<Tuple> {
+    let ours = inner.src.lo() == error.dst.lo() && inner.src.hi() == error.dst.hi();
+    let flow = upper.protocol == protocol::TCP || upper.protocol == protocol::UDP;
+    if !ours || !flow || upper.piece.offset != 0 {
+        return None;
+    }
+    // RFC 792: eight bytes of the transport header are there at least; ports are the first four.
+    let ports = u32::from_ne_bytes(frame.header::<Ports>(upper.at)?.both());
+    Some(Tuple {
+        src: inner.dst,
+        dst: inner.src,
+        ports: ports.rotate_left(16),
+        protocol: upper.protocol,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packet6(chain: &[u8]) -> [u8; 160] {
+        let mut b = [0u8; 160];
+        b[0] = 0x60;
+        b[6] = chain[0];
+        b[40..40 + chain.len() - 1].copy_from_slice(&chain[1..]);
+        b
+    }
+
+    #[test]
+    fn extension_headers_are_walked_over() {
+        // Hop-by-hop of 8 bytes, destination options of 16, TCP.
+        let mut chain = [0u8; 25];
+        chain[0] = 0;
+        (chain[1], chain[2]) = (60, 0);
+        (chain[9], chain[10]) = (6, 1);
+        let upper = v6(&packet6(&chain)[..], 0).unwrap();
+        assert_eq!((upper.protocol, upper.at, upper.piece), (6, 64, Piece::WHOLE));
+    }
+
+    #[test]
+    fn pieces() {
+        // The second fragment of UDP: nothing behind it is a header.
+        let b = packet6(&[44, 17, 0, 0x05, 0xa9, 1, 2, 3, 4, 60, 60, 60]);
+        let upper = v6(&b[..], 0).unwrap();
+        let id = u32::from_ne_bytes([1, 2, 3, 4]);
+        assert_eq!(upper.piece, Piece { id, offset: 0x5a8 / 8, more: true });
+        assert_eq!((upper.protocol, upper.at), (17, 48));
+        assert!(!Piece::v4([0, 9], [0x40, 0]).is_part(), "don't fragment");
+        assert!(Piece::v4([0, 9], [0x20, 0]).is_part());
+        assert!(Piece::v4([0, 9], [0, 1]).is_part());
+    }
+
+    #[test]
+    fn too_many_extension_headers() {
+        let mut chain = [0u8; 100];
+        for n in 0..12 {
+            chain[1 + n * 8] = 0;
+        }
+        assert_eq!(v6(&packet6(&chain)[..], 0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..120), at in 0usize..130) {
+            let _ = v4(&bytes[..], at);
+            if let Some(upper) = v6(&bytes[..], at) {
+                prop_assert!(upper.at >= at + 40);
+            }
+        }
+    }
+}
