@@ -6,8 +6,8 @@ target_dir := $(or $(CARGO_TARGET_DIR),target)
 export LB_BIN_DIR := $(abspath $(target_dir)/release)
 
 # The crates with BPF programs: only they are for the BPF target.
-ebpf := $(patsubst %/src/main.rs,%,$(wildcard xdp/src/main.rs tc/src/main.rs sock/src/main.rs))
-host := --workspace $(foreach crate,$(ebpf),--exclude lb-$(crate))
+ebpf := $(patsubst %/src/main.rs,%,$(wildcard xdp/src/main.rs tc/src/main.rs sock/src/main.rs bench/ebpf/src/main.rs))
+host := --workspace $(foreach crate,$(ebpf),--exclude lb-$(subst /,-,$(crate)))
 
 # cargo builds as the user who calls; only what needs root is run as root.
 ifneq ($(shell id -u),0)
@@ -37,12 +37,12 @@ test-host: ## the tests that need nothing of the kernel
 test-root: ## end to end, in network namespaces
 	@scripts/setup.sh test
 	$(CARGO) build --release
-	$(as_root) $(CARGO) test --no-fail-fast -p lb-tests
+	$(as_root) $(CARGO) test --no-fail-fast -p lb-tests -p lb-bench
 
-bench: ## the benchmarks of bench/: tables, and bench/results/*.json
+bench: ## the benchmarks of bench/: tables, and bench/results/*.json; ARGS=--quick: in a minute
 	@scripts/setup.sh test
-	$(CARGO) build --release
-	$(as_root) $(CARGO) bench -p lb-bench
+	$(CARGO) build --release -p lb-bench
+	$(as_root) $(CARGO) run --release --quiet -p lb-bench -- $(ARGS)
 
 build: ## release binaries in target/release
 	@scripts/setup.sh build

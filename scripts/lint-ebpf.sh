@@ -19,6 +19,7 @@ else
 fi
 
 for crate; do
-    "${check[@]}" --release --target "$TARGET" --target-dir "${CARGO_TARGET_DIR:-target}/ebpf-lint" \
+    crate=${crate//\//-}
+    "${check[@]}" --release --all-features --target "$TARGET" --target-dir "${CARGO_TARGET_DIR:-target}/ebpf-lint" \
         -p "lb-$crate" --bin "lb-$crate" "${deny[@]}"
 done

@@ -9,7 +9,7 @@ use std::{
 };
 
 use abi::{limits::feature, reason::Reason};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
 use config::model::{
     Backend, BackendState, DesiredState, Forwarding, Port, Protocol, Scheduling, Service, Source,
 };
@@ -113,8 +113,14 @@ impl Rig {
     /// Loads the program; nothing is configured.
     #[must_use]
     pub fn new(features: u32) -> Self {
+        Self::sized(capacity(), features)
+    }
+
+    /// The same, with tables of this capacity.
+    #[must_use]
+    pub fn sized(capacity: Capacity, features: u32) -> Self {
         need_root();
-        let bpf = Bpf::load(capacity(), 3, SEED, features, None).expect("the program loads");
+        let bpf = Bpf::load(capacity, 3, SEED, features, None).expect("the program loads");
         let counters = Box::new(bpf.counters().expect("counters"));
         let planner = Planner::adopt(&bpf, std::iter::empty(), Duration::ZERO);
         Self { bpf, planner, counters, features }
@@ -125,6 +131,12 @@ impl Rig {
     #[must_use]
     pub fn with(services: Vec<Service>, ifindex: u32, mtu: u32) -> Self {
         let mut rig = Self::new(EVERYTHING);
+        rig.fill(services, ifindex, mtu);
+        rig
+    }
+
+    /// Puts services in force, with every backend behind [`HOP_MAC`] on interface `ifindex`.
+    pub fn fill(&mut self, services: Vec<Service>, ifindex: u32, mtu: u32) {
         let mut hops = BTreeMap::new();
         for backend in services.iter().flat_map(|s| &s.backends) {
             let source = if backend.address.is_ipv4() { "10.0.0.1" } else { "2001:db8:f::1" };
@@ -138,10 +150,15 @@ impl Rig {
             };
             hops.insert(backend.address, NextHop::Resolved(hop));
         }
-        let ops = rig.planner.set_hops(&hops, &rig.bpf, Duration::ZERO).expect("room");
-        rig.apply(&ops);
-        rig.put(services);
-        rig
+        let ops = self.planner.set_hops(&hops, &self.bpf, Duration::ZERO).expect("room");
+        self.apply(&ops);
+        self.put(services);
+    }
+
+    /// Packets of each reason so far.
+    #[must_use]
+    pub fn reasons(&self) -> BTreeMap<Reason, u64> {
+        self.counters.reasons().into_iter().map(|(reason, count)| (reason, count.packets)).collect()
     }
 
     /// Puts services in force.
@@ -166,11 +183,16 @@ impl Rig {
         self.bpf.apply(ops).expect("the kernel takes it");
     }
 
+    /// The program.
+    pub fn program(&mut self) -> &mut Xdp {
+        self.bpf.program(self.features).expect("loaded")
+    }
+
     /// Runs the program on one frame.
     pub fn run(&mut self, frame: &[u8]) -> Outcome {
         let before = self.counters.reasons();
         let mut out = vec![0; frame.len() + 256];
-        let program = self.bpf.program(self.features).expect("loaded");
+        let program = self.program();
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),

@@ -1,0 +1,192 @@
+//! The measuring frame: runs a program on one packet after another inside the kernel.
+//!
+//! See `bench/ebpf`. A pass is: undo the last one, write the next flow's headers, call the program.
+//! What a pass costs without a program is measured with an empty one, in the same rounds.
+
+use std::{os::fd::AsFd as _, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, ProgramArray},
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+};
+use memmap2::{MmapOptions, MmapRaw};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::packet::Flow;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-ebpf.o"));
+
+/// Offsets in `State` of the program, in 64-bit words.
+const NEXT: usize = 0;
+const PASSES: usize = 1;
+const SALT: usize = 2;
+const LINK: usize = 3;
+const WORDS: usize = 5;
+const STATE_WORDS: usize = 12;
+const ETH: usize = 14;
+
+/// Frames of a number of flows, ready to be sent through programs.
+pub struct Frame {
+    ebpf: Ebpf,
+    state: MmapRaw,
+    flows: Vec<Flow>,
+    opening: bool,
+}
+
+/// What came of some passes.
+#[derive(Debug)]
+pub struct Run {
+    /// CPU time of the thread, for each pass.
+    pub nanos: f64,
+    /// Verdict of the last pass.
+    pub verdict: u32,
+    /// The frame as the last pass left it.
+    pub out: Vec<u8>,
+    /// The frame that the last pass was given.
+    pub sent: Vec<u8>,
+}
+
+impl Frame {
+    /// Loads the frame for these flows, whose number is a power of two. All have one family; the
+    /// destination may differ with IPv4 only.
+    ///
+    /// # Errors
+    /// The kernel refuses a program or a map.
+    pub fn load(flows: Vec<Flow>, opening: bool) -> anyhow::Result<Self> {
+        ensure!(flows.len().is_power_of_two(), "{} flows", flows.len());
+        let count = u32::try_from(flows.len())?;
+        let template = flows[0].frame(opening);
+        let long = u32::from(flows[0].src.is_ipv6());
+        let (length, mask) = (u32::try_from(template.len())?, count - 1);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("LENGTH", &length, true)
+            .override_global("LONG", &long, true)
+            .override_global("FLOW_MASK", &mask, true)
+            .map_max_entries("FLOWS", count)
+            .load(OBJECT)?;
+        for name in ["frame", "empty", "floor"] {
+            program(&mut ebpf, name)?.load().with_context(|| format!("program {name}"))?;
+        }
+        let state = mapped(&ebpf, "STATE", STATE_WORDS * 8)?;
+        let table = mapped(&ebpf, "FLOWS", flows.len() * 16)?;
+        for (i, flow) in flows.iter().enumerate() {
+            let frame = flow.frame(opening);
+            store(&table, i * 2, word(&frame, ETH + 8));
+            store(&table, i * 2 + 1, word(&frame, ETH + 16));
+        }
+        store(&state, LINK, word(&template, 0));
+        store(&state, LINK + 1, word(&template, 8) & 0xffff_ffff_ffff);
+        for i in 0..if long == 0 { 5 } else { 7 } {
+            store(&state, WORDS + i, word(&template, ETH + i * 8));
+        }
+        Ok(Self { ebpf, state, flows, opening })
+    }
+
+    /// Bytes of a frame.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.flows[0].frame(self.opening).len()
+    }
+
+    /// Number of flows.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Other clients' ports (or, for IPv6, addresses) from now on: every flow is a new one.
+    pub fn renew(&mut self, round: u16) {
+        let salt = if self.flows[0].src.is_ipv6() {
+            u64::from(round) << 16
+        } else {
+            // The high byte of the port.
+            u64::from(round & 0xff) << 32
+        };
+        store(&self.state, SALT, salt);
+    }
+
+    /// A program of the frame's own: `empty` or `floor`.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
+        Ok(program(&mut self.ebpf, name)?.fd()?.try_clone()?)
+    }
+
+    /// Sends `passes` packets through `target`, beginning with the first flow.
+    ///
+    /// # Errors
+    /// The kernel refuses, or fewer passes took place.
+    pub fn run(&mut self, target: &ProgramFd, passes: u32) -> anyhow::Result<Run> {
+        let map = self.ebpf.map_mut("TARGET").context("no map TARGET")?;
+        ProgramArray::try_from(map)?.set(0, target, 0).context("the program cannot be called")?;
+        store(&self.state, NEXT, 0);
+        store(&self.state, PASSES, 0);
+        let first = self.flows[0].frame(self.opening);
+        let mut out = vec![0; first.len() + 256];
+        let frame = program(&mut self.ebpf, "frame")?;
+        let options = TestRunOptions {
+            data_in: Some(&first),
+            data_out: Some(&mut out),
+            repeat: passes,
+            ..TestRunOptions::default()
+        };
+        let before = thread_time()?;
+        let result = frame.test_run(options)?;
+        let spent = thread_time()? - before;
+        let done = load(&self.state, PASSES);
+        ensure!(done == u64::from(passes), "{done} passes, not {passes}");
+        out.truncate(result.data_size_out as usize);
+        Ok(Run {
+            nanos: spent.as_nanos() as f64 / f64::from(passes),
+            verdict: result.return_value,
+            out,
+            sent: self.sent(passes - 1),
+        })
+    }
+
+    /// The frame of a pass.
+    fn sent(&self, pass: u32) -> Vec<u8> {
+        let flow = pass as usize & (self.flows.len() - 1);
+        let mut frame = self.flows[flow].frame(self.opening);
+        let salted = word(&frame, ETH + 16) ^ load(&self.state, SALT);
+        frame[ETH + 16..ETH + 24].copy_from_slice(&salted.to_ne_bytes());
+        frame
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn mapped(ebpf: &Ebpf, name: &str, bytes: usize) -> anyhow::Result<MmapRaw> {
+    let Some(Map::Array(map)) = ebpf.map(name) else { anyhow::bail!("no array {name}") };
+    Ok(MmapOptions::new().len(bytes).map_raw(&map.fd().as_fd())?)
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|i| bytes.get(at + i).copied().unwrap_or_default()))
+}
+
+fn store(map: &MmapRaw, index: usize, word: u64) {
+    assert!(index * 8 + 8 <= map.len());
+    // SAFETY: inside the mapping and aligned, as it begins on a page; no program runs meanwhile.
+    unsafe { map.as_mut_ptr().cast::<u64>().add(index).write_volatile(word) };
+}
+
+fn load(map: &MmapRaw, index: usize) -> u64 {
+    assert!(index * 8 + 8 <= map.len());
+    // SAFETY: as in `store`.
+    unsafe { map.as_ptr().cast::<u64>().add(index).read_volatile() }
+}
+
+/// CPU time of this thread.
+///
+/// # Errors
+/// The kernel has no such clock.
+pub fn thread_time() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}

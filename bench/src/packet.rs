@@ -1,0 +1,178 @@
+//! The packets that are sent through programs, and what must come out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, ensure};
+use lb_tests::rig::{CLIENT_MAC, HOP_MAC, OUR_MAC};
+
+/// Port of every service.
+pub const PORT: u16 = 80;
+
+const ETH: usize = 14;
+const ACK: u8 = 0x10;
+const SYN: u8 = 0x02;
+const TTL: u8 = 64;
+
+/// Where a flow comes from and goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Client.
+    pub src: IpAddr,
+    /// VIP, of the same family.
+    pub dst: IpAddr,
+    /// Client's port.
+    pub port: u16,
+}
+
+impl Flow {
+    /// A TCP segment without payload, in an Ethernet frame of at least 60 bytes.
+    ///
+    /// # Panics
+    /// The addresses are of different families.
+    #[must_use]
+    pub fn frame(&self, opening: bool) -> Vec<u8> {
+        let mut frame = Vec::new();
+        frame.extend_from_slice(&OUR_MAC);
+        frame.extend_from_slice(&CLIENT_MAC);
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(&mut frame, src, dst),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => ipv6(&mut frame, src, dst),
+            _ => panic!("a flow has one family"),
+        }
+        frame.extend_from_slice(&self.port.to_be_bytes());
+        frame.extend_from_slice(&PORT.to_be_bytes());
+        frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
+        frame.extend_from_slice(&[0x50, if opening { SYN } else { ACK }, 0xff, 0xff, 0, 0, 0, 0]);
+        frame.resize(frame.len().max(60), 0);
+        frame
+    }
+}
+
+fn ipv4(frame: &mut Vec<u8>, src: Ipv4Addr, dst: Ipv4Addr) {
+    frame.extend_from_slice(&[0x08, 0x00]);
+    let at = frame.len();
+    frame.extend_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, TTL, 6, 0, 0]);
+    frame.extend_from_slice(&src.octets());
+    frame.extend_from_slice(&dst.octets());
+    let check = !sum(&frame[at..]);
+    frame[at + 10..at + 12].copy_from_slice(&check.to_be_bytes());
+}
+
+fn ipv6(frame: &mut Vec<u8>, src: Ipv6Addr, dst: Ipv6Addr) {
+    frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, TTL]);
+    frame.extend_from_slice(&src.octets());
+    frame.extend_from_slice(&dst.octets());
+}
+
+/// The Internet checksum's sum of an even number of bytes (RFC 1071).
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum: u32 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// What stands after the link header when the packet has been routed once.
+fn one_hop_later(sent: &[u8]) -> Vec<u8> {
+    let mut inner = sent[ETH..].to_vec();
+    if sent[12..14] == [8, 0] {
+        inner[8] -= 1;
+        inner[10..12].fill(0);
+        let check = !sum(&inner[..20]);
+        inner[10..12].copy_from_slice(&check.to_be_bytes());
+    } else {
+        inner[7] -= 1;
+    }
+    inner
+}
+
+/// Checks that `out` is `sent` one hop later with the backend's link header.
+///
+/// # Errors
+/// What differs.
+pub fn expect_routed(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+    ensure!(out.len() == sent.len(), "length {}", out.len());
+    ensure!(out[..6] == HOP_MAC && out[6..12] == OUR_MAC, "link header");
+    ensure!(out[ETH..] == one_hop_later(sent), "packet: {out:02x?}");
+    Ok(())
+}
+
+/// Checks that `out` is `sent` one hop later inside an outer header of the backend's family.
+///
+/// # Errors
+/// What differs.
+pub fn expect_encapsulated(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+    ensure!(out.len() > ETH + 20 && out[..6] == HOP_MAC && out[6..12] == OUR_MAC, "link header");
+    let inner = one_hop_later(sent);
+    // Protocol and length: TCP without options and payload.
+    let (proto, length) = if sent[12..14] == [8, 0] { (4, 40) } else { (41, 60) };
+    let l3 = &out[ETH..];
+    let rest = if out[12..14] == [8, 0] {
+        ensure!(l3[0] == 0x45 && l3[9] == proto && sum(&l3[..20]) == 0xffff, "outer IPv4 header");
+        let total = u16::from_be_bytes([l3[2], l3[3]]);
+        ensure!(total == 20 + length, "outer length {total}");
+        ensure!(l3[16] == 10, "outer destination");
+        &l3[20..]
+    } else {
+        ensure!(out[12..14] == [0x86, 0xdd] && l3[0] >> 4 == 6 && l3[6] == proto, "outer IPv6");
+        let total = u16::from_be_bytes([l3[4], l3[5]]);
+        ensure!(total == length, "outer length {total}");
+        l3.get(40..).context("the outer header is cut")?
+    };
+    ensure!(rest == inner, "inner packet: {rest:02x?}, not {inner:02x?}");
+    Ok(())
+}
+
+/// Checks that a frame of this length was given the floor's header.
+///
+/// # Errors
+/// What differs.
+pub fn expect_floor(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+    ensure!(out.len() == sent.len() + 20, "length {}", out.len());
+    ensure!(out[ETH] == 0x45 && sum(&out[ETH..ETH + 20]) == 0xffff, "outer header");
+    // The floor moves no link header: what was sent stands behind it as it was.
+    ensure!(out[ETH + 20..] == sent[ETH..], "inner packet");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(src: &str, dst: &str) -> Flow {
+        Flow { src: src.parse().unwrap(), dst: dst.parse().unwrap(), port: 4000 }
+    }
+
+    #[test]
+    fn frames_are_whole() {
+        let v4 = flow("192.0.2.1", "203.0.113.1").frame(true);
+        assert_eq!((v4.len(), sum(&v4[14..34])), (60, 0xffff));
+        assert_eq!(v4[36..38], [0, 80]);
+        assert_eq!(v4[47], SYN);
+        let v6 = flow("2001:db8::1", "2001:db8::2").frame(false);
+        assert_eq!((v6.len(), v6[67]), (74, ACK));
+    }
+
+    #[test]
+    fn a_wrong_byte_is_found() {
+        let sent = flow("192.0.2.1", "203.0.113.1").frame(false);
+        let mut out = Vec::new();
+        out.extend_from_slice(&HOP_MAC);
+        out.extend_from_slice(&OUR_MAC);
+        ipv4(&mut out, "10.0.0.1".parse().unwrap(), "10.0.1.1".parse().unwrap());
+        out[ETH + 9] = 4;
+        out[ETH + 2..ETH + 4].copy_from_slice(&60u16.to_be_bytes());
+        out[ETH + 10..ETH + 12].fill(0);
+        let check = !sum(&out[ETH..ETH + 20]);
+        out[ETH + 10..ETH + 12].copy_from_slice(&check.to_be_bytes());
+        out.extend_from_slice(&sent[ETH..]);
+        assert!(expect_encapsulated(&out, &sent).is_err(), "the inner TTL is as it was");
+        out[ETH + 20 + 8] -= 1;
+        out[ETH + 20 + 10] += 1;
+        expect_encapsulated(&out, &sent).unwrap();
+        out[ETH + 40] ^= 1;
+        assert!(expect_encapsulated(&out, &sent).is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! The configurations that packets meet.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use abi::{
+    limits::feature,
+    prefix::{Entry, LINES, ListRow},
+};
+use config::model::{Backend, BackendState, Forwarding, Port, Protocol, Service};
+use lb_daemon::datapath::{Capacity, Op};
+use lb_tests::rig::{EVERYTHING, INGRESS, Rig, service};
+
+use crate::packet::PORT;
+
+/// VIPs of the first service.
+pub(super) const VIP4: &str = "203.0.113.10";
+pub(super) const VIP6: &str = "2001:db8:113::10";
+
+/// Backends of a single service.
+const BACKENDS: u32 = 100;
+/// Backends of each of many.
+const BACKENDS_EACH: u32 = 2;
+
+/// Names of the configurations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One service, balancing alone.
+    One,
+    /// The same with every feature.
+    Whole,
+    /// The same with a blocklist that no packet is on.
+    Listed,
+    /// One service that forwards on layer 2.
+    L2,
+    /// One service whose backends have all just been replaced.
+    Moving,
+    /// Many services.
+    Many,
+}
+
+impl Kind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::One => "one service",
+            Self::Whole => "one, prefilter and decap on",
+            Self::Listed => "one, and a blocklist",
+            Self::L2 => "one, l2",
+            Self::Moving => "one, every slot moving",
+            Self::Many => "many services",
+        }
+    }
+}
+
+/// One [`Rig`] for each kind.
+pub(super) struct Tables {
+    one: Rig,
+    whole: Rig,
+    listed: Rig,
+    l2: Rig,
+    moving: Rig,
+    many: Rig,
+    vips: Vec<Ipv4Addr>,
+}
+
+impl Tables {
+    pub(super) fn build(services: u32) -> Self {
+        let single = |forwarding, first| vec![edge(forwarding, first)];
+        let mut moving = rig(feature::BALANCE, single(Forwarding::Ipip, 0), 1);
+        moving.fill(single(Forwarding::Ipip, BACKENDS), INGRESS, 1500);
+        let vips: Vec<Ipv4Addr> = (0..services).map(vip).collect();
+        let many = vips.iter().zip(0..).map(|(vip, i)| small(*vip, i)).collect();
+        let one = |features| rig(features, single(Forwarding::Ipip, 0), 1);
+        Self {
+            one: one(feature::BALANCE),
+            whole: one(EVERYTHING),
+            listed: listed(one(EVERYTHING | LISTED)),
+            l2: rig(feature::BALANCE, single(Forwarding::L2, 0), 1),
+            moving,
+            many: rig(feature::BALANCE, many, services),
+            vips,
+        }
+    }
+
+    pub(super) fn rig(&mut self, kind: Kind) -> &mut Rig {
+        match kind {
+            Kind::One => &mut self.one,
+            Kind::Whole => &mut self.whole,
+            Kind::Listed => &mut self.listed,
+            Kind::L2 => &mut self.l2,
+            Kind::Moving => &mut self.moving,
+            Kind::Many => &mut self.many,
+        }
+    }
+
+    /// VIPs of the many services; the first is [`VIP4`].
+    pub(super) fn vips(&self) -> &[Ipv4Addr] {
+        &self.vips
+    }
+}
+
+/// Beside the features: with room for a blocklist.
+const LISTED: u32 = 1 << 31;
+
+fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
+    let lines = if features & LISTED == 0 { 0 } else { LINES };
+    let features = features & !LISTED;
+    let capacity = Capacity {
+        buckets: count.next_power_of_two().max(1024),
+        frontends: count * 3 + 1024,
+        slots: count * 252 + 200_000,
+        backends: count * BACKENDS_EACH + 1024,
+        egress: 16,
+        lines,
+        blocks: 16,
+        prefixes6: 64,
+    };
+    let mut rig = Rig::sized(capacity, features);
+    rig.fill(services, INGRESS, 1500);
+    rig
+}
+
+/// A service with a hundred backends.
+fn edge(forwarding: Forwarding, first: u32) -> Service {
+    let mut edge = service("edge", &[VIP4, VIP6], forwarding, &[]);
+    edge.ports = ports();
+    edge.backends = (first..first + BACKENDS).map(backend).collect();
+    edge
+}
+
+fn small(vip: Ipv4Addr, index: u32) -> Service {
+    let mut small = service(&format!("s{index}"), &[], Forwarding::Ipip, &[]);
+    small.addresses = [IpAddr::from(vip)].into();
+    small.ports = ports();
+    let first = 1000 + index * BACKENDS_EACH;
+    small.backends = (first..first + BACKENDS_EACH).map(backend).collect();
+    small
+}
+
+fn ports() -> Vec<Port> {
+    vec![Port { name: "http".to_owned(), port: PORT, protocol: Protocol::Tcp, target_port: PORT }]
+}
+
+fn backend(index: u32) -> Backend {
+    let address = Ipv4Addr::from(0x0a80_0000 + index);
+    Backend {
+        name: address.to_string(),
+        address: address.into(),
+        weight: 1,
+        state: BackendState::Active,
+    }
+}
+
+/// Every other address, so that those between are nobody's.
+fn vip(index: u32) -> Ipv4Addr {
+    let first: Ipv4Addr = VIP4.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
+    Ipv4Addr::from(u32::from(first) + index * 2)
+}
+
+/// Puts a list in force that none of the packets is on: clients come from below 208.0.0.0.
+fn listed(mut rig: Rig) -> Rig {
+    let list = ListRow { drop: 1, id: 1 };
+    let networks = 0xe0_0000..=0xe0_ffff;
+    rig.apply(&[Op::List(1, list), Op::Lines(networks, Entry::List(1))]);
+    rig
+}

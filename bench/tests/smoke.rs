@@ -1,0 +1,18 @@
+//! One tiny round of every measurement: programs load, and do with each packet what the rows say.
+
+use lb_bench::{
+    packets::{self, Effort},
+    ring,
+};
+use lb_tests::rig::need_root;
+
+#[test]
+fn packets_take_the_way_that_their_row_says() {
+    need_root();
+    packets::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
+}
+
+#[test]
+fn rings_are_built() {
+    ring::measure(1).expect("a round").publish(None, "").expect("prints");
+}
