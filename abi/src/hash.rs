@@ -54,6 +54,25 @@ pub const fn frontend(addr: Addr, port_protocol: u32, salt: u64) -> u64 {
     h ^ (h >> 32)
 }
 
+/// Hash of an IPv6 prefix: its address without host bits, and its length. Each half picks a bucket.
+#[inline(always)]
+#[must_use]
+pub const fn prefix6(hi: u64, lo: u64, len: u64) -> u64 {
+    let mut h = (hi ^ len.wrapping_mul(P3)).wrapping_mul(P1);
+    h ^= h >> 32;
+    h = (h ^ lo).wrapping_mul(P2);
+    h ^= h >> 29;
+    h = h.wrapping_mul(P3);
+    h ^ (h >> 32)
+}
+
+/// Hash of the leading 32 bits of an IPv6 address.
+#[inline(always)]
+#[must_use]
+pub const fn leading6(hi: u64) -> u32 {
+    ((hi >> 32).wrapping_mul(P1) >> 32) as u32
+}
+
 /// Scales the high half of a flow's hash to `0..size`, without a division.
 #[inline(always)]
 #[must_use]

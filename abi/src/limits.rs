@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -22,8 +22,14 @@ pub const MAX_BUCKETS: u32 = 1 << 20;
 pub const MAX_EGRESS: u32 = 256;
 /// Blocklists: a list's number must fit a byte of a second-level block, 0 meaning none.
 pub const MAX_LISTS: u32 = 250;
-/// Second-level blocks of the IPv4 prefix set.
+/// Second-level blocks of the IPv4 prefix set, in each half.
 pub const MAX_BLOCKS: u32 = 1 << 22;
+/// Second-level bitmaps of the IPv4 prefix set, in each half: an entry has 22 bits for one.
+pub const MAX_BITMAPS: u32 = 1 << 22;
+/// Rows of the IPv6 filter, in each half.
+pub const MAX_FILTER6: u32 = 1 << 22;
+/// Buckets of the IPv6 prefix table, in each half.
+pub const MAX_BUCKETS6: u32 = 1 << 23;
 /// Entries of the flow table.
 pub const FLOWS: u32 = 1 << 17;
 

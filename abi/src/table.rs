@@ -8,7 +8,7 @@ use crate::{addr::Addr, limits::BUCKET_WAYS};
 
 /// Reads a word that the daemon may store to meanwhile.
 #[inline(always)]
-fn live(word: &u64) -> u64 {
+pub(crate) fn live(word: &u64) -> u64 {
     // SAFETY: a reference is valid and aligned; volatile only keeps the compiler from reading twice.
     unsafe { core::ptr::read_volatile(word) }
 }
@@ -65,6 +65,8 @@ pub enum Unserved {
 impl Control {
     /// Set in `flags` while the IPv6 prefix table holds anything.
     pub const PREFIXES_V6: u64 = 1;
+    /// Half of the prefix sets that is in force.
+    pub const HALF: u64 = 2;
     /// Byte offset of `generation`, for the daemon's store.
     pub const GENERATION: usize = core::mem::offset_of!(Self, generation);
     /// Byte offset of `flags`, for the daemon's store.
@@ -123,6 +125,12 @@ impl Control {
     #[must_use]
     pub fn generation(&self) -> u64 {
         live(&self.generation)
+    }
+
+    /// The flags for lengths of IPv6 prefixes below [`crate::prefix::SHORTEST6`] that are in use.
+    #[must_use]
+    pub const fn shorts(bits: u32) -> u64 {
+        (bits as u64) << 32
     }
 
     /// Sets the flags of a row that no program reads.
@@ -933,7 +941,7 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                3, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                4, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
                 0, 0, 0, 0
             ]
         );

@@ -207,6 +207,52 @@ impl PrefixSet {
     }
 }
 
+impl PrefixSet {
+    /// The IPv6 prefixes that are within one, itself included, in order.
+    #[must_use]
+    pub fn within6(&self, net: Ipv6Net) -> &[Ipv6Net] {
+        let net = net.trunc();
+        let from = self.v6.partition_point(|n| *n < net);
+        let last = net.broadcast();
+        let len = self.v6[from..].partition_point(|n| n.network() <= last);
+        &self.v6[from..from + len]
+    }
+
+    /// The prefixes that are in one of two sets and not in the other; `None`: more than `most`.
+    #[must_use]
+    pub fn difference(&self, other: &Self, most: usize) -> Option<Vec<IpNet>> {
+        let mut out = Vec::new();
+        differ(&self.v4, &other.v4, most, |net| out.push(IpNet::V4(net.into())))?;
+        differ(&self.v6, &other.v6, most, |net| out.push(IpNet::V6(net)))?;
+        (out.len() <= most).then_some(out)
+    }
+}
+
+/// Calls `tell` with what is in one of two ordered slices only; `None`: more often than `most`.
+fn differ<T: Copy + Ord>(a: &[T], b: &[T], most: usize, mut tell: impl FnMut(T)) -> Option<()> {
+    if a.len().abs_diff(b.len()) > most {
+        return None;
+    }
+    let (mut a, mut b) = (a, b);
+    let mut count = 0;
+    loop {
+        let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        (a, b) = (&a[same..], &b[same..]);
+        let next = match (a.first(), b.first()) {
+            (None, None) => return Some(()),
+            (Some(x), Some(y)) if x < y => &mut a,
+            (Some(_), None) => &mut a,
+            (_, Some(_)) => &mut b,
+        };
+        tell(next[0]);
+        *next = &next[1..];
+        count += 1;
+        if count > most {
+            return None;
+        }
+    }
+}
+
 impl FromIterator<IpNet> for PrefixSet {
     fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -262,6 +308,23 @@ mod tests {
             let within: Vec<_> =
                 within.filter(|n| (first..=last).contains(&n.first())).collect();
             prop_assert_eq!(set.within4(first, last), &within[..]);
+
+            let other: PrefixSet = nets.iter().copied().skip(3).chain([more]).collect();
+            let mut differ: Vec<IpNet> = plain.iter().copied().filter(|n| !other.contains(*n)).collect();
+            differ.extend(other.iter().filter(|n| !plain.contains(n)));
+            differ.sort();
+            let most = differ.len();
+            let mut found = set.difference(&other, most).unwrap();
+            found.sort();
+            prop_assert_eq!(&found, &differ);
+            prop_assert!(most == 0 || set.difference(&other, most - 1).is_none());
+            if let IpNet::V6(net) = more {
+                let within = plain.iter().filter_map(|n| match n {
+                    IpNet::V6(n) if net.contains(n) => Some(*n),
+                    _ => None,
+                });
+                prop_assert_eq!(set.within6(net), &within.collect::<Vec<_>>()[..]);
+            }
 
             prop_assert_eq!(set.insert(more), !plain.contains(&more.trunc()));
             prop_assert!(set.contains(more));

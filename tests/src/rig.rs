@@ -51,8 +51,10 @@ pub fn capacity() -> Capacity {
         backends: 1024,
         egress: 16,
         lines: abi::prefix::LINES,
-        blocks: 16,
-        prefixes6: 64,
+        bitmaps: 64,
+        blocks: 64,
+        filter6: 64,
+        buckets6: 64,
     }
 }
 

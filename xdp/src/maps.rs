@@ -8,7 +8,7 @@ use abi::{
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     limits::{FLOWS, FRAGMENTS, REASON_ROWS},
     pick::Tables,
-    prefix::{Block, Line, ListRow, Prefixes},
+    prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
     reply,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
@@ -19,7 +19,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::{bpf_csum_diff, bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 
@@ -41,6 +41,19 @@ static FRONTEND_ROWS: Global<u32> = Global::new(1);
 /// Rows of the backend counters for each CPU.
 #[unsafe(no_mangle)]
 static BACKEND_ROWS: Global<u32> = Global::new(1);
+
+/// Rows of [`BITMAPS`] in each half.
+#[unsafe(no_mangle)]
+static BITMAP_ROWS: Global<u32> = Global::new(1);
+/// Rows of [`BLOCKS`] in each half.
+#[unsafe(no_mangle)]
+static BLOCK_ROWS: Global<u32> = Global::new(1);
+/// Rows of [`FILTER6`] in each half; a power of two.
+#[unsafe(no_mangle)]
+static FILTER6_ROWS: Global<u32> = Global::new(1);
+/// Rows of [`BUCKETS6`] in each half; a power of two.
+#[unsafe(no_mangle)]
+static BUCKET6_ROWS: Global<u32> = Global::new(1);
 
 /// Bits of [`FEATURES`].
 pub(crate) mod feature {
@@ -80,10 +93,14 @@ static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "LINES")]
 static LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "BITMAPS")]
+static BITMAPS: Array<Bitmap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BLOCKS")]
 static BLOCKS: Array<Block> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "PREFIXES6")]
-static PREFIXES6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+#[map(name = "FILTER6")]
+static FILTER6: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "BUCKETS6")]
+static BUCKETS6: Array<Bucket6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "LISTS")]
 static LISTS: Array<ListRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -140,15 +157,47 @@ impl Tables for Maps {
     }
 }
 
-impl Prefixes for Maps {
+/// A half of the prefix sets: 0 or 1.
+#[derive(Clone, Copy)]
+pub(crate) struct Half(u32);
+
+impl Half {
+    /// The one in force, as the control table's flags say. Computed: a branch would double the paths.
     #[inline(always)]
-    fn line(&self, index: u32) -> Option<&Line> {
-        LINES.get(index)
+    pub(crate) const fn of(flags: u64) -> Self {
+        const { assert!(Control::HALF == 2) };
+        Self((flags >> 1) as u32 & 1)
+    }
+}
+
+impl Prefixes for Half {
+    #[inline(always)]
+    fn word(&self, network: u32) -> u32 {
+        let line = LINES.get(self.0 * prefix::LINES + network / prefix::LINE as u32);
+        line.map_or(0, |line| line.word(network))
     }
 
     #[inline(always)]
-    fn block(&self, index: u32) -> Option<&Block> {
-        BLOCKS.get(index)
+    fn bitmap(&self, row: u32, low: u8) -> bool {
+        BITMAPS.get(self.0 * BITMAP_ROWS.load() + row).is_some_and(|bitmap| bitmap.holds(low))
+    }
+
+    #[inline(always)]
+    fn block(&self, row: u32, low: u8) -> u8 {
+        let block = BLOCKS.get(self.0 * BLOCK_ROWS.load() + row);
+        block.map_or(0, |block| block.lists()[usize::from(low)])
+    }
+
+    #[inline(always)]
+    fn filter6(&self, row: u32) -> [u64; 2] {
+        let rows = FILTER6_ROWS.load();
+        FILTER6.get(self.0 * rows + (row & (rows - 1))).map_or([0; 2], Filter6::words)
+    }
+
+    #[inline(always)]
+    fn bucket6(&self, index: u32) -> Option<&Bucket6> {
+        let rows = BUCKET6_ROWS.load();
+        BUCKETS6.get(self.0 * rows + (index & (rows - 1)))
     }
 }
 
@@ -273,16 +322,10 @@ pub(crate) fn checksum_of<const N: usize>(bytes: &mut [u8; N]) -> u32 {
     }
 }
 
-/// Whether the daemon has put anything into the IPv6 prefix table.
+/// The control table's live flags.
 #[inline(always)]
-pub(crate) fn has_prefixes6() -> bool {
-    CONTROL.get(0).is_some_and(|c| c.flags() & Control::PREFIXES_V6 != 0)
-}
-
-/// The list of an IPv6 address; 0: none.
-#[inline(always)]
-pub(crate) fn list_v6(addr: [u8; 16]) -> u32 {
-    PREFIXES6.get(aya_ebpf::maps::lpm_trie::Key::new(128, addr)).copied().unwrap_or(0)
+pub(crate) fn flags() -> u64 {
+    CONTROL.get(0).map_or(0, Control::flags)
 }
 
 #[inline(always)]

@@ -111,8 +111,10 @@ fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
         backends: count * BACKENDS_EACH + 1024,
         egress: 16,
         lines,
+        bitmaps: 16,
         blocks: 16,
-        prefixes6: 64,
+        filter6: 64,
+        buckets6: 64,
     };
     let mut rig = Rig::sized(capacity, features);
     rig.fill(services, INGRESS, 1500);
@@ -159,7 +161,8 @@ fn vip(index: u32) -> Ipv4Addr {
 /// Puts a list in force that none of the packets is on: clients come from below 208.0.0.0.
 fn listed(mut rig: Rig) -> Rig {
     let list = ListRow { drop: 1, id: 1 };
-    let networks = 0xe0_0000..=0xe0_ffff;
-    rig.apply(&[Op::List(1, list), Op::Lines(networks, Entry::List(1))]);
+    let networks = (0xe0_0000..=0xe0_ffff).map(|network| Op::Line(network, Entry::List(1)));
+    rig.apply(&[Op::List(1, list)]);
+    rig.apply(&networks.collect::<Vec<_>>());
     rig
 }

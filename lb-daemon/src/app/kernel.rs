@@ -16,7 +16,8 @@ use std::{
 
 use abi::{
     limits::{
-        ABI_VERSION, MAX_BACKENDS, MAX_BLOCKS, MAX_BUCKETS, MAX_EGRESS, MAX_FRONTENDS, MAX_SLOTS,
+        ABI_VERSION, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS, MAX_BUCKETS6, MAX_EGRESS,
+        MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
     },
     reason::Reason,
 };
@@ -28,6 +29,7 @@ use crate::{
         ApplyError, Capacity, Datapath, Op, Tables,
         bpf::{Bpf, BpfError, MappedCounters},
     },
+    plan::prefixes::Needs,
     ring,
     view::{Count, Counters},
 };
@@ -281,23 +283,11 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
-/// Waits until every program that runs now has ended: programs run in read-side critical sections, and
-/// this command is the kernel's `synchronize_rcu` (membarrier(2), `MEMBARRIER_CMD_GLOBAL`).
-pub(super) fn grace() {
-    const GLOBAL: libc::c_int = 1;
-    // SAFETY: takes numbers only.
-    let failed = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0;
-    if failed {
-        // With nohz_full CPUs the kernel refuses. A program runs for microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-}
-
 /// Room for what is wanted, and as much again as is likely to come.
 ///
 /// # Errors
 /// [`KernelError::Limit`].
-pub(super) fn capacity_for(wanted: &DesiredState) -> Result<Capacity, KernelError> {
+pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capacity, KernelError> {
     let mut frontends = 0u64;
     let mut vips = std::collections::BTreeSet::new();
     let mut backends = 0u64;
@@ -318,11 +308,6 @@ pub(super) fn capacity_for(wanted: &DesiredState) -> Result<Capacity, KernelErro
         Ok((used + used / 4).max(least).min(u64::from(most)) as u32)
     };
     let frontends = room("FRONTENDS", frontends, 1024, MAX_FRONTENDS)?;
-    let lists = || wanted.prefilter.lists.iter().map(|list| &list.prefixes);
-    let any = !wanted.prefilter.allow.is_empty() || lists().any(|list| !list.is_empty());
-    let longer = |set: &config::PrefixSet| set.v4().iter().filter(|net| net.bits() > 24).count();
-    let long = lists().map(longer).sum::<usize>() + wanted.prefilter.allow.len();
-    let v6 = lists().map(|list| list.v6().len()).sum::<usize>() + wanted.prefilter.allow.len();
     Ok(Capacity {
         // Half full at most: a bucket holds four.
         buckets: (frontends / 2).next_power_of_two().min(MAX_BUCKETS),
@@ -330,8 +315,13 @@ pub(super) fn capacity_for(wanted: &DesiredState) -> Result<Capacity, KernelErro
         slots: room("SLOTS", slots, 1 << 16, MAX_SLOTS)?,
         backends: room("BACKENDS", backends, 1024, MAX_BACKENDS)?,
         egress: MAX_EGRESS,
-        lines: if any { abi::prefix::LINES } else { 0 },
-        blocks: room("BLOCKS", long as u64, 64, MAX_BLOCKS)?,
-        prefixes6: room("PREFIXES6", v6 as u64, 1024, u32::MAX / 4)?,
+        lines: if lists.any { abi::prefix::LINES } else { 0 },
+        bitmaps: room("BITMAPS", lists.bitmaps, 4096, MAX_BITMAPS)? * u32::from(lists.any),
+        blocks: room("BLOCKS", lists.blocks, 1024, MAX_BLOCKS)? * u32::from(lists.any),
+        // Half full at most.
+        filter6: room("FILTER6", lists.leading6 * 2, 1024, MAX_FILTER6)?.next_power_of_two(),
+        // A bucket holds three, and is to hold two at most.
+        buckets6: room("BUCKETS6", lists.nets6.div_ceil(2), 1024, MAX_BUCKETS6)?
+            .next_power_of_two(),
     })
 }

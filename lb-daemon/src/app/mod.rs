@@ -38,6 +38,7 @@ use crate::{
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
     nexthop::{NextHop, Resolver},
+    plan::prefixes::Prefixes,
     store::Store,
 };
 
@@ -118,12 +119,13 @@ pub async fn run(
     fs::create_dir_all(&options.bpffs)
         .with_context(|| format!("cannot make {}", options.bpffs.display()))?;
     let _pins = cleanup::lock(&options.bpffs)?;
-    let needs = kernel::capacity_for(&wanted)?;
+    let mut prefixes = Prefixes::default();
+    let needs = kernel::capacity_for(&wanted, prefixes.needs(&wanted.prefilter)?)?;
     let seed = crate::ring::seed(&wanted.maglev.seed);
     let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));
     let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
     let counters = kernel.counters();
-    let (owner, view) = Owner::start(Parts {
+    let parts = Parts {
         config_path: options.config.clone(),
         pins: options.bpffs.clone(),
         kernel,
@@ -137,7 +139,8 @@ pub async fn run(
         resolver,
         checker,
         hops: first.into_iter().collect(),
-    })?;
+    };
+    let (owner, view) = Owner::start(parts, prefixes)?;
 
     let (commands, inbox) = mpsc::channel(QUEUE);
     let token = stop.clone();

@@ -118,7 +118,10 @@ impl Owner {
     ///
     /// # Errors
     /// What keeps it from being in force; printable.
-    pub(super) fn start(mut parts: Parts) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
+    pub(super) fn start(
+        mut parts: Parts,
+        prefixes: Prefixes,
+    ) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
         let wanted = sources::merge(&parts.files, &parts.api, &parts.lists.read())
             .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
         sources::warn_skipped(&wanted, &DesiredState::default());
@@ -149,7 +152,7 @@ impl Owner {
             parts,
             wanted,
             planner,
-            prefixes: Prefixes::default(),
+            prefixes,
             health: HealthMap::new(),
             interfaces: Vec::new(),
             held: attach::Held::new(),
@@ -428,7 +431,8 @@ impl Owner {
         self.resolver_knows = false;
         let ops = self.planner.inherit_hops(hops, tables, now)?;
         let lists = self.wanted.prefilter.lists.iter().map(|list| list.name.as_str());
-        self.prefixes = Prefixes::adopt(tables, lists)?;
+        let before = std::mem::take(&mut self.prefixes);
+        self.prefixes = Prefixes::adopt(tables, lists).keep_compiled(before);
         self.parts.kernel.apply(&ops)?;
         let down: Vec<(String, IpAddr)> = self
             .health
@@ -505,18 +509,12 @@ impl Owner {
     fn try_enforce(&mut self) -> Result<(), Failure> {
         let now = self.now();
         let control = self.parts.kernel.tables().control();
-        let has_lines = self.parts.kernel.tables().capacity().lines > 0;
-        let lists = &self.wanted.prefilter;
-        let needs_lines = !lists.allow.is_empty() || !lists.lists.is_empty();
-        if control.seed() != crate::ring::seed(&self.wanted.maglev.seed)
-            || (needs_lines && !has_lines)
-        {
+        if control.seed() != crate::ring::seed(&self.wanted.maglev.seed) {
             self.grow(None)?;
         }
         let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
         self.parts.kernel.apply(&ops)?;
-        let blocks = self.parts.kernel.tables().capacity().blocks;
-        let ops = self.prefixes.plan(&self.wanted.prefilter, blocks)?;
+        let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
         self.parts.kernel.apply(&ops)?;
         self.put_decap()
     }
@@ -532,7 +530,8 @@ impl Owner {
 
     /// Larger tables: at least twice as large where `table` is full.
     fn grow(&mut self, table: Option<&str>) -> Result<(), Failure> {
-        let mut needs = kernel::capacity_for(&self.wanted)?;
+        let lists = self.prefixes.needs(&self.wanted.prefilter)?;
+        let mut needs = kernel::capacity_for(&self.wanted, lists)?;
         let now = self.parts.kernel.tables().capacity();
         let twice = |own: &mut u32, now: u32, name: &str| {
             *own = (*own).max(if table == Some(name) { now.saturating_mul(2) } else { now });
@@ -542,8 +541,10 @@ impl Owner {
         twice(&mut needs.slots, now.slots, "SLOTS");
         twice(&mut needs.backends, now.backends, "BACKENDS");
         twice(&mut needs.egress, now.egress, "EGRESS");
+        twice(&mut needs.bitmaps, now.bitmaps, "BITMAPS");
         twice(&mut needs.blocks, now.blocks, "BLOCKS");
-        twice(&mut needs.prefixes6, now.prefixes6, "PREFIXES6");
+        twice(&mut needs.filter6, now.filter6, "FILTER6");
+        twice(&mut needs.buckets6, now.buckets6, "BUCKETS6");
         needs.lines = needs.lines.max(now.lines);
         tracing::info!(full = table, "making larger tables");
         self.parts.kernel.grow(needs, crate::ring::seed(&self.wanted.maglev.seed))?;
@@ -633,7 +634,7 @@ impl Owner {
     /// Waits for the programs to leave what was given back, so that it can be used again.
     fn release(&mut self) {
         if self.planner.waits() || self.prefixes.waits() {
-            tokio::task::block_in_place(kernel::grace);
+            tokio::task::block_in_place(crate::datapath::bpf::grace);
             self.planner.release();
             self.prefixes.release();
         }

@@ -11,33 +11,32 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use abi::{
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
-    prefix::{Block, Line, ListRow},
+    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, WAYS6},
     reason::Reason,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{LpmTrie, Map, MapData, ProgramArray, lpm_trie::Key},
+    maps::{Map, MapData, ProgramArray},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
-use ipnet::Ipv6Net;
 use memmap2::{MmapOptions, MmapRaw};
 use siphasher::sip::SipHasher13;
 
-use super::{ApplyError, Capacity, Datapath, Op, Tables};
+use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 use crate::view::{Count, Counters};
 
 /// The XDP program's object file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 19] = [
     "CONTROL",
     "BUCKETS",
     "FRONTENDS",
@@ -48,8 +47,10 @@ const MAPS: [&str; 17] = [
     "FRAGMENTS",
     "JUMP",
     "LINES",
+    "BITMAPS",
     "BLOCKS",
-    "PREFIXES6",
+    "FILTER6",
+    "BUCKETS6",
     "LISTS",
     "FRONTEND_COUNT",
     "BACKEND_COUNT",
@@ -169,6 +170,28 @@ impl<T: Pod> Mapped<T> {
         self.word(row, offset).store(word, Ordering::Release);
     }
 
+    /// As [`Self::store`], for 32 bits at a multiple of 4.
+    fn store_half_word(&self, row: u32, offset: usize, value: u32) {
+        let word = self.word(row, offset / 8 * 8).as_ptr().cast::<u32>();
+        // SAFETY: one half of a word inside the mapping, aligned to 4.
+        unsafe { AtomicU32::from_ptr(word.add(offset / 4 % 2)) }.store(value, Ordering::Release);
+    }
+
+    /// Copies rows, as bytes, to where no program reads.
+    fn fill(&self, first: u32, rows: &[u8]) {
+        let (start, all) = (first as usize * size_of::<T>(), self.len as usize * size_of::<T>());
+        assert!(start <= all && rows.len() <= all - start);
+        // SAFETY: inside the mapping by the check above; the two do not overlap, as one of them is the
+        // mapping, which `rows` cannot point into: nobody is given a reference to it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                rows.as_ptr(),
+                self.memory.as_mut_ptr().add(start),
+                rows.len(),
+            );
+        }
+    }
+
     fn bytes(&self) -> u64 {
         u64::from(self.len) * size_of::<T>() as u64
     }
@@ -186,9 +209,11 @@ pub struct Bpf {
     backends: Mapped<Backend>,
     egress: Mapped<Egress>,
     lines: Mapped<Line>,
+    bitmaps: Mapped<Bitmap>,
     blocks: Mapped<Block>,
+    filter6: Mapped<Filter6>,
+    buckets6: Mapped<Bucket6>,
     lists: Mapped<ListRow>,
-    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
 }
 
 impl Bpf {
@@ -218,7 +243,6 @@ impl Bpf {
         }
         let first = instance(capacity, &control, features, pins)?;
         let source = Source { pins, instance: &first };
-        let trie = source.open("PREFIXES6")?;
         let bpf = Self {
             capacity,
             control: source.mapped("CONTROL")?,
@@ -228,10 +252,11 @@ impl Bpf {
             backends: source.mapped("BACKENDS")?,
             egress: source.mapped("EGRESS")?,
             lines: source.mapped("LINES")?,
+            bitmaps: source.mapped("BITMAPS")?,
             blocks: source.mapped("BLOCKS")?,
+            filter6: source.mapped("FILTER6")?,
+            buckets6: source.mapped("BUCKETS6")?,
             lists: source.mapped("LISTS")?,
-            prefixes6: LpmTrie::try_from(Map::LpmTrie(trie))
-                .map_err(|_| BpfError::Map("PREFIXES6"))?,
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
         };
@@ -284,11 +309,9 @@ impl Bpf {
             let info = source.open(name).ok()?.info().ok()?;
             let entries = u64::from(info.max_entries());
             let entry = u64::from(info.value_size()).next_multiple_of(8);
-            // Keys of arrays are not stored; those of hashes and tries are, with a header each.
+            // Keys of arrays are not stored; those of hashes are, with a header each.
             let key = match name {
-                "FLOWS" | "FRAGMENTS" | "PREFIXES6" => {
-                    u64::from(info.key_size()).next_multiple_of(8) + 48
-                }
+                "FLOWS" | "FRAGMENTS" => u64::from(info.key_size()).next_multiple_of(8) + 48,
                 _ => 0,
             };
             Some((name, entries, entries * (entry + key)))
@@ -305,7 +328,10 @@ impl Bpf {
             + self.backends.bytes()
             + self.egress.bytes()
             + self.lines.bytes()
+            + self.bitmaps.bytes()
             + self.blocks.bytes()
+            + self.filter6.bytes()
+            + self.buckets6.bytes()
     }
 }
 
@@ -326,9 +352,11 @@ fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
         slots: entries("SLOTS")?,
         backends: entries("BACKENDS")?,
         egress: entries("EGRESS")?,
-        lines: if lines == abi::prefix::LINES { lines } else { 0 },
-        blocks: entries("BLOCKS")?,
-        prefixes6: entries("PREFIXES6")?,
+        lines: if lines == 2 * LINES { LINES } else { 0 },
+        bitmaps: entries("BITMAPS")? / 2,
+        blocks: entries("BLOCKS")? / 2,
+        filter6: entries("FILTER6")? / 2,
+        buckets6: entries("BUCKETS6")? / 2,
     })
 }
 
@@ -343,8 +371,8 @@ fn instance(
     {
         return Ok(Instance::Pinned(Box::new(program)));
     }
-    let Capacity { buckets, frontends, slots, backends, egress, lines, blocks, prefixes6 } =
-        capacity;
+    let Capacity { buckets, frontends, slots, backends, egress, .. } = capacity;
+    let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
     let cpus = control.cpus();
     let mask = buckets - 1;
     let (salt, seed) = (control.salt(), control.seed());
@@ -361,9 +389,16 @@ fn instance(
         .map_max_entries("SLOTS", slots)
         .map_max_entries("BACKENDS", backends)
         .map_max_entries("EGRESS", egress)
-        .map_max_entries("LINES", lines.max(1))
-        .map_max_entries("BLOCKS", blocks.max(1))
-        .map_max_entries("PREFIXES6", prefixes6.max(1))
+        .override_global("BITMAP_ROWS", &bitmaps, true)
+        .override_global("BLOCK_ROWS", &blocks, true)
+        .override_global("FILTER6_ROWS", &filter6, true)
+        .override_global("BUCKET6_ROWS", &buckets6, true)
+        // Two halves each.
+        .map_max_entries("LINES", (lines * 2).max(1))
+        .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
+        .map_max_entries("BLOCKS", (blocks * 2).max(1))
+        .map_max_entries("FILTER6", filter6 * 2)
+        .map_max_entries("BUCKETS6", buckets6 * 2)
         .map_max_entries("LISTS", MAX_LISTS + 1)
         .map_max_entries("FRONTEND_COUNT", frontends * cpus)
         .map_max_entries("BACKEND_COUNT", backends * cpus)
@@ -449,9 +484,7 @@ impl Source<'_> {
         }
         let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
         match ebpf.map(name) {
-            Some(
-                Map::Array(map) | Map::LpmTrie(map) | Map::LruHashMap(map) | Map::ProgramArray(map),
-            ) => {
+            Some(Map::Array(map) | Map::LruHashMap(map) | Map::ProgramArray(map)) => {
                 let fd = map.fd().as_fd().try_clone_to_owned();
                 fd.map_err(|source| BpfError::Mmap { name, source })
                     .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))
@@ -509,28 +542,24 @@ impl Tables for Bpf {
         self.lists.read(row)
     }
 
-    fn line(&self, index: u32) -> [u32; abi::prefix::LINE] {
-        self.lines.read(index).words()
+    fn line(&self, index: u32) -> [u32; LINE] {
+        self.lines.read(self.half() * LINES + index).words()
+    }
+
+    fn bitmap(&self, row: u32) -> [u64; 4] {
+        self.bitmaps.read(self.half() * self.capacity.bitmaps + row).words()
     }
 
     fn block(&self, row: u32) -> Box<[u8; 256]> {
-        Box::new(*self.blocks.read(row).lists())
+        Box::new(*self.blocks.read(self.half() * self.capacity.blocks + row).lists())
     }
 
-    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError> {
-        let failed = |source| ApplyError {
-            what: "reading the IPv6 prefixes".to_owned(),
-            source: io::Error::other(source),
-        };
-        let mut all = BTreeMap::new();
-        for item in &self.prefixes6 {
-            let (key, list) = item.map_err(failed)?;
-            // The kernel keeps no longer prefix than the key has bits.
-            if let Ok(net) = Ipv6Net::new(key.data().into(), key.prefix_len() as u8) {
-                all.insert(net, list);
-            }
-        }
-        Ok(all)
+    fn filter6(&self, row: u32) -> [u64; 2] {
+        self.filter6.read(self.half() * self.capacity.filter6 + row).words()
+    }
+
+    fn bucket6(&self, row: u32) -> Bucket6 {
+        self.buckets6.read(self.half() * self.capacity.buckets6 + row)
     }
 }
 
@@ -571,21 +600,23 @@ impl Bpf {
                 self.buckets.store(index, usize::from(way) * 8, word);
             }
             Op::List(row, ref value) => self.lists.write(row, value),
-            Op::Block(index, ref lists) => self.write_block(index, lists),
+            Op::Bitmap(row, ref bitmap) => {
+                self.bitmaps.write(self.half() * self.capacity.bitmaps + row, bitmap);
+            }
+            Op::Block(row, ref lists) => {
+                let row = self.half() * self.capacity.blocks + row;
+                self.blocks.write(row, &Block::new(**lists));
+            }
             Op::Line(network, entry) => self.store_entry(network, entry.to_word()),
-            Op::Lines(ref networks, entry) => {
-                for network in networks.clone() {
-                    self.store_entry(network, entry.to_word());
+            Op::Bucket6(row, ref bucket) => self.store_bucket6(row, bucket),
+            Op::Filter6(row, filter) => {
+                let row = self.half() * self.capacity.filter6 + row;
+                for (i, word) in filter.words().into_iter().enumerate() {
+                    self.filter6.store(row, i * 8, word);
                 }
             }
-            Op::Prefix6(net, list) => {
-                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                self.prefixes6.insert(&key, list, 0).map_err(|e| refused(op, e))?;
-            }
-            Op::RemovePrefix6(net) => {
-                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                self.prefixes6.remove(&key).map_err(|e| refused(op, e))?;
-            }
+            Op::Settle => grace(),
+            Op::Prefixes(ref image) => self.write_half(image),
             Op::Flags(flags) => self.control.store(0, Control::FLAGS, flags),
             Op::Unserved(what) => self.control.store(0, Control::UNSERVED, what as u64),
             Op::Generation(n) => self.control.store(0, Control::GENERATION, n),
@@ -593,26 +624,62 @@ impl Bpf {
         Ok(())
     }
 
-    fn write_block(&self, index: u32, lists: &[u8; 256]) {
-        for (i, &list) in lists.iter().enumerate() {
-            let word = self.blocks.word(index, i / 8 * 8).as_ptr().cast::<u8>();
-            // SAFETY: byte `i % 8` of a word inside the mapping.
-            unsafe { AtomicU8::from_ptr(word.add(i % 8)) }.store(list, Ordering::Relaxed);
+    /// The half of the prefix sets in force.
+    fn half(&self) -> u32 {
+        u32::from(self.control.read(0).flags() & Control::HALF != 0)
+    }
+
+    /// Writes the half that no program reads.
+    fn write_half(&self, Image { words, bitmaps, blocks, filter, buckets }: &Image) {
+        let idle = 1 - self.half();
+        let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
+        if lines > 0 {
+            self.lines.fill(idle * LINES, bytes_of(words));
         }
+        self.bitmaps.fill(idle * own_bitmaps, bytes_of(bitmaps));
+        self.blocks.fill(idle * own_blocks, bytes_of(blocks));
+        self.filter6.fill(idle * self.capacity.filter6, bytes_of(filter));
+        self.buckets6.fill(idle * self.capacity.buckets6, bytes_of(buckets));
         fence(Ordering::Release);
     }
 
     fn store_entry(&self, network: u32, entry: u32) {
-        let line = network / abi::prefix::LINE as u32;
-        let at = network as usize % abi::prefix::LINE;
-        let word = self.lines.word(line, at / 2 * 8).as_ptr().cast::<u32>();
-        // SAFETY: one half of a word inside the mapping, aligned to 4.
-        unsafe { AtomicU32::from_ptr(word.add(at % 2)) }.store(entry, Ordering::Release);
+        let line = self.half() * LINES + network / LINE as u32;
+        self.lines.store_half_word(line, network as usize % LINE * 4, entry);
+    }
+
+    /// An address is written while nothing says that there is one.
+    fn store_bucket6(&self, row: u32, bucket: &Bucket6) {
+        let row = self.half() * self.capacity.buckets6 + row;
+        let before = self.buckets6.read(row);
+        let words = bucket.words();
+        for way in (0..WAYS6).filter(|&way| before.get(way) != bucket.get(way)) {
+            let meta = Bucket6::META + way * 4;
+            self.buckets6.store_half_word(row, meta, 0);
+            self.buckets6.store(row, way * 16, words[way * 2]);
+            self.buckets6.store(row, way * 16 + 8, words[way * 2 + 1]);
+            let word = words[meta / 8] >> (meta % 8 * 8);
+            self.buckets6.store_half_word(row, meta, word as u32);
+        }
     }
 }
 
-fn refused(op: &Op, error: aya::maps::MapError) -> ApplyError {
-    ApplyError { what: format!("{op:?}"), source: io::Error::other(error) }
+/// Waits until every program that runs now has ended: programs run in read-side critical sections, and
+/// this command is the kernel's `synchronize_rcu` (membarrier(2), `MEMBARRIER_CMD_GLOBAL`).
+pub fn grace() {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only.
+    let failed = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0;
+    if failed {
+        // With nohz_full CPUs the kernel refuses. A program runs for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// The bytes of rows.
+fn bytes_of<T: Pod>(rows: &[T]) -> &[u8] {
+    // SAFETY: `T: Pod` has no padding, so every byte is initialised; the lifetime is that of `rows`.
+    unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows)) }
 }
 
 /// Counters in shared memory: reading them asks nobody.

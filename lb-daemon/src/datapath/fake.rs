@@ -7,15 +7,13 @@ use std::{
     io,
 };
 
+use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 use abi::{
     flow::{FlowEntry, FlowKey},
     pick,
-    prefix::{Entry, LINE, ListRow},
+    prefix::{self, Block, Bucket6, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
 };
-use ipnet::Ipv6Net;
-
-use super::{ApplyError, Capacity, Datapath, Op, Tables};
 
 /// Tables in vectors.
 #[derive(Clone, Debug)]
@@ -30,10 +28,7 @@ pub struct Fake {
     egress: Vec<Egress>,
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
-    lines: BTreeMap<u32, [u32; LINE]>,
-    blocks: BTreeMap<u32, Box<[u8; 256]>>,
-    /// IPv6 prefixes.
-    pub prefixes6: BTreeMap<Ipv6Net, u32>,
+    halves: [Option<Box<Image>>; 2],
     /// Entries of the flow table, as [`pick::backend`] leaves them.
     pub flows: RefCell<HashMap<FlowKey, FlowEntry>>,
     /// Operations carried out since the tables were made.
@@ -59,9 +54,7 @@ impl Fake {
             backends: vec![backend; capacity.backends as usize],
             egress: vec![Egress::default(); capacity.egress as usize],
             lists: BTreeMap::new(),
-            lines: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            prefixes6: BTreeMap::new(),
+            halves: [None, None],
             flows: RefCell::default(),
             applied: 0,
             fail_at: None,
@@ -158,15 +151,50 @@ impl Tables for Fake {
     }
 
     fn line(&self, index: u32) -> [u32; LINE] {
-        self.lines.get(&index).copied().unwrap_or_default()
+        let words = self.half().map(|half| &half.words[index as usize * LINE..][..LINE]);
+        words.and_then(|words| words.try_into().ok()).unwrap_or_default()
+    }
+
+    fn bitmap(&self, row: u32) -> [u64; 4] {
+        let bitmap = self.half().and_then(|half| half.bitmaps.get(row as usize));
+        bitmap.copied().unwrap_or_default().words()
     }
 
     fn block(&self, row: u32) -> Box<[u8; 256]> {
-        self.blocks.get(&row).cloned().unwrap_or_else(|| Box::new([0; 256]))
+        let block = self.half().and_then(|half| half.blocks.get(row as usize));
+        Box::new(block.map_or([0; 256], |block| *block.lists()))
     }
 
-    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError> {
-        Ok(self.prefixes6.clone())
+    fn filter6(&self, row: u32) -> [u64; 2] {
+        let words = self.half().and_then(|half| half.filter.get(row as usize));
+        words.copied().unwrap_or_default().words()
+    }
+
+    fn bucket6(&self, row: u32) -> Bucket6 {
+        let bucket = self.half().and_then(|half| half.buckets.get(row as usize));
+        bucket.copied().unwrap_or_default()
+    }
+}
+
+impl prefix::Prefixes for Fake {
+    fn word(&self, network: u32) -> u32 {
+        self.half().map_or(0, |half| half.words[network as usize])
+    }
+
+    fn bitmap(&self, row: u32, low: u8) -> bool {
+        self.half().is_some_and(|half| half.bitmaps[row as usize].holds(low))
+    }
+
+    fn block(&self, row: u32, low: u8) -> u8 {
+        self.half().map_or(0, |half| half.blocks[row as usize].lists()[usize::from(low)])
+    }
+
+    fn filter6(&self, row: u32) -> [u64; 2] {
+        Tables::filter6(self, row & (self.capacity.filter6 - 1))
+    }
+
+    fn bucket6(&self, index: u32) -> Option<&Bucket6> {
+        self.half()?.buckets.get((index & (self.capacity.buckets6 - 1)) as usize)
     }
 }
 
@@ -217,27 +245,45 @@ impl Fake {
             Op::List(row, value) => {
                 self.lists.insert(row, value);
             }
+            Op::Bitmap(row, bitmap) => put(&mut self.half_mut().bitmaps, row, bitmap),
             Op::Block(row, ref lists) => {
-                self.blocks.insert(row, lists.clone());
+                put(&mut self.half_mut().blocks, row, Block::new(**lists));
             }
-            Op::Line(network, entry) => self.store_entry(network, entry),
-            Op::Lines(ref networks, entry) => {
-                networks.clone().for_each(|network| self.store_entry(network, entry));
+            Op::Line(network, entry) => {
+                self.half_mut().words[network as usize] = entry.to_word();
+            }
+            Op::Bucket6(row, bucket) => put(&mut self.half_mut().buckets, row, bucket),
+            Op::Filter6(row, words) => put(&mut self.half_mut().filter, row, words),
+            Op::Settle => {}
+            Op::Prefixes(ref image) => {
+                let idle = 1 - self.number();
+                self.halves[idle] = Some(image.clone());
             }
             Op::Unserved(what) => self.control.set_unserved(what),
             Op::Flags(flags) => self.control.set_flags(flags),
-            Op::Prefix6(net, list) => {
-                self.prefixes6.insert(net, list);
-            }
-            Op::RemovePrefix6(net) => {
-                self.prefixes6.remove(&net);
-            }
             Op::Generation(n) => self.generation = n,
         }
     }
 
-    fn store_entry(&mut self, network: u32, entry: Entry) {
-        let line = self.lines.entry(network / LINE as u32).or_default();
-        line[network as usize % LINE] = entry.to_word();
+    /// The half in force.
+    fn number(&self) -> usize {
+        usize::from(self.control.flags() & Control::HALF != 0)
     }
+
+    fn half(&self) -> Option<&Image> {
+        self.halves[self.number()].as_deref()
+    }
+
+    fn half_mut(&mut self) -> &mut Image {
+        let number = self.number();
+        self.halves[number]
+            .get_or_insert_with(|| Box::new(Image { words: vec![0; 1 << 24], ..Image::default() }))
+    }
+}
+
+fn put<T: Clone + Default>(rows: &mut Vec<T>, row: u32, value: T) {
+    if rows.len() <= row as usize {
+        rows.resize(row as usize + 1, T::default());
+    }
+    rows[row as usize] = value;
 }

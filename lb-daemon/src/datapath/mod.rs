@@ -3,14 +3,12 @@
 //! [`Tables`] is what stands in memory now; [`Op`] is one step of a change. [`bpf`] is the kernel's,
 //! [`fake`] keeps vectors and can be told to fail. Neither decides anything.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
 use abi::{
-    prefix::{Entry, LINE, ListRow},
+    prefix::{Bitmap, Block, Bucket6, Entry, Filter6, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved},
 };
-use ipnet::Ipv6Net;
-
 pub mod bpf;
 pub mod fake;
 
@@ -29,10 +27,14 @@ pub struct Capacity {
     pub egress: u32,
     /// Lines of the IPv4 prefix set's first level; 0 or [`abi::prefix::LINES`].
     pub lines: u32,
-    /// Second-level blocks of the IPv4 prefix set.
+    /// Second-level bitmaps of the IPv4 prefix set, in each half.
+    pub bitmaps: u32,
+    /// Second-level blocks of the IPv4 prefix set, in each half.
     pub blocks: u32,
-    /// Entries of the IPv6 prefix table.
-    pub prefixes6: u32,
+    /// Rows of the IPv6 filter, in each half; a power of two.
+    pub filter6: u32,
+    /// Buckets of the IPv6 prefix table, in each half; a power of two.
+    pub buckets6: u32,
 }
 
 /// Read access to the tables in force.
@@ -53,15 +55,16 @@ pub trait Tables {
     fn egress(&self, row: u32) -> Egress;
     /// The row of a blocklist.
     fn list(&self, row: u32) -> ListRow;
-    /// The words of a line of the IPv4 prefix set's first level.
+    /// The words of a line of the IPv4 prefix set's first level; of the half in force, as all that follow.
     fn line(&self, index: u32) -> [u32; LINE];
-    /// A second-level block of it.
+    /// The words of a second-level bitmap.
+    fn bitmap(&self, row: u32) -> [u64; 4];
+    /// A second-level block.
     fn block(&self, row: u32) -> Box<[u8; 256]>;
-    /// The IPv6 prefixes and their lists.
-    ///
-    /// # Errors
-    /// The kernel's, which alone keeps that table.
-    fn prefixes6(&self) -> Result<BTreeMap<Ipv6Net, u32>, ApplyError>;
+    /// The words of a row of the IPv6 filter.
+    fn filter6(&self, row: u32) -> [u64; 2];
+    /// A bucket of the IPv6 prefix table.
+    fn bucket6(&self, row: u32) -> Bucket6;
 }
 
 /// One step of a change. Steps are carried out in order, and each leaves tables that a packet may
@@ -108,22 +111,54 @@ pub enum Op {
     },
     /// Writes the row of a blocklist.
     List(u32, ListRow),
-    /// Writes a second-level block.
+    /// Writes a second-level bitmap of the half in force.
+    Bitmap(u32, Bitmap),
+    /// Writes a second-level block of the half in force.
     Block(u32, Box<[u8; 256]>),
-    /// Stores an entry of the first level: network number (address / 256), entry.
+    /// Stores an entry of the first level of the half in force: network number (address / 256), entry.
     Line(u32, Entry),
-    /// Stores the same entry for all of these networks, one by one.
-    Lines(std::ops::RangeInclusive<u32>, Entry),
-    /// Adds or replaces an IPv6 prefix.
-    Prefix6(Ipv6Net, u32),
-    /// Removes an IPv6 prefix.
-    RemovePrefix6(Ipv6Net),
-    /// Stores the control flags.
+    /// Stores what differs in a bucket of the IPv6 prefix table, in the half in force.
+    Bucket6(u32, Bucket6),
+    /// Stores a row of the IPv6 filter, in the half in force.
+    Filter6(u32, Filter6),
+    /// Waits until every program that runs now has ended.
+    Settle,
+    /// Writes the half of the prefix sets that is not in force.
+    Prefixes(Box<Image>),
+    /// Stores the control flags: also which half is in force.
     Flags(u64),
     /// Stores what happens to packets for a VIP that no service takes.
     Unserved(Unserved),
     /// Counts a change as in force.
     Generation(u64),
+}
+
+/// A half of the prefix sets.
+#[derive(Clone, Default, PartialEq)]
+pub struct Image {
+    /// Word of each network of length 24.
+    pub words: Vec<u32>,
+    /// Second-level bitmaps, as far as there are.
+    pub bitmaps: Vec<Bitmap>,
+    /// Second-level blocks, as far as there are.
+    pub blocks: Vec<Block>,
+    /// All rows of the IPv6 filter.
+    pub filter: Vec<Filter6>,
+    /// All buckets of the IPv6 prefix table.
+    pub buckets: Vec<Bucket6>,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { words, bitmaps, blocks, filter, buckets } = self;
+        f.debug_struct("Image")
+            .field("words", &words.len())
+            .field("bitmaps", &bitmaps.len())
+            .field("blocks", &blocks.len())
+            .field("filter", &filter.len())
+            .field("buckets", &buckets.len())
+            .finish()
+    }
 }
 
 /// An operation that the kernel refused. What came before it is done.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 /// Numbers `0..capacity`, lowest first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rows {
     capacity: u32,
     next: u32,
@@ -17,6 +17,12 @@ impl Rows {
     #[must_use]
     pub fn new(capacity: u32) -> Self {
         Self { capacity, next: 0, free: Vec::new(), limbo: Vec::new() }
+    }
+
+    /// The first `used` are taken, the others free.
+    #[must_use]
+    pub fn with_first(capacity: u32, used: u32) -> Self {
+        Self { capacity, next: used, free: Vec::new(), limbo: Vec::new() }
     }
 
     /// Those in `used` are taken, the others free.
@@ -64,6 +70,12 @@ impl Rows {
     #[must_use]
     pub fn waits(&self) -> bool {
         !self.limbo.is_empty()
+    }
+
+    /// How many wait to be released.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.limbo.len()
     }
 }
 

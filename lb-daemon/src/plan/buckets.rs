@@ -134,7 +134,9 @@ mod tests {
             egress: 1,
             lines: 0,
             blocks: 0,
-            prefixes6: 0,
+            bitmaps: 0,
+            filter6: 1,
+            buckets6: 1,
         };
         Fake::new(capacity, 99, 0)
     }

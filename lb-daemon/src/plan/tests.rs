@@ -26,7 +26,9 @@ fn fake() -> Fake {
         egress: 8,
         lines: 0,
         blocks: 0,
-        prefixes6: 0,
+        bitmaps: 0,
+        filter6: 1,
+        buckets6: 1,
     };
     Fake::new(capacity, 1, SEED)
 }

@@ -1,16 +1,23 @@
 //! Is the source in a blocklist?
 
-use abi::{prefix, wire::Ip};
+use abi::{
+    hash,
+    prefix::{self, Prefixes as _},
+    table::Control,
+    wire::Ip,
+};
 
-use crate::maps::{self, Maps};
+use crate::maps::{self, Half};
 
 /// Whether the packet is dropped. A hit is counted for its list either way.
 #[inline(always)]
 pub(crate) fn blocks<const V4: bool>(ip: &Ip, bytes: u64, cpu: u32) -> bool {
+    let flags = maps::flags();
+    let half = Half::of(flags);
     let number = if V4 {
-        u32::from(prefix::list_v4(&Maps, u32::from_be(ip.src.as_v4_raw())))
-    } else if maps::has_prefixes6() {
-        maps::list_v6(ip.src.to_bytes())
+        u32::from(prefix::list_v4(&half, u32::from_be(ip.src.as_v4_raw())))
+    } else if flags & Control::PREFIXES_V6 != 0 {
+        list_v6(half, ip.src.hi().swap_bytes(), ip.src.lo().swap_bytes(), flags)
     } else {
         0
     };
@@ -19,4 +26,21 @@ pub(crate) fn blocks<const V4: bool>(ip: &Ip, bytes: u64, cpu: u32) -> bool {
     }
     maps::count_list(cpu, number, bytes);
     maps::list(number).is_some_and(|list| list.drop != 0)
+}
+
+/// The list of an IPv6 source: mostly the filter alone says that there is none.
+#[inline(always)]
+fn list_v6(half: Half, hi: u64, lo: u64, flags: u64) -> u32 {
+    let [long, middle] = half.filter6(hash::leading6(hi));
+    if long | middle | flags >> 32 == 0 {
+        return 0;
+    }
+    search(hi, lo, long, middle, flags)
+}
+
+/// Out of line: it is long, and the pipeline is made for each place where an IP header can begin.
+#[inline(never)]
+fn search(hi: u64, lo: u64, long: u64, middle: u64, flags: u64) -> u32 {
+    let half = Half::of(flags);
+    u32::from(prefix::list_v6(&half, [hi, lo], [long, middle], (flags >> 32) as u32))
 }

@@ -19,6 +19,10 @@ use crate::{
 /// The clock on the wall may be set meanwhile: an end that is further away is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// Rows of the prefix sets that may wait to be used again: waiting for programs to leave them takes
+/// longer than a ban should.
+const MAX_WAITING: usize = 1024;
+
 impl Owner {
     /// In force first, then kept, then answered: a ban should not wait for the disk.
     pub(super) fn change_lists(&mut self, changes: &[Change]) -> Result<Done, Refusal> {
@@ -88,8 +92,7 @@ impl Owner {
         if self.retry.is_some() || self.parts.kernel.tables().capacity().lines == 0 {
             return self.enforce(noticed);
         }
-        let blocks = self.parts.kernel.tables().capacity().blocks;
-        let ops = match self.prefixes.plan(&self.wanted.prefilter, blocks) {
+        let ops = match self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables()) {
             Ok(ops) => ops,
             Err(Full(_)) => return self.enforce(noticed),
         };
@@ -98,7 +101,9 @@ impl Owner {
         self.parts.kernel.apply(&[Op::Generation(next)])?;
         self.last_apply = Some(noticed.elapsed());
         self.last_success = Some(SystemTime::now());
-        self.release();
+        if self.prefixes.waiting() > MAX_WAITING {
+            self.release();
+        }
         Ok(())
     }
 

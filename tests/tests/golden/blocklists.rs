@@ -1,0 +1,161 @@
+//! Sources on blocklists.
+
+use abi::{
+    limits::feature,
+    prefix::{Bitmap, Entry, Filter6, ListRow, Net6, One, Place6},
+    reason::Reason,
+    table::Control,
+};
+use config::model::Forwarding;
+use lb_daemon::datapath::{Op, Tables as _};
+use lb_tests::rig::{self, Rig};
+
+use super::{
+    packets::{L4, VIP4, VIP6, frame4, frame6},
+    rig,
+};
+
+/// Puts an IPv6 prefix into the table as the daemon does.
+fn put6(rig: &mut Rig, net: Net6, list: u8) {
+    let rows = rig::capacity();
+    let at = net.buckets()[0] & (rows.buckets6 - 1);
+    let mut bucket = rig.bpf.bucket6(at);
+    let way = (0..3).rev().find(|&way| bucket.get(way).is_none()).unwrap();
+    bucket.set(way, Some((net, list)));
+    rig.apply(&[Op::Bucket6(at, bucket)]);
+    if let Place6::Filter { row, word, bit } = net.place() {
+        let row = row & (rows.filter6 - 1);
+        let mut words = rig.bpf.filter6(row);
+        words[word] |= bit;
+        rig.apply(&[Op::Filter6(row, Filter6::new(words))]);
+    }
+}
+
+#[test]
+fn blocked_sources_are_dropped_audited_ones_counted() {
+    let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
+    let mut block = Box::new([0u8; 256]);
+    block[7] = 2;
+    block[9] = 1;
+    rig.apply(&[
+        Op::List(1, ListRow { drop: 1, id: 1 }),
+        Op::List(2, ListRow { drop: 0, id: 2 }),
+        Op::Block(3, block),
+        // 192.0.2.0/24 in list 1; of 198.51.100.0/24 only .7, in list 2, and .9, in list 1.
+        Op::Line(0xc0_0002, Entry::List(1)),
+        Op::Line(0xc6_3364, Entry::Block(3)),
+        // Of 203.0.113.0/24 .64 to .127 in list 1, the rest in list 2.
+        Op::Line(0xcb_0071, Entry::One(One { base: 64, host_bits: 6, inside: 1, outside: 2 })),
+        // Of 203.0.114.0/24 .0, .64 and .255 in list 1.
+        Op::Bitmap(5, Bitmap::new([1, 1, 0, 1 << 63])),
+        Op::Line(0xcb_0072, Entry::Bitmap { row: 5, list: 1 }),
+    ]);
+    // Longest first: 2001:db8:bad::/48 in list 1, but 2001:db8:bad:1::/64 in none; 2a00::/12, of a
+    // length that is told once for all, in list 2.
+    put6(&mut rig, Net6::new(0x2001_0db8_0bad_0000, 0, 48), 1);
+    put6(&mut rig, Net6::new(0x2001_0db8_0bad_0001, 0, 64), 0);
+    put6(&mut rig, Net6::new(0x2a00 << 48, 0, 12), 2);
+    rig.apply(&[Op::Flags(Control::PREFIXES_V6 | Control::shorts(1 << (31 - 12)))]);
+    let mut see = |frame: &[u8]| rig.run(frame).reason;
+    assert_eq!(see(&frame4("192.0.2.200", VIP4, L4::Syn(80), 64, b"")), Reason::Blocked);
+    assert_eq!(see(&frame4("192.0.3.200", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame4("198.51.100.8", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    assert_eq!(see(&frame6("2001:db8:bad::1", VIP6, L4::Syn(80), 64, b"")), Reason::Blocked);
+    for (source, want) in [
+        ("2001:db8:9::1", Reason::ForwardedTx),
+        ("2001:db8:bad:1::1", Reason::ForwardedTx),
+        ("2001:db8:bad:2::1", Reason::Blocked),
+        ("2a0f::1", Reason::ForwardedTx),
+        ("2a10::1", Reason::ForwardedTx),
+    ] {
+        assert_eq!(see(&frame6(source, VIP6, L4::Syn(80), 64, b"")), want, "{source}");
+    }
+    assert_eq!(see(&frame4("198.51.100.9", VIP4, L4::Syn(80), 64, b"")), Reason::Blocked);
+    for low in [0, 64, 255] {
+        let source = format!("203.0.114.{low}");
+        assert_eq!(see(&frame4(&source, VIP4, L4::Syn(80), 64, b"")), Reason::Blocked, "{source}");
+    }
+    assert_eq!(see(&frame4("203.0.114.1", VIP4, L4::Syn(80), 64, b"")), Reason::ForwardedTx);
+    for (low, want) in [
+        (63, Reason::ForwardedTx),
+        (64, Reason::Blocked),
+        (127, Reason::Blocked),
+        (128, Reason::ForwardedTx),
+    ] {
+        let source = format!("203.0.113.{low}");
+        assert_eq!(see(&frame4(&source, VIP4, L4::Syn(80), 64, b"")), want, "{source}");
+    }
+    assert_eq!((rig.list_hits(1), rig.list_hits(2)), (9, 4));
+}
+
+#[test]
+fn the_kernel_blocks_what_the_lists_say() {
+    use config::model::{ListAction, Prefilter, PrefixList, Source};
+    use lb_daemon::plan::prefixes::{Prefixes, lookup};
+
+    // Numbers that look random, the same in every run.
+    let mut state = 7u64;
+    let mut next = |below: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u32 % below
+    };
+    let mut rig = Rig::new(feature::PREFILTER);
+    let mut prefixes = Prefixes::default();
+    for round in 0..4 {
+        let mut some = |count: u32| -> config::PrefixSet {
+            (0..count)
+                .map(|_| match next(3) {
+                    0 => format!("2001:db8::{:x}/{}", next(1 << 12), 112 + next(17)),
+                    _ => format!("203.0.{}.{}/{}", 112 + next(8), next(256), 20 + next(13)),
+                })
+                .map(|text| text.parse::<ipnet::IpNet>().expect("a prefix").trunc())
+                .collect()
+        };
+        let list = |name: &str, action, prefixes| {
+            let (name, source) = (name.to_owned(), Source::Api);
+            let (skipped, skipped_lines) = (Vec::new(), 0);
+            let list = PrefixList { name, source, action, prefixes, skipped, skipped_lines };
+            std::sync::Arc::new(list)
+        };
+        let lists = vec![
+            list("watch", ListAction::Audit, some(8)),
+            list("first", ListAction::Drop, some(10)),
+            list("second", ListAction::Drop, some(10)),
+        ];
+        let wanted = Prefilter { allow: some(4), lists };
+        let ops = prefixes.plan(&wanted, &rig.bpf).expect("room");
+        rig.apply(&ops);
+        prefixes.release();
+        let names = wanted.lists.iter().map(|l| l.name.as_str());
+        let mut adopted = Prefixes::adopt(&rig.bpf, names);
+        let again = adopted.plan(&wanted, &rig.bpf).expect("room");
+        assert_eq!(again, [], "what stands is what is wanted");
+        for _ in 0..500 {
+            let (source, frame) = match next(3) {
+                0 => {
+                    let source = format!("2001:db8::{:x}", next(1 << 12));
+                    let frame = frame6(&source, VIP6, L4::Syn(80), 64, b"");
+                    (source, frame)
+                }
+                _ => {
+                    let source = format!("203.0.{}.{}", 112 + next(8), next(256));
+                    let frame = frame4(&source, VIP4, L4::Syn(80), 64, b"");
+                    (source, frame)
+                }
+            };
+            let verdict = lookup(&wanted, source.parse().expect("an address"));
+            let number = verdict.decides.and_then(|name| prefixes.number_of(name));
+            let before = number.map(|n| rig.list_hits(n.into()));
+            let action =
+                verdict.hits.iter().find(|h| Some(h.list) == verdict.decides).map(|h| h.action);
+            let want = match action {
+                Some(ListAction::Drop) => Reason::Blocked,
+                Some(ListAction::Audit) | None => Reason::NotOurs,
+            };
+            assert_eq!(rig.run(&frame).reason, want, "round {round}: {source}: {verdict:?}");
+            let after = number.map(|n| rig.list_hits(n.into()));
+            assert_eq!(after, before.map(|n| n + 1), "round {round}: {source}: {verdict:?}");
+        }
+    }
+}
