@@ -14,6 +14,7 @@ pub mod limits;
 pub mod outer;
 pub mod pick;
 pub mod prefix;
+pub mod ranges;
 pub mod reason;
 pub mod reply;
 pub mod table;

@@ -58,6 +58,11 @@ pub const ANSWER_BURST: u64 = 100;
 /// Bytes of a packet that is too big that its answer brings back.
 pub const QUOTED: usize = 512;
 
+/// Prefixes of one set of sources, of either family.
+pub const MAX_RANGES: u32 = 1 << 16;
+/// Steps that halve the largest set to nothing.
+pub const RANGE_STEPS: u32 = 17;
+
 /// Counter rows of reasons for each CPU; a power of two, not less than the number of reasons.
 pub const REASON_ROWS: u32 = 64;
 
@@ -68,6 +73,7 @@ const _: () = {
     assert!(crate::reason::REASONS <= REASON_ROWS as usize);
     assert!(MAX_FRONTENDS < 1 << 30, "a row and the overflow flag share 31 bits of a bucket entry");
     assert!(MAX_LISTS < 255);
+    assert!(1 << (RANGE_STEPS - 1) >= MAX_RANGES);
 };
 
 /// Counter rows of blocklists for each CPU.

@@ -106,6 +106,10 @@ reasons! {
     UnservedRejected = 22, "unserved_rejected", Forward;
     /// A VIP's address, and no service takes it: left to the host's stack, as configured.
     UnservedPassed = 23, "unserved_passed", Pass;
+    /// A client that is not in the `source_ranges` of the service.
+    SourceRefused = 24, "source_refused", Drop;
+    /// An encapsulated packet for this machine, from a sender that is not in `decap.sources`.
+    TunnelSourceRefused = 25, "tunnel_source_refused", Drop;
 }
 
 impl Reason {

@@ -384,7 +384,7 @@ pub enum Mode {
 
 /// A row of the frontend table.
 ///
-/// Live words: `ring`, `old_ring`, `any`.
+/// Live words: `ring`, `old_ring`, `any`, `ranges`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
@@ -395,10 +395,10 @@ pub struct Frontend {
     old_ring: u64,
     any: u64,
     service: u64,
-    reserved: u64,
+    ranges: u64,
 }
 
-shared!(Frontend, 64, { addr @ 0, port_protocol @ 16, flags @ 20, ring @ 24, old_ring @ 32, any @ 40, service @ 48, reserved @ 56 });
+shared!(Frontend, 64, { addr @ 0, port_protocol @ 16, flags @ 20, ring @ 24, old_ring @ 32, any @ 40, service @ 48, ranges @ 56 });
 
 impl Frontend {
     /// Bits of the [`Mode`].
@@ -412,6 +412,8 @@ impl Frontend {
     pub const OLD_RING: usize = core::mem::offset_of!(Self, old_ring);
     /// Byte offset of `any`, for the daemon's store.
     pub const ANY: usize = core::mem::offset_of!(Self, any);
+    /// Byte offset of `ranges`, for the daemon's store.
+    pub const RANGES: usize = core::mem::offset_of!(Self, ranges);
 
     const fn row(key: FrontendKey, flags: u32, service: u64) -> Self {
         Self {
@@ -422,7 +424,7 @@ impl Frontend {
             old_ring: 0,
             any: 0,
             service,
-            reserved: 0,
+            ranges: 0,
         }
     }
 
@@ -521,6 +523,18 @@ impl Frontend {
     #[must_use]
     pub fn old_ring(&self) -> Ring {
         Ring::from_word(live(&self.old_ring))
+    }
+
+    /// The sources that it takes packets from, now: a word of [`crate::ranges::Ranges`].
+    #[inline(always)]
+    #[must_use]
+    pub fn ranges(&self) -> u64 {
+        live(&self.ranges)
+    }
+
+    /// Replaces the sources that it takes packets from.
+    pub const fn set_ranges(&mut self, word: u64) {
+        self.ranges = word;
     }
 
     /// Replaces the ring.

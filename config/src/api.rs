@@ -43,6 +43,7 @@ pub fn service_to_json(service: &model::Service) -> Value {
         forwarding,
         scheduling: model::Scheduling::Maglev,
         backends,
+        source_ranges,
         drain_timeout,
         health_check,
     } = service;
@@ -55,6 +56,9 @@ pub fn service_to_json(service: &model::Service) -> Value {
         "backends": backends.iter().map(backend).collect::<Vec<_>>(),
         "drain_timeout": format_duration(*drain_timeout),
     });
+    if !source_ranges.is_empty() {
+        json["source_ranges"] = json!(source_ranges);
+    }
     if let Some(check) = health_check {
         json["health_check"] = self::health_check(check);
     }

@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{Fault, PrefixSet};
 
@@ -23,6 +23,8 @@ pub struct DesiredState {
     pub interfaces: Vec<Interface>,
     /// Parameters of all rings.
     pub maglev: Maglev,
+    /// Who may send encapsulated packets to this machine; empty: everybody.
+    pub decap_sources: Vec<IpNet>,
     /// Services by name.
     pub services: BTreeMap<String, Arc<Service>>,
     /// The blocklists.
@@ -185,6 +187,8 @@ pub struct Service {
     pub scheduling: Scheduling,
     /// In the order written. Names and addresses are unique within the service.
     pub backends: Vec<Backend>,
+    /// Clients that may use the service; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
     /// How long connections of a draining or removed backend are kept.
     pub drain_timeout: Duration,
     /// `None`: backends count as healthy.

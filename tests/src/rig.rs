@@ -85,6 +85,7 @@ pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&s
                 state: BackendState::Active,
             })
             .collect(),
+        source_ranges: Vec::new(),
         drain_timeout: Duration::from_secs(60),
         health_check: None,
     }
@@ -175,8 +176,14 @@ impl Rig {
 
     /// Tunnels end at this address.
     pub fn decap_at(&mut self, address: &str) {
+        self.decap_from(address, &[]);
+    }
+
+    /// Tunnels from these prefixes end at this address.
+    pub fn decap_from(&mut self, address: &str, sources: &[&str]) {
         let address = BTreeSet::from([address.parse().expect("an address")]);
-        let ops = self.planner.set_decap(&address, &self.bpf).expect("room");
+        let sources: Vec<_> = sources.iter().map(|s| s.parse().expect("a prefix")).collect();
+        let ops = self.planner.set_decap(&address, &sources, &self.bpf).expect("room");
         self.apply(&ops);
     }
 

@@ -119,6 +119,8 @@ pub(crate) struct File {
     pub(crate) node: Field<Node>,
     /// Where programs are attached, and what they do there.
     pub(crate) interfaces: List<Interface>,
+    /// The receiving end of tunnels, for interfaces with the role `decap`.
+    pub(crate) decap: Field<Decap>,
     /// Parameters of the hash rings; the same on every node of a fleet.
     pub(crate) maglev: Field<Maglev>,
     /// Addresses in front, backends behind.
@@ -146,6 +148,14 @@ pub(crate) struct Node {
     /// What happens to packets for the address of a service at a port or of a protocol that no service
     /// has. Default: `drop`.
     pub(crate) unserved: Field<Unserved>,
+}
+
+/// The receiving end of tunnels.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Decap {
+    /// Outer source addresses that encapsulated packets are taken from. Without it, from any.
+    pub(crate) sources: List<Cidr>,
 }
 
 /// What happens to packets for the address of a service that no service takes.

@@ -27,7 +27,7 @@ pub(crate) struct Service {
     pub(crate) scheduling: Field<Scheduling>,
     /// Keeps clients on their backend. Not implemented in this version.
     pub(crate) affinity: Field<Affinity>,
-    /// Clients that may use the service. Not implemented in this version.
+    /// Clients that may use the service; everybody else is dropped. Without it, everybody may.
     pub(crate) source_ranges: List<Cidr>,
     /// Where the packets go. Without any, all packets for the service are dropped.
     pub(crate) backends: List<Backend>,

@@ -203,6 +203,7 @@ pub(super) fn scalars<'f>(
             tunnel_ipv4,
             tunnel_ipv6,
             unserved,
+            decap_sources,
             table_size,
             seed,
             interfaces,
@@ -224,6 +225,7 @@ pub(super) fn scalars<'f>(
         if let Some(unserved) = unserved {
             state.node.unserved = *unserved;
         }
+        state.decap_sources.extend(decap_sources);
         if table_size.is_some() {
             state.maglev.table_size = *table_size;
         }

@@ -200,6 +200,16 @@ fn roles(list: &List<file::Role>, context: &Context<'_, '_>) -> model::Roles {
     roles
 }
 
+pub(super) fn decap(
+    decap: &Field<file::Decap>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    if let Some(file::Decap { sources }) = decap.get() {
+        fragment.decap_sources = super::sources(sources, context.report);
+    }
+}
+
 pub(super) fn maglev(
     maglev: &Field<file::Maglev>,
     context: &Context<'_, '_>,

@@ -30,6 +30,7 @@ pub(crate) struct Fragment {
     pub(crate) tunnel_ipv4: Option<model::SourceOf<Ipv4Net>>,
     pub(crate) tunnel_ipv6: Option<model::SourceOf<Ipv6Net>>,
     pub(crate) unserved: Option<model::Unserved>,
+    pub(crate) decap_sources: Vec<IpNet>,
     pub(crate) table_size: Option<u32>,
     pub(crate) seed: Option<String>,
     pub(crate) interfaces: Vec<model::Interface>,
@@ -89,6 +90,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
     let file::File {
         node,
         interfaces,
+        decap,
         maglev,
         services,
         prefilter,
@@ -100,6 +102,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
     let mut fragment = Fragment::default();
     general::node(node, context, &mut fragment);
     general::interfaces(interfaces, context, &mut fragment);
+    general::decap(decap, context, &mut fragment);
     general::maglev(maglev, context, &mut fragment);
     for (one, at) in services.elements() {
         if let Some((name, name_at)) = one.name.placed() {
@@ -137,6 +140,24 @@ pub fn is_name(text: &str) -> bool {
     let fits = !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(good);
     // A path segment of dots alone would be taken for a directory.
     fits && !text.bytes().all(|c| c == b'.')
+}
+
+/// Prefixes that packets are taken from; an empty list is a fault, for it looks like a lock and would be
+/// none.
+pub(crate) fn sources(list: &file::List<file::Cidr>, report: &Report<'_>) -> Vec<IpNet> {
+    const MOST: usize = 65_536;
+    match list.get().map(Vec::len) {
+        Some(0) => report.fault(
+            list.at,
+            "the list of sources is empty",
+            "allowed: one prefix or more; leave it out to allow everybody",
+        ),
+        Some(count) if count > MOST => {
+            report.fault(list.at, format!("{count} prefixes"), format!("allowed: at most {MOST}"));
+        }
+        _ => {}
+    }
+    list.elements().map(|(&file::Cidr(net), _)| net).collect()
 }
 
 /// The name of an object that must have one.

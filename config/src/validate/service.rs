@@ -62,7 +62,8 @@ pub(crate) fn service(
     let (ports, places) = self::ports(ports, forwarding, at, report);
     let forwarding = self::forwarding(forwarding, at, report);
     let backends = self::backends(backends, &addresses, forwarding, report);
-    refuse_unimplemented(scheduling, affinity, source_ranges, report);
+    refuse_unimplemented(scheduling, affinity, report);
+    let source_ranges = super::sources(source_ranges, report);
     let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);
     let health_check =
         health_check.placed().and_then(|(check, at)| self::health_check(check, at, &ports, report));
@@ -78,6 +79,7 @@ pub(crate) fn service(
         forwarding: forwarding?,
         scheduling: model::Scheduling::Maglev,
         backends,
+        source_ranges,
         drain_timeout,
         health_check,
     };
@@ -335,7 +337,6 @@ fn check_family(
 fn refuse_unimplemented(
     scheduling: &Field<file::Scheduling>,
     affinity: &Field<file::Affinity>,
-    source_ranges: &List<file::Cidr>,
     report: &Report<'_>,
 ) {
     let word = match scheduling.get() {
@@ -358,13 +359,6 @@ fn refuse_unimplemented(
             at,
             "`affinity` is not implemented in this version",
             "leave it out; Maglev keeps a connection on its backend",
-        );
-    }
-    if source_ranges.get().is_some_and(|ranges| !ranges.is_empty()) {
-        report.fault(
-            source_ranges.at,
-            "`source_ranges` is not implemented in this version",
-            "leave it out, or block sources with prefilter.lists",
         );
     }
 }

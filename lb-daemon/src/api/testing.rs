@@ -84,6 +84,7 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
             backend("web-1", "10.0.1.11", 100, BackendState::Active),
             backend("web-2", "2001:db8::12", 50, BackendState::Draining),
         ],
+        source_ranges: Vec::new(),
         drain_timeout: Duration::from_secs(300),
         health_check: Some(HealthCheck {
             probe: Probe::Tcp { port: 443 },

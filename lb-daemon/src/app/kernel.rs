@@ -298,8 +298,9 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         backends += service.backends.len() as u64;
         let size =
             wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(service.backends.len()));
-        slots += u64::from(size) + 1;
+        slots += u64::from(size) + 1 + crate::plan::ranges::room(&service.source_ranges);
     }
+    slots += crate::plan::ranges::room(&wanted.decap_sources);
     frontends += vips.len() as u64;
     let room = |table, used: u64, least: u64, most: u32| {
         if used > u64::from(most) {

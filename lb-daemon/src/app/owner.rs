@@ -523,7 +523,11 @@ impl Owner {
         let takes = self.wanted.interfaces.iter().any(|interface| interface.roles.decap);
         let addresses =
             if takes { self.parts.links.local_addresses() } else { BTreeSet::default() };
-        let ops = self.planner.set_decap(&addresses, self.parts.kernel.tables())?;
+        let ops = self.planner.set_decap(
+            &addresses,
+            &self.wanted.decap_sources,
+            self.parts.kernel.tables(),
+        )?;
         self.parts.kernel.apply(&ops)?;
         Ok(())
     }

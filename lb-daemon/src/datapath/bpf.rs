@@ -595,6 +595,13 @@ impl Bpf {
             Op::FrontendOldRing(row, ring) => {
                 self.frontends.store(row, Frontend::OLD_RING, ring.to_word());
             }
+            Op::FrontendRanges(row, word) => self.frontends.store(row, Frontend::RANGES, word),
+            Op::Words { offset, ref words } => {
+                for (i, &word) in (offset..).zip(words) {
+                    self.slots.word(i, 0).store(word, Ordering::Relaxed);
+                }
+                fence(Ordering::Release);
+            }
             Op::FrontendAny(row, word) => self.frontends.store(row, Frontend::ANY, word),
             Op::Bucket { index, way, word } => {
                 self.buckets.store(index, usize::from(way) * 8, word);

@@ -238,6 +238,11 @@ impl Fake {
             Op::Frontend(row, value) => self.frontends[row as usize] = value,
             Op::FrontendRing(row, ring) => self.frontends[row as usize].set_ring(ring),
             Op::FrontendOldRing(row, ring) => self.frontends[row as usize].set_old_ring(ring),
+            Op::FrontendRanges(row, word) => self.frontends[row as usize].set_ranges(word),
+            Op::Words { offset, ref words } => {
+                let at = offset as usize;
+                self.slots[at..at + words.len()].copy_from_slice(words);
+            }
             Op::FrontendAny(row, word) => self.frontends[row as usize].set_any(word),
             Op::Bucket { index, way, word } => {
                 self.buckets[index as usize][usize::from(way)] = word;

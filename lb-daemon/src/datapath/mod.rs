@@ -100,6 +100,15 @@ pub enum Op {
     FrontendOldRing(u32, Ring),
     /// Stores a VIP's rows of services with port 0.
     FrontendAny(u32, u64),
+    /// Stores the sources that a frontend takes packets from.
+    FrontendRanges(u32, u64),
+    /// Writes words of the arena that nothing points at yet.
+    Words {
+        /// Index of the first.
+        offset: u32,
+        /// They.
+        words: Vec<u64>,
+    },
     /// Stores an entry of a bucket.
     Bucket {
         /// Index of the bucket.

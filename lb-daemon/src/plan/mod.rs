@@ -13,6 +13,7 @@ pub mod alloc;
 pub mod buckets;
 mod hops;
 pub mod prefixes;
+pub mod ranges;
 mod services;
 pub use services::keys as service_keys;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use abi::{
     table::{Egress, FrontendKey, Kind, Ring, Slot, Unserved},
 };
 use config::model::{DesiredState, Service, TunnelSource};
+use ipnet::IpNet;
 use siphasher::sip::SipHasher24;
 
 use self::{
@@ -56,6 +58,7 @@ pub struct Planner {
     pending: BTreeSet<Arc<str>>,
     vips: BTreeMap<Addr, Vip>,
     decap: BTreeMap<FrontendKey, u32>,
+    decap_ranges: ranges::Pair,
     by_address: HashMap<IpAddr, Vec<Arc<str>>>,
     /// Addresses that have come or gone since somebody asked.
     address_changes: BTreeSet<IpAddr>,
@@ -83,6 +86,7 @@ pub struct Planned {
     pub ring: Ring,
     old_ring: Ring,
     signature: u64,
+    ranges: ranges::Pair,
     settle_at: Option<Duration>,
 }
 
@@ -131,6 +135,7 @@ impl Planner {
         let mut services: BTreeMap<Arc<str>, Planned> = BTreeMap::new();
         let mut vips = BTreeMap::new();
         let mut decap = BTreeMap::new();
+        let mut decap_ranges = ranges::Pair::default();
 
         for index in 0..capacity.buckets {
             for word in tables.bucket(index).words() {
@@ -144,6 +149,7 @@ impl Planner {
                         vips.insert(f.key().addr, Vip { row, any });
                     }
                     Kind::Decap => {
+                        adopt_ranges(&mut decap_ranges, &f, &mut arena);
                         decap.insert(f.key(), row);
                     }
                     Kind::Service => {
@@ -151,6 +157,7 @@ impl Planner {
                             .entry(name_of(f.service_id()))
                             .or_insert_with(|| Planned::new(f.service_id(), drain));
                         s.frontends.insert(f.key(), row);
+                        adopt_ranges(&mut s.ranges, &f, &mut arena);
                         let ring = f.ring();
                         if s.ring.size == 0 && ring.size > 0 {
                             s.ring = ring;
@@ -193,6 +200,7 @@ impl Planner {
             services,
             vips,
             decap,
+            decap_ranges,
             by_address,
             address_changes: BTreeSet::new(),
             hops: HashMap::new(),
@@ -275,16 +283,20 @@ impl Planner {
         (gone, changed)
     }
 
-    /// Tunnels end at these addresses of this machine, and no others.
+    /// Tunnels end at these addresses of this machine, and no others; packets are taken from `sources`,
+    /// or from anybody if there are none.
     ///
     /// # Errors
     /// [`Full`].
     pub fn set_decap(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
+        sources: &[IpNet],
         tables: &dyn Tables,
     ) -> Result<Vec<Op>, Full> {
         let mut ops = Vec::new();
+        self.decap_ranges =
+            ranges::put(self.decap_ranges, sources, &mut self.arena, tables, &mut ops)?;
         let mut buckets = Buckets::default();
         let wanted: BTreeSet<FrontendKey> =
             addresses.iter().map(|&a| FrontendKey::decap(a.into())).collect();
@@ -297,11 +309,17 @@ impl Planner {
             }
         }
         for key in wanted {
-            if self.decap.contains_key(&key) {
+            let word = self.decap_ranges[ranges::family(key.addr.is_v4())].to_word();
+            if let Some(&row) = self.decap.get(&key) {
+                if tables.frontend(row).ranges() != word {
+                    ops.push(Op::FrontendRanges(row, word));
+                }
                 continue;
             }
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-            ops.push(Op::Frontend(row, abi::table::Frontend::decap(key.addr)));
+            let mut value = abi::table::Frontend::decap(key.addr);
+            value.set_ranges(word);
+            ops.push(Op::Frontend(row, value));
             buckets.insert(tables, &key, row, &mut ops).map_err(|_| Full("BUCKETS"))?;
             self.decap.insert(key, row);
         }
@@ -419,6 +437,16 @@ impl Planner {
     }
 }
 
+/// Takes note of the sources that a row names.
+fn adopt_ranges(pair: &mut ranges::Pair, f: &abi::table::Frontend, arena: &mut Arena) {
+    let v4 = f.key().addr.is_v4();
+    let stands = abi::ranges::Ranges::from_word(f.ranges());
+    let place = &mut pair[ranges::family(v4)];
+    if stands.only && !place.only && ranges::claim(stands, v4, arena) {
+        *place = stands;
+    }
+}
+
 impl Planned {
     fn new(id: u64, settle_at: Duration) -> Self {
         Self {
@@ -429,6 +457,7 @@ impl Planned {
             ring: Ring::default(),
             old_ring: Ring::default(),
             signature: 0,
+            ranges: ranges::Pair::default(),
             // After adoption: slots may be moving, and nobody remembers since when.
             settle_at: Some(settle_at),
         }

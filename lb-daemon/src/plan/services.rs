@@ -9,7 +9,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, Vip, buckets::Buckets, stable_id};
+use super::{Full, Member, Planned, Planner, Vip, buckets::Buckets, ranges, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -36,6 +36,12 @@ impl Planner {
         let result = self
             .put_backends(&name, &mut service, spec, tables, now, ops)
             .and_then(|()| self.put_ring(&mut service, spec, tables, now, ops))
+            .and_then(|()| {
+                let sources = &spec.source_ranges;
+                service.ranges =
+                    ranges::put(service.ranges, sources, &mut self.arena, tables, ops)?;
+                Ok(())
+            })
             .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
@@ -204,9 +210,13 @@ impl Planner {
         }
         for key in wanted {
             let old = service.frontends.get(&key).copied();
+            let sources = service.ranges[ranges::family(key.addr.is_v4())].to_word();
             if let Some(row) = old {
                 let stands = tables.frontend(row);
                 if stands.mode() == mode {
+                    if stands.ranges() != sources {
+                        ops.push(Op::FrontendRanges(row, sources));
+                    }
                     // After adoption of a change that was cut short.
                     if stands.ring() != service.ring
                         && !ops.contains(&Op::FrontendRing(row, service.ring))
@@ -220,6 +230,7 @@ impl Planner {
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
             let mut value = Frontend::service(key, mode, service.ring, service.id);
             value.set_old_ring(service.old_ring);
+            value.set_ranges(sources);
             ops.push(Op::Frontend(row, value));
             match old {
                 Some(old) => {
@@ -247,6 +258,9 @@ impl Planner {
         for (key, &row) in &service.frontends {
             buckets.replace(tables, key, row, None, ops);
             self.frontends.give(row);
+        }
+        for v4 in [true, false] {
+            ranges::give(service.ranges[ranges::family(v4)], v4, &mut self.arena);
         }
         for ring in [service.ring, service.old_ring] {
             if ring.size > 0 {

@@ -63,6 +63,7 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
         forwarding: Forwarding::Ipip,
         scheduling: Scheduling::Maglev,
         backends: backends.iter().map(|&n| backend(n, 1, BackendStateOf::Active)).collect(),
+        source_ranges: Vec::new(),
         drain_timeout: DRAIN,
         health_check: None,
     }
@@ -281,12 +282,17 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
             Forwarding::Gue,
             Forwarding::Geneve,
         ]),
+        prop::sample::subsequence(
+            vec!["192.0.2.0/24", "192.0.2.7/32", "198.51.100.0/24", "2001:db8::/32"],
+            0..=4,
+        ),
     );
     prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
-        wanted(services.into_iter().map(|(n, (ports, backends, forwarding))| {
+        wanted(services.into_iter().map(|(n, (ports, backends, forwarding, sources))| {
             let backends: Vec<u8> = backends.into_iter().collect();
             let mut s = service(&format!("s{n}"), n, &ports, &backends);
             s.forwarding = forwarding;
+            s.source_ranges = sources.iter().map(|net| net.parse().unwrap()).collect();
             s
         }))
     })
@@ -329,6 +335,16 @@ proptest! {
                 let row = rig.fake.find(&key);
                 prop_assert!(row.is_some(), "{} {:?}", name, key);
                 prop_assert_eq!(rig.fake.frontend(row.unwrap()).mode(), super::services::mode(spec.forwarding));
+                let word = rig.fake.frontend(row.unwrap()).ranges();
+                prop_assert_eq!(word != 0, !spec.source_ranges.is_empty());
+                for client in ["192.0.2.7", "192.0.3.7", "198.51.100.255", "0.0.0.0"] {
+                    let client: IpAddr = client.parse().unwrap();
+                    let a = abi::addr::Addr::from(client);
+                    let may = word == 0
+                        || abi::ranges::contains(&rig.fake.view(), word, a.hi(), a.lo());
+                    let listed = spec.source_ranges.iter().any(|net| net.contains(&client));
+                    prop_assert_eq!(may, listed || spec.source_ranges.is_empty());
+                }
             }
             let rows: BTreeSet<IpAddr> = rig.planner.services()[name.as_str()].members.keys().copied().collect();
             let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();

@@ -126,6 +126,52 @@ fn extension_headers_are_walked_over() {
 }
 
 #[test]
+fn clients_that_are_not_listed() {
+    let mut web = service("web", &[VIP4, VIP6], Forwarding::Ipip, &["10.0.1.11"]);
+    let set = |web: &mut config::model::Service, nets: &[&str]| {
+        web.source_ranges = nets.iter().map(|net| net.parse().unwrap()).collect();
+    };
+    set(&mut web, &["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/64"]);
+    let mut rig = Rig::with(vec![web.clone()], INGRESS, 1500);
+    let mut see = |rig: &mut Rig, client: &str| {
+        let frame = match client.contains(':') {
+            false => frame4(client, VIP4, L4::Syn(80), 64, b""),
+            true => frame6(client, VIP6, L4::Syn(80), 64, b""),
+        };
+        let got = rig.run(&frame);
+        match got.reason {
+            Reason::ForwardedTx => true,
+            reason => {
+                assert_eq!((got.action, reason), (DROP, Reason::SourceRefused), "{client}");
+                false
+            }
+        }
+    };
+    for (client, may) in [
+        ("198.51.100.0", true),
+        ("198.51.100.255", true),
+        ("198.51.101.0", false),
+        ("198.51.99.255", false),
+        ("192.0.2.1", true),
+        ("192.0.2.2", false),
+        ("2001:db8:9::ffff", true),
+        ("2001:db8:9:1::", false),
+        ("2001:db8:8:ffff:ffff:ffff:ffff:ffff", false),
+    ] {
+        assert_eq!(see(&mut rig, client), may, "{client}");
+    }
+    // No IPv6 prefix any more: no IPv6 client. Then everybody.
+    set(&mut web, &["192.0.2.0/24"]);
+    rig.put(vec![web.clone()]);
+    for (client, may) in [("192.0.2.9", true), ("198.51.100.1", false), ("2001:db8:9::1", false)] {
+        assert_eq!(see(&mut rig, client), may, "{client}");
+    }
+    set(&mut web, &[]);
+    rig.put(vec![web]);
+    assert!(see(&mut rig, "198.51.101.0") && see(&mut rig, "2001:db8:8::"));
+}
+
+#[test]
 fn lies_in_length_fields() {
     let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
     let mut short = frame4(CLIENT4, VIP4, L4::Ack(80), 64, b"hello");

@@ -174,6 +174,23 @@ fn what_the_tunnel_headers_say() {
     assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NotOurs, other_port));
 }
 
+#[test]
+fn senders_that_are_not_listed() {
+    for backend in ["10.0.1.11", "2001:db8:2::11"] {
+        for forwarding in [Forwarding::Ipip, Forwarding::Gue, Forwarding::Geneve] {
+            let sent = rig(forwarding, backend).run(&frames()[0]).frame;
+            let mut receiver = Rig::new(feature::DECAP);
+            receiver.decap_from(backend, &["10.0.0.1/32", "2001:db8:f::/64"]);
+            assert_eq!(receiver.run(&sent).reason, Reason::Decapsulated);
+            receiver.decap_from(backend, &["10.0.0.2/32", "2001:db8:e::/64"]);
+            let got = receiver.run(&sent);
+            assert_eq!((got.action, got.reason), (DROP, Reason::TunnelSourceRefused));
+            receiver.decap_from(backend, &[]);
+            assert_eq!(receiver.run(&sent).reason, Reason::Decapsulated);
+        }
+    }
+}
+
 /// RFC 6040: congestion met by the outer packet is told to the inner one.
 #[test]
 fn congestion_is_told() {

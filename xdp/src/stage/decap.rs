@@ -4,7 +4,7 @@
 use abi::{
     checksum,
     outer::{self, GENEVE_PORT, GUE_PORT, PROTO_IPV4, PROTO_IPV6},
-    pick,
+    pick, ranges,
     reason::Reason,
     table::{FrontendKey, Kind},
     wire::{Byte, Eth, Frame, Ip, Ports, Udp, Word, ethertype, protocol},
@@ -47,6 +47,10 @@ pub(crate) fn run<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel)
     let (_, frontend) = pick::frontend(&Maps, &FrontendKey::decap(ip.dst))?;
     if frontend.kind() != Kind::Decap || ip.fragment {
         return None;
+    }
+    let sources = frontend.ranges();
+    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
+        return Some(Reason::TunnelSourceRefused);
     }
     Some(match strip::<L3>(packet, ip, tunnel) {
         Ok(()) => Reason::Decapsulated,

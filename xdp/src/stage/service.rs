@@ -3,6 +3,7 @@
 use abi::{
     hash::{self, Tuple},
     pick::{self, Phase},
+    ranges,
     reason::Reason,
     table::{Backend, Frontend, FrontendKey},
     wire::{self, Frame, Ip, Transport, protocol},
@@ -107,6 +108,10 @@ pub(crate) struct Picked {
 
 #[inline(always)]
 pub(crate) fn pick(ip: &Ip, transport: &Transport, frontend: &Frontend) -> Result<Picked, Reason> {
+    let sources = frontend.ranges();
+    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
+        return Err(Reason::SourceRefused);
+    }
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
     let phase = if ip.protocol == protocol::UDP {
