@@ -133,7 +133,7 @@ fn clients_that_are_not_listed() {
     };
     set(&mut web, &["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/64"]);
     let mut rig = Rig::with(vec![web.clone()], INGRESS, 1500);
-    let mut see = |rig: &mut Rig, client: &str| {
+    let see = |rig: &mut Rig, client: &str| {
         let frame = match client.contains(':') {
             false => frame4(client, VIP4, L4::Syn(80), 64, b""),
             true => frame6(client, VIP6, L4::Syn(80), 64, b""),
