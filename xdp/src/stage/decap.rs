@@ -125,7 +125,7 @@ fn strip<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel) -> Resul
     let [first, ..] = packet.header::<Byte>(inner).ok_or(Reason::BadInner)?.value();
     let [_, second, ..] = packet.header::<Ports>(inner).ok_or(Reason::BadInner)?.both();
     let (shortest, tos) = match (e, first >> 4) {
-        (ethertype::IPV4, 4) => (20, second),
+        (ethertype::IPV4, 4) if first & 15 >= 5 => (20, second),
         (ethertype::IPV6, 6) => (40, second >> 4),
         _ => return Err(Reason::BadInner),
     };
