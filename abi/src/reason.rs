@@ -83,7 +83,7 @@ reasons! {
     NoService = 11, "no_service", Drop;
     /// The service has no backend that may take this packet.
     NoBackend = 12, "no_backend", Drop;
-    /// The backend's next hop is not resolved, and the kernel's tables do not know it either.
+    /// The backend's next hop is not resolved.
     NoNextHop = 13, "no_next_hop", Drop;
     /// Larger than the way to the backend takes.
     TooBig = 14, "too_big", Drop;

@@ -88,16 +88,13 @@ impl Watcher {
             // The other end is gone only when the watcher is.
             let _ = events.send(Message::Event(Instant::now(), event));
         };
+        // The kernel's events have absolute paths.
+        let path = absolute(path.to_path_buf());
+        let extra_dirs = extra_dirs.into_iter().map(absolute).collect();
         let inotify = notify::recommended_watcher(handler).map_err(WatchError::Setup)?;
         // One notice is all that can be outstanding.
         let (notices, receiver) = mpsc::channel(1);
-        let mut owner = Owner {
-            path: path.to_path_buf(),
-            extra_dirs,
-            inotify,
-            watches: BTreeMap::new(),
-            notices,
-        };
+        let mut owner = Owner { path, extra_dirs, inotify, watches: BTreeMap::new(), notices };
         owner.rearm(&BTreeSet::new())?;
         let thread = thread::Builder::new()
             .name("config-watch".to_owned())
@@ -112,12 +109,17 @@ impl Watcher {
     /// # Errors
     /// One of them cannot be watched. The others are.
     pub fn set_extra_dirs(&self, extra_dirs: Vec<PathBuf>) -> Result<(), WatchError> {
+        let extra_dirs = extra_dirs.into_iter().map(absolute).collect();
         let (reply, answer) = sync_mpsc::channel();
         self.messages
             .send(Message::ExtraDirs(extra_dirs, reply))
             .map_err(|_| WatchError::Stopped)?;
         answer.recv().map_err(|_| WatchError::Stopped)?
     }
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 impl Drop for Watcher {

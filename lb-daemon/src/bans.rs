@@ -209,7 +209,10 @@ impl Lists {
         if self.lists.is_empty() {
             return Arc::clone(files);
         }
-        let own = self.lists.values().map(|list| Arc::clone(&list.compact));
+        // A list of a file goes before one of the API that has its name.
+        let free = |name: &str| files.lists.iter().all(|list| *list.name != *name);
+        let own = self.lists.iter().filter(|(name, _)| free(name));
+        let own = own.map(|(_, list)| Arc::clone(&list.compact));
         let lists = files.lists.iter().cloned().chain(own).collect();
         Arc::new(Prefilter { allow: files.allow.clone(), lists })
     }

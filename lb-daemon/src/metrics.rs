@@ -14,7 +14,7 @@ use std::{
 use abi::reason::Reason;
 
 use crate::{
-    api::model::verdict_name,
+    api::model::{serves, verdict_name},
     view::{Attachment, BackendView, Count, Counters, Health, NextHopView, View},
 };
 
@@ -78,6 +78,8 @@ metrics! {
         "Of these packets, TCP segments that open a connection.";
     SERVICE_SLOTS: Gauge "lb_service_ring_slots" ["service"]
         "Slots of the service's ring.";
+    SERVICE_SERVING: Gauge "lb_service_serving_backends" ["service"]
+        "Backends that get new flows: with slots, not down, and with a next hop.";
     SERVICE_MOVING: Gauge "lb_service_moving_slots" ["service"]
         "Slots between two backends because of a recent change.";
     BACKEND_PACKETS: Counter "lb_backend_packets_total" ["service", "backend", "address"]
@@ -178,6 +180,11 @@ fn services(page: &mut Page, view: &View, counters: &dyn Counters) {
     let mut family = page.family(&SERVICE_SLOTS);
     for service in &view.services {
         family.sample(&[&service.spec.name], u64::from(service.ring_size));
+    }
+    let mut family = page.family(&SERVICE_SERVING);
+    for service in &view.services {
+        let serving = service.backends().filter(|(spec, backend)| serves(spec, backend)).count();
+        family.sample(&[&service.spec.name], serving as u64);
     }
     let mut family = page.family(&SERVICE_MOVING);
     for service in &view.services {

@@ -97,13 +97,35 @@ impl Daemon {
     ///
     /// As [`Daemon::start`].
     pub fn resume_under(&mut self, wrapper: &[&str]) -> anyhow::Result<()> {
+        let config = self.config.clone();
+        self.start_process(wrapper, &config, Path::new("/"))
+    }
+
+    /// The same, with its configuration named relative to the directory that it stands in.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`].
+    pub fn resume_relative(&mut self) -> anyhow::Result<()> {
+        let config = self.config.clone();
+        let name = config.file_name().map(PathBuf::from).context("no file name")?;
+        let directory = config.parent().context("no directory")?;
+        self.start_process(&[], &name, directory)
+    }
+
+    fn start_process(
+        &mut self,
+        wrapper: &[&str],
+        config: &Path,
+        directory: &Path,
+    ) -> anyhow::Result<()> {
         let notify = self.directory.join("notify.sock");
         listen(&notify, &self.log)?;
         let from = self.log.lines().len();
         let program = binary("lb-daemon")?;
         let mut words = wrapper.iter().map(OsStr::new).chain([program.as_os_str()]);
         let mut command = Command::new(words.next().unwrap_or(program.as_os_str()));
-        command.args(words).arg("--config").arg(&self.config);
+        command.args(words).arg("--config").arg(config).current_dir(directory);
         command.arg("--state").arg(self.directory.join("state"));
         command.arg("--bpffs").arg(&self.bpffs);
         command.arg("--api").arg(self.api());

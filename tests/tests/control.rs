@@ -59,9 +59,11 @@ fn a_service_of_the_api_survives_a_crash() -> anyhow::Result<()> {
         Ok(())
     })?;
     expect_answered(&edge.requests(SPARE_V4, 10)?);
-    edge.lb.write_config(&edge::yaml(&L2()))?;
 
+    // As soon as nothing contradicts the file any more, it is in force.
     lbctl(&edge, "service delete spare")?;
+    eventually(PATIENCE, || edge.lb.get("/v1/services/other").map(drop))?;
+    assert_eq!(edge.lb.status()?["config"]["faults"], serde_json::json!([]));
     refused(&edge, "service get spare", &["there is no service named \"spare\""]);
     edge.lb.kill9()?;
     edge.lb.resume()?;

@@ -47,6 +47,19 @@ fn a_dead_server_leaves_and_comes_back() -> anyhow::Result<()> {
         assert_eq!(tally.answers.len(), 2, "{:?}", tally.answers);
     }
 
+    assert_eq!(edge.lb.status()?["services"]["backends"]["serving"], 4);
+    for web in ["web-1", "web-3"] {
+        edge.lab.web(web)?.kill()?;
+        wait_health(&edge, "l2-v4", web, "down")?;
+    }
+    let serving = edge.lb.metric("lb_service_serving_backends{service=\"l2-v4\"}")?;
+    assert!(serving < 0.5, "{serving} backends serve");
+    assert!(edge.lb.status()?["services"]["without_backend"].as_u64() >= Some(1));
+    for web in ["web-1", "web-3"] {
+        edge.lab.web(web)?.resume()?;
+        wait_health(&edge, "l2-v4", web, "up")?;
+    }
+
     edge.lab.web("web-2")?.resume()?;
     for (service, vip) in [("l2-v4", L2_V4), ("l2-v6", L2_V6)] {
         wait_health(&edge, service, "web-2", "up")?;

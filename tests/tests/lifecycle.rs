@@ -163,3 +163,55 @@ fn an_interface_that_is_taken_says_so() -> anyhow::Result<()> {
     expect_answered(&edge.requests(L2_V4, 20)?);
     Ok(())
 }
+
+/// A change that cannot be put in force touches nothing: not the services, not the interfaces, not
+/// when the network changes meanwhile, and it is not tried without pause.
+#[test]
+fn a_change_that_does_not_fit_leaves_the_interfaces() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let before = edge.lb.loaded()?;
+    let mut text = String::from(
+        "interfaces:\n  - {name: eth9, xdp_mode: native, roles: [balance]}\n\
+         maglev: {seed: tests, table_size: 1048573}\nservices:\n",
+    );
+    for n in 0..260 {
+        text += &format!(
+            "  - {{name: s{n}, address: 203.0.{}.{}, forwarding: l2, ports: [{{name: a, port: 80, \
+             protocol: tcp}}], backends: [{{name: b, address: 192.0.2.11}}]}}\n",
+            114 + n / 256,
+            n % 256
+        );
+    }
+    edge.lb.write_config(&text)?;
+    eventually(PATIENCE, || {
+        let faults = edge.lb.status()?["config"]["faults"].to_string();
+        anyhow::ensure!(faults.contains("SLOTS"), "{faults}");
+        Ok(())
+    })?;
+    edge.lab.host("lb")?.ip("link add v8 type veth peer name v9")?;
+    edge.lab.host("lb")?.ip("link set v8 up")?;
+    expect_all_answer(&edge.requests(L2_V4, 60)?);
+    assert_eq!(edge.lb.loaded()?, before);
+    let status = edge.lb.status()?;
+    assert_eq!(status["interfaces"][0]["name"], "eth0");
+    assert_eq!(status["services"]["total"], 2);
+
+    edge.lb.change_config(&edge::yaml(&L2()))?;
+    let errors = edge.lb.log_text().matches("SLOTS").count();
+    assert!(errors <= 4, "{errors} times in the log");
+    assert_eq!(edge.lb.status()?["config"]["faults"], serde_json::json!([]));
+    Ok(())
+}
+
+/// A relative path is watched too.
+#[test]
+fn a_relative_path_is_watched() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    edge.lb.stop()?;
+    edge.lb.resume_relative()?;
+    let mut specs = L2();
+    specs[0].webs = vec![2];
+    edge.lb.change_config(&edge::yaml(&specs))?;
+    assert_eq!(edge.lb.backends("l2-v4")?.len(), 1);
+    Ok(())
+}

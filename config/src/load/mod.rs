@@ -2,7 +2,7 @@
 //!
 //! A [`Loader`] remembers what it read: the next load parses only what changed, and hands out the same
 //! `Arc` for a service or a list that did not. All file access of the crate is here and in
-//! a watcher (to come).
+//! [`crate::Watcher`].
 
 mod directory;
 mod index;

@@ -419,8 +419,9 @@ fn health_check(
         report.fault(interval_at, "`interval` is out of range", "allowed: 10ms to 1h");
     }
     let timeout_at = timeout.at;
-    let timeout = timeout.get().map_or(TIMEOUT.min(interval), |span| span.0);
-    if timeout.is_zero() {
+    let own_timeout = timeout.get().map(|span| span.0);
+    let timeout = own_timeout.unwrap_or(TIMEOUT.min(interval));
+    if own_timeout.is_some_and(|timeout| timeout.is_zero()) {
         report.fault(timeout_at, "a `timeout` of 0 lets no probe succeed", "allowed: 1ms or more");
     } else if timeout > interval {
         let [timeout, interval] = [timeout, interval].map(crate::format_duration);

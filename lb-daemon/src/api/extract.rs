@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     limits,
@@ -62,12 +63,17 @@ fn body_problem(rejection: &BytesRejection) -> Problem {
 
 /// A body of many prefixes, as JSON or as the text of a list file; at most [`limits::BULK_BYTES`] long.
 #[derive(Debug)]
-pub(super) enum BulkBody {
-    /// `application/json`
-    Json(Bytes),
-    /// `text/plain`
-    Text(Bytes),
+pub(super) struct BulkBody {
+    /// `text/plain`, else `application/json`.
+    pub(super) is_text: bool,
+    /// All of it.
+    pub(super) bytes: Bytes,
+    /// Lets the next one in when it is dropped.
+    _room: SemaphorePermit<'static>,
 }
+
+/// Bodies that may be in memory at a time.
+static BULK_ROOM: Semaphore = Semaphore::const_new(limits::BULK_BODIES);
 
 impl<S: Send + Sync> FromRequest<S> for BulkBody {
     type Rejection = Problem;
@@ -78,6 +84,9 @@ impl<S: Send + Sync> FromRequest<S> for BulkBody {
         if !is_text {
             expect_json(request.headers())?;
         }
+        let busy = || Problem::new(Kind::TooManyRequests, "other lists are being read; try again");
+        let room = tokio::time::timeout(limits::BODY_TIMEOUT, BULK_ROOM.acquire());
+        let room = room.await.map_err(|_| busy())?.map_err(|_| busy())?;
         let read = axum::body::to_bytes(request.into_body(), limits::BULK_BYTES);
         let Ok(bytes) = tokio::time::timeout(limits::BODY_TIMEOUT, read).await else {
             return Err(Problem::new(Kind::Slow, "the body did not arrive in time"));
@@ -89,7 +98,7 @@ impl<S: Send + Sync> FromRequest<S> for BulkBody {
             );
             Problem::new(Kind::TooLarge, detail)
         })?;
-        Ok(if is_text { Self::Text(bytes) } else { Self::Json(bytes) })
+        Ok(Self { is_text, bytes, _room: room })
     }
 }
 

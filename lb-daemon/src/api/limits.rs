@@ -8,6 +8,9 @@ pub const BODY_BYTES: usize = 1 << 20;
 /// Largest body of a change of many prefixes at once, in bytes.
 pub const BULK_BYTES: usize = 64 << 20;
 
+/// Such bodies that are read at a time.
+pub const BULK_BODIES: usize = 2;
+
 /// Connections that one listener serves at a time; further ones wait in the kernel's queue.
 pub const CONNECTIONS: usize = 256;
 

@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderValue, header},
+    http::{HeaderValue, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -251,7 +251,10 @@ async fn connection(stream: Box<dyn Stream>, router: Router, shutdown: Cancellat
 fn guarded(router: Router, tcp: bool) -> Router {
     let bucket = Arc::new(Mutex::new(Bucket::full(Instant::now())));
     let router = router.layer(middleware::from_fn_with_state(bucket, limit_rate));
-    if tcp { router.layer(middleware::from_fn(refuse_foreign_hosts)) } else { router }
+    if !tcp {
+        return router;
+    }
+    router.layer(middleware::from_fn(only_reading)).layer(middleware::from_fn(refuse_foreign_hosts))
 }
 
 async fn limit_rate(
@@ -277,6 +280,17 @@ async fn limit_rate(
             response
         }
     }
+}
+
+/// Nobody knows who is at the other end of a TCP connection: any user of this machine, or a page in
+/// somebody's browser. The Unix socket has an owner and a group.
+async fn only_reading(request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return next.run(request).await;
+    }
+    let detail = "changes are taken on the Unix socket only, as `lbctl` and `curl --unix-socket` use it: \
+                  over TCP nobody can tell who asks";
+    Problem::new(Kind::Forbidden, detail).into_response()
 }
 
 /// A page in a browser on this machine may resolve a name of its own to 127.0.0.1 and would then

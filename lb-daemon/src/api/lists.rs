@@ -42,7 +42,7 @@ mod tests;
 /// Entries that a page of a list shows if nothing else is asked for.
 const PAGE: usize = 1000;
 /// What a list is called that nobody gave a name.
-pub const DEFAULT_LIST: &str = "manual";
+pub const DEFAULT_LIST: &str = "bans";
 
 /// A prefix on a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -304,9 +304,12 @@ pub(super) async fn add_entries(
 ) -> Result<Json<Changed>, Problem> {
     let list = list_name(&name)?;
     let now = SystemTime::now();
-    let parse = move || match body {
-        BulkBody::Json(bytes) => of_json(&list, &bytes, &defaults, now),
-        BulkBody::Text(bytes) => of_text(&list, &bytes, &defaults, now),
+    let parse = move || {
+        if body.is_text {
+            of_text(&list, &body.bytes, &defaults, now)
+        } else {
+            of_json(&list, &body.bytes, &defaults, now)
+        }
     };
     // A hundred thousand entries take longer to read than other requests should wait.
     let changes = tokio::task::spawn_blocking(parse)

@@ -81,7 +81,7 @@ pub struct ServiceSummary {
 pub struct BackendCounts {
     /// All.
     pub total: u32,
-    /// Own at least one slot of the ring, so they get new flows.
+    /// Get new flows: own slots of the ring, are not down, and their next hop is known.
     pub serving: u32,
     /// Active by the operator's will and unhealthy.
     pub down: u32,
@@ -414,10 +414,19 @@ pub fn origin(source: &model::Source) -> Option<String> {
     }
 }
 
+/// Whether a backend gets new flows at this moment.
+#[must_use]
+pub fn serves(spec: &model::Backend, backend: &view::BackendView) -> bool {
+    spec.state == model::BackendState::Active
+        && backend.slots > 0
+        && backend.health != view::Health::Down
+        && matches!(backend.next_hop, view::NextHopView::Resolved { .. })
+}
+
 impl BackendCounts {
     fn count(&mut self, spec: &model::Backend, backend: &view::BackendView) {
         self.total += 1;
-        self.serving += u32::from(backend.slots > 0);
+        self.serving += u32::from(serves(spec, backend));
         match spec.state {
             model::BackendState::Active => {
                 self.down += u32::from(backend.health == view::Health::Down);
@@ -650,7 +659,7 @@ impl Status {
         let mut services = ServicesStatus::default();
         for service in &view.services {
             services.total += 1;
-            services.without_backend += u32::from(service.backends.iter().all(|b| b.slots == 0));
+            services.without_backend += u32::from(!service.backends().any(|(s, b)| serves(s, b)));
             for (spec, backend) in service.backends() {
                 services.backends.count(spec, backend);
             }

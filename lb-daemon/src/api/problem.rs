@@ -67,6 +67,8 @@ pub enum Kind {
     Conflict,
     /// `If-Match` or `If-None-Match` does not hold.
     Stale,
+    /// Not to be had on this listener.
+    Forbidden,
     /// Sent to a host name that is not this machine's loopback.
     Misdirected,
     /// More requests than the listener answers.
@@ -101,6 +103,7 @@ impl Kind {
             Self::ReadOnly => (StatusCode::CONFLICT, "read-only", "Read-only object"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "Conflict"),
             Self::Stale => (StatusCode::PRECONDITION_FAILED, "stale", "Version does not match"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "Forbidden here"),
             Self::Misdirected => {
                 (StatusCode::MISDIRECTED_REQUEST, "misdirected", "Misdirected request")
             }

@@ -2,9 +2,9 @@
 //! what was given back may be used again.
 //!
 //! ```text
-//! DIR/v1-FLOWS, v1-LIST_COUNT, ...   maps that all sets share
-//! DIR/v1-0/CONTROL, BUCKETS, ...     a set of tables, and the programs that read it (lb-...)
-//! DIR/v1-0/ready/                    it is whole; one without is the rest of a crash, and removed
+//! DIR/vN-FLOWS, vN-LIST_COUNT, ...   N: version of the layout; maps that all sets share
+//! DIR/vN-0/CONTROL, BUCKETS, ...     a set of tables, and the programs that read it (lb-...)
+//! DIR/vN-0/ready/                    it is whole; one without is the rest of a crash, and removed
 //! DIR/links/xdp-3                    the link of interface 3
 //! ```
 
@@ -77,6 +77,11 @@ pub(super) enum KernelError {
     /// Tables or programs.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// Loading, without the right to do it.
+    #[error(
+        "{0}: the daemon needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; run it as root or by its systemd unit"
+    )]
+    Privileges(BpfError),
     /// Filling larger tables.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -275,7 +280,25 @@ fn make(dir: &Path, needs: Capacity, seed: u64, features: u32) -> Result<Bpf, Ke
     fs::create_dir_all(dir).map_err(|source| directory(dir, source))?;
     // Nobody who chooses addresses and ports of services may know the buckets that they come into.
     let salt = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), dir);
-    Ok(Bpf::load(needs, salt, seed, features, Some(dir))?)
+    Bpf::load(needs, salt, seed, features, Some(dir)).map_err(|error| {
+        remove_set(dir);
+        if may_load() { error.into() } else { KernelError::Privileges(error) }
+    })
+}
+
+/// Whether this process has the capabilities that loading needs; unknown counts as yes.
+fn may_load() -> bool {
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(set) = line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()) else {
+        return true;
+    };
+    let has = |capability: u32| set >> capability & 1 == 1;
+    has(NET_ADMIN) && (has(SYS_ADMIN) || (has(BPF) && has(PERFMON)))
 }
 
 pub(super) fn is_bpffs(path: &Path) -> bool {

@@ -83,8 +83,7 @@ pub async fn run(
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
-    let wanted = sources::merge(&files, &api, &lists)
-        .map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+    let (wanted, _) = sources::merge_at_start(&files, &api, &lists);
     let bound = listen::bind(&options.api).await?;
 
     let (links, link_watcher) = Links::open().await.context("reading interfaces")?;

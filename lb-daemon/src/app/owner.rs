@@ -100,9 +100,15 @@ pub(super) struct Owner {
     resolver_knows: bool,
     versions: BTreeMap<String, (Arc<Service>, u64)>,
     next_version: u64,
+    /// Files that could not be put in force; tried again when something changes that may matter.
+    refused: Option<Arc<DesiredState>>,
+    /// Why what is on disk is not in force.
     faults: Vec<String>,
+    /// Why what was in force is not any more.
     failure: Option<String>,
-    retry: Option<(Instant, Duration)>,
+    retry: Option<Instant>,
+    /// The last pause before a retry; none while all is well.
+    pause: Option<Duration>,
     last_success: Option<SystemTime>,
     last_apply: Option<Duration>,
     began: Instant,
@@ -122,8 +128,11 @@ impl Owner {
         mut parts: Parts,
         prefixes: Prefixes,
     ) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
-        let wanted = sources::merge(&parts.files, &parts.api, &parts.lists.read())
-            .map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+        let (wanted, faults) =
+            sources::merge_at_start(&parts.files, &parts.api, &parts.lists.read());
+        for fault in &faults {
+            tracing::error!("left out: {fault}");
+        }
         sources::warn_skipped(&wanted, &DesiredState::default());
         let mut planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
         planner.know_hops(std::mem::take(&mut parts.hops));
@@ -149,7 +158,6 @@ impl Owner {
         };
         let (view, published) = watch::channel(Arc::new(empty));
         let mut owner = Self {
-            parts,
             wanted,
             planner,
             prefixes,
@@ -160,9 +168,11 @@ impl Owner {
             versions: BTreeMap::new(),
             // A tag of an earlier process must not match one of this one.
             next_version: epoch.as_millis() as u64,
-            faults: Vec::new(),
+            refused: (!faults.is_empty()).then(|| Arc::clone(&parts.files)),
+            faults,
             failure: None,
             retry: None,
+            pause: None,
             last_success: None,
             last_apply: None,
             began: Instant::now(),
@@ -171,6 +181,7 @@ impl Owner {
             dirty: BTreeSet::new(),
             publish_at: None,
             view,
+            parts,
         };
         owner.readopt()?;
         owner.presume_down();
@@ -186,7 +197,6 @@ impl Owner {
         let mut heart = notify::heartbeat();
         loop {
             let settle = self.planner.next_deadline().map(|at| self.began + at);
-            let retry = self.retry.map(|(at, _)| at);
             let ends = self.next_end();
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -202,7 +212,7 @@ impl Owner {
                     self.take_addresses();
                 }
                 () = at(settle) => self.settle(),
-                () = at(retry) => self.try_again(),
+                () = at(self.retry) => self.try_again(),
                 () = at(ends) => self.end_entries(),
                 () = at(self.publish_at) => self.publish(),
                 () = heart.beat() => {}
@@ -227,6 +237,7 @@ impl Owner {
                     tracing::error!("the configuration is not put in force: {fault}");
                 }
                 self.faults = faults;
+                self.refused = None;
                 self.publish();
             }
             Command::PutService { service, if_match, reply } => {
@@ -247,21 +258,58 @@ impl Owner {
 
     fn take_files(&mut self, files: Arc<DesiredState>, noticed: Instant) {
         notify::reloading();
-        let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
-        match merged {
-            Ok(wanted) => {
-                sources::warn_skipped(&wanted, &self.wanted);
-                self.faults.clear();
-                self.parts.files = files;
-                self.wanted = wanted;
-                if let Err(failure) = self.enforce(noticed) {
-                    self.fail(&failure);
-                }
-            }
-            Err(faults) => self.faults = faults,
-        }
+        self.pause = None;
+        self.offer(files, noticed);
         self.publish();
         notify::ready();
+    }
+
+    /// Puts files in force as a whole, or leaves what is in force and notes why.
+    fn offer(&mut self, files: Arc<DesiredState>, noticed: Instant) {
+        let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
+        let faults = match merged {
+            Ok(wanted) => {
+                sources::warn_skipped(&wanted, &self.wanted);
+                let before = std::mem::replace(&mut self.wanted, wanted);
+                match self.enforce(noticed) {
+                    Ok(()) => {
+                        self.parts.files = files;
+                        self.refused = None;
+                        self.faults.clear();
+                        self.pause = None;
+                        return;
+                    }
+                    Err(failure) => {
+                        self.wanted = before;
+                        self.restore(&failure);
+                        vec![format!("could not be put in force: {failure}")]
+                    }
+                }
+            }
+            Err(faults) => faults,
+        };
+        for fault in faults.iter().filter(|fault| !self.faults.contains(*fault)) {
+            tracing::error!("the configuration is not put in force: {fault}");
+        }
+        self.faults = faults;
+        self.refused = Some(files);
+    }
+
+    /// After a change that was not to be: what was in force before is again, and the change is tried
+    /// once more later.
+    fn restore(&mut self, failure: &Failure) {
+        self.fail(failure);
+        match self.enforce(Instant::now()) {
+            Ok(()) => self.retry = self.pause.map(|pause| Instant::now() + pause),
+            Err(failure) => self.fail(&failure),
+        }
+    }
+
+    /// Refused files may contradict less than they did.
+    fn reconsider(&mut self) {
+        if self.refused.is_some() {
+            self.retry = Some(Instant::now());
+        }
     }
 
     fn check_version(&self, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
@@ -306,29 +354,34 @@ impl Owner {
         api: ApiServices,
         keep: impl FnOnce(&Store) -> Result<(), crate::store::StoreError>,
     ) -> Result<(), Refusal> {
-        let wanted = sources::merge(&self.parts.files, &api, &self.parts.lists.read())
-            .map_err(|faults| Refusal::Apply(faults.join("; ")))?;
-        keep(&self.parts.store).map_err(|error| Refusal::Apply(error.to_string()))?;
-        let before = std::mem::replace(&mut self.parts.api, api);
-        let wanted_before = std::mem::replace(&mut self.wanted, wanted);
+        // What contradicts the files since the start stays out; the change itself was admitted.
+        let (wanted, _) =
+            sources::merge_at_start(&self.parts.files, &api, &self.parts.lists.read());
+        if let Err(error) = keep(&self.parts.store) {
+            // It may stand there all the same, if only the last step failed.
+            self.take_back(&api);
+            return Err(Refusal::Apply(error.to_string()));
+        }
+        let before = std::mem::replace(&mut self.wanted, wanted);
         if let Err(failure) = self.enforce(Instant::now()) {
-            self.take_back(&before);
-            self.wanted = wanted_before;
-            self.fail(&failure);
+            self.take_back(&api);
+            self.wanted = before;
+            self.restore(&failure);
             return Err(Refusal::Apply(failure.to_string()));
         }
+        self.parts.api = api;
+        self.reconsider();
         self.publish();
         Ok(())
     }
 
-    /// Stores the objects of the API as they were.
-    fn take_back(&mut self, before: &ApiServices) {
-        let now = std::mem::replace(&mut self.parts.api, before.clone());
-        let gone = now.keys().filter(|name| !before.contains_key(*name));
+    /// Stores the objects of the API as they are, after these were tried.
+    fn take_back(&self, tried: &ApiServices) {
+        let api = &self.parts.api;
+        let gone = tried.keys().filter(|name| !api.contains_key(*name));
         let results = gone.map(|name| self.parts.store.delete_service(name)).chain(
-            before
-                .iter()
-                .filter(|(name, service)| now.get(*name) != Some(*service))
+            api.iter()
+                .filter(|(name, service)| tried.get(*name) != Some(*service))
                 .map(|(_, service)| self.parts.store.put_service(service)),
         );
         for error in results.filter_map(Result::err) {
@@ -400,8 +453,12 @@ impl Owner {
     }
 
     fn try_again(&mut self) {
-        if let Err(failure) = self.enforce(Instant::now()) {
-            self.fail(&failure);
+        match self.enforce(Instant::now()) {
+            Err(failure) => self.fail(&failure),
+            Ok(()) => match self.refused.take() {
+                Some(files) => self.offer(files, Instant::now()),
+                None => self.pause = None,
+            },
         }
         self.publish();
     }
@@ -409,13 +466,16 @@ impl Owner {
     /// Notes why the wanted state is not in force, takes over what stands, and plans another try.
     fn fail(&mut self, failure: &Failure) {
         let text = failure.to_string();
-        tracing::error!("not in force, trying again: {text}");
+        if self.pause.is_none() || self.failure.as_ref().is_some_and(|before| *before != text) {
+            tracing::error!("not in force, trying again: {text}");
+        }
         self.failure = Some(text);
-        let pause = self.retry.map_or(RETRY.0, |(_, pause)| (pause * 2).min(RETRY.1));
+        let pause = self.pause.map_or(RETRY.0, |pause| (pause * 2).min(RETRY.1));
+        self.pause = Some(pause);
         if let Err(failure) = self.readopt() {
             tracing::error!("adopting the tables: {failure}");
         }
-        self.retry = Some((Instant::now() + pause, pause));
+        self.retry = Some(Instant::now() + pause);
         self.publish_at.get_or_insert(Instant::now());
     }
 

@@ -92,28 +92,38 @@ pub(super) fn merge(
     if api.is_empty() && lists.is_empty() {
         return Ok(Arc::clone(files));
     }
-    let taken = files.prefilter.lists.iter().filter(|list| lists.get(&list.name).is_some());
-    let taken = taken.map(|list| {
-        let name = &list.name;
-        format!(
-            "the list \"{name}\" is one of a file ({}) and one of the API: rename it there, or `lbctl \
-             prefilter delete --list {name} --all` before",
-            origin(&list.source)
-        )
-    });
-    let faults: Vec<String> = api
-        .values()
-        .filter_map(|service| clash(service, files.services.values()).map(|(_, text)| text))
-        .map(|text| format!("an object of the API contradicts the files: {text}"))
-        .chain(taken)
-        .collect();
-    if !faults.is_empty() {
-        return Err(faults);
-    }
+    let (merged, faults) = merge_at_start(files, api, lists);
+    if faults.is_empty() { Ok(merged) } else { Err(faults) }
+}
+
+/// The same where there is no good state before that could stay: files win, and what contradicts them
+/// is left out and named.
+pub(super) fn merge_at_start(
+    files: &Arc<DesiredState>,
+    api: &ApiServices,
+    lists: &bans::Lists,
+) -> (Arc<DesiredState>, Vec<String>) {
+    let mut faults = Vec::new();
     let mut merged = DesiredState::clone(files);
-    merged.services.extend(api.iter().map(|(n, s)| (n.clone(), Arc::clone(s))));
+    for (name, service) in api {
+        match clash(service, files.services.values()) {
+            None => drop(merged.services.insert(name.clone(), Arc::clone(service))),
+            Some((_, text)) => {
+                faults.push(format!("an object of the API contradicts the files: {text}"));
+            }
+        }
+    }
+    let taken = |name: &str| files.prefilter.lists.iter().find(|list| *list.name == *name);
+    for list in lists.iter().filter_map(|(name, _)| taken(name)) {
+        let name = &list.name;
+        faults.push(format!(
+            "the list \"{name}\" is one of a file ({}) and one of the API: rename it there, or `lbctl \
+             prefilter delete --list {name} --all`",
+            origin(&list.source)
+        ));
+    }
     merged.prefilter = lists.behind(&files.prefilter);
-    Ok(Arc::new(merged))
+    (Arc::new(merged), faults)
 }
 
 /// Whether a service of the API may stand beside all others.

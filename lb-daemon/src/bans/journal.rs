@@ -64,6 +64,7 @@ impl Journal {
         lists.apply(&lists.ended(now));
         let open = OpenOptions::new().append(true).create(true).open(&path);
         let file = open.map_err(failed("open", &path))?;
+        sync_directory(&path)?;
         if whole < bytes.len() {
             tracing::warn!(path = %path.display(), "a change was cut short by a crash; it is not kept");
             file.set_len(whole as u64).map_err(failed("write", &path))?;
@@ -116,19 +117,26 @@ impl Journal {
         }
         let beside = self.path.with_file_name(UNFINISHED);
         let write = || {
-            let mut file = File::create(&beside)?;
+            let mut file = OpenOptions::new().create(true).append(true).open(&beside)?;
+            file.set_len(0)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&beside, &self.path)?;
-            if let Some(directory) = self.path.parent() {
-                File::open(directory)?.sync_all()?;
-            }
-            OpenOptions::new().append(true).open(&self.path)
+            Ok(file)
         };
+        // From the rename on the new file is the one to append to, whatever comes of the rest.
         self.file = write().map_err(failed("write", &self.path))?;
         (self.lines, self.kept) = (lines, text.len() as u64);
-        Ok(())
+        sync_directory(&self.path)
     }
+}
+
+/// A name that is new or changed is there after a power cut only once its directory is written.
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("synchronise", directory))
 }
 
 fn line(text: &mut Vec<u8>, change: &Change) {

@@ -92,6 +92,22 @@ async fn tcp_answers_local_names_only() {
 }
 
 #[tokio::test]
+async fn changes_are_not_taken_over_tcp() {
+    let (tcp, shutdown, served) = started(&["127.0.0.1:0".parse().unwrap()]).await;
+    for method in ["PUT", "DELETE", "POST", "PATCH"] {
+        let head = format!(
+            "{method} /v1/services/web HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\n\
+             Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        let answer = ask(TcpStream::connect(tcp[0]).await.unwrap(), &head).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{method}: {answer}");
+        assert!(answer.contains("Unix socket"), "{answer}");
+    }
+    shutdown.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn too_many_requests() {
     let (tcp, shutdown, served) = started(&["127.0.0.1:0".parse().unwrap()]).await;
     let many = usize::try_from(limits::REQUEST_BURST * 2).unwrap();

@@ -31,11 +31,14 @@ impl Owner {
         if undo.is_empty() {
             return Ok(done);
         }
-        let in_force = self.enforce_lists().map_err(|failure| failure.to_string());
-        let kept = in_force.and_then(|()| {
-            let keep = || self.parts.journal.append(changes);
-            tokio::task::block_in_place(keep).map_err(|error| error.to_string())
-        });
+        let kept = match self.enforce_lists() {
+            Ok(()) => tokio::task::block_in_place(|| self.parts.journal.append(changes))
+                .map_err(|error| error.to_string()),
+            Err(failure) => {
+                self.fail(&failure);
+                Err(failure.to_string())
+            }
+        };
         if let Err(why) = kept {
             self.parts.lists.apply(&undo);
             if let Err(failure) = self.enforce_lists() {
@@ -44,6 +47,7 @@ impl Owner {
             return Err(Refusal::Apply(why));
         }
         self.tidy();
+        self.reconsider();
         self.publish();
         Ok(done)
     }
