@@ -19,10 +19,10 @@ impl Rows {
         Self { capacity, next: 0, free: Vec::new(), limbo: Vec::new() }
     }
 
-    /// The first `used` are taken, the others free.
+    /// The first `used` are taken but for those in `free`, which are among them; the others are free.
     #[must_use]
-    pub fn with_first(capacity: u32, used: u32) -> Self {
-        Self { capacity, next: used, free: Vec::new(), limbo: Vec::new() }
+    pub fn with_first(capacity: u32, used: u32, free: Vec<u32>) -> Self {
+        Self { capacity, next: used, free, limbo: Vec::new() }
     }
 
     /// Those in `used` are taken, the others free.

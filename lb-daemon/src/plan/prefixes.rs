@@ -237,9 +237,9 @@ impl Prefixes {
             self.blocks = Rows::with_used(capacity.blocks, &blocks);
             return Ok(Vec::new());
         }
-        let Painted { words, bitmaps, blocks, .. } = v4;
-        self.bitmaps = Rows::with_first(capacity.bitmaps, bitmaps.len() as u32);
-        self.blocks = Rows::with_first(capacity.blocks, blocks.len() as u32);
+        let Painted { words, bitmaps, blocks, free_bitmaps, free_blocks } = v4;
+        self.bitmaps = Rows::with_first(capacity.bitmaps, bitmaps.len() as u32, free_bitmaps);
+        self.blocks = Rows::with_first(capacity.blocks, blocks.len() as u32, free_blocks);
         self.flags = flags | (self.flags ^ Control::HALF) & Control::HALF;
         let mut ops = Vec::new();
         if self.unsettled {

@@ -18,8 +18,8 @@ pub(super) struct Painted {
     pub(super) words: Vec<u32>,
     pub(super) bitmaps: Vec<Bitmap>,
     pub(super) blocks: Vec<Block>,
-    free_bitmaps: Vec<u32>,
-    free_blocks: Vec<u32>,
+    pub(super) free_bitmaps: Vec<u32>,
+    pub(super) free_blocks: Vec<u32>,
 }
 
 /// The smallest form of a network.
