@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod flow;
+pub mod guard;
 pub mod hash;
 pub mod limits;
 pub mod outer;

@@ -110,6 +110,12 @@ reasons! {
     SourceRefused = 24, "source_refused", Drop;
     /// An encapsulated packet for this machine, from a sender that is not in `decap.sources`.
     TunnelSourceRefused = 25, "tunnel_source_refused", Drop;
+    /// TCP flags that no segment has (`prefilter.filters: [tcp-flags]`).
+    BadTcpFlags = 26, "bad_tcp_flags", Drop;
+    /// UDP from a port of a service that is misused to amplify (`prefilter.filters: [amplification]`).
+    Amplification = 27, "amplification", Drop;
+    /// More packets than a rate limit allows.
+    RateLimited = 28, "rate_limited", Drop;
 }
 
 impl Reason {

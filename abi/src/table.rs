@@ -127,6 +127,15 @@ impl Control {
         live(&self.generation)
     }
 
+    /// Segments with TCP flags that cannot be are dropped.
+    pub const FILTER_TCP_FLAGS: u64 = 4;
+    /// UDP from ports of services that are misused to amplify is dropped.
+    pub const FILTER_AMPLIFICATION: u64 = 8;
+    /// There are limits.
+    pub const LIMITS: u64 = 16;
+    /// Any of these three.
+    pub const GUARD: u64 = Self::FILTER_TCP_FLAGS | Self::FILTER_AMPLIFICATION | Self::LIMITS;
+
     /// The flags for lengths of IPv6 prefixes below [`crate::prefix::SHORTEST6`] that are in use.
     #[must_use]
     pub const fn shorts(bits: u32) -> u64 {
@@ -955,7 +964,7 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                4, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                5, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
                 0, 0, 0, 0
             ]
         );

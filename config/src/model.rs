@@ -352,6 +352,43 @@ pub struct Prefilter {
     /// In order: where several lists cover an address, the first that drops decides, then the first
     /// that audits.
     pub lists: Vec<Arc<PrefixList>>,
+    /// What no list is needed for.
+    pub filters: Filters,
+    /// By name; at most [`MAX_RATE_LIMITS`].
+    pub rate_limits: Vec<RateLimit>,
+}
+
+/// Packets that are dropped whatever their source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// TCP flags that cannot be.
+    pub tcp_flags: bool,
+    /// UDP from ports of services that are misused to amplify.
+    pub amplification: bool,
+}
+
+/// Rate limits that can be in force.
+pub const MAX_RATE_LIMITS: usize = 8;
+
+/// A limit on packets per second and source.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RateLimit {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// What happens to packets beyond it.
+    pub action: ListAction,
+    /// Which packets it counts; `None`: all.
+    pub protocol: Option<Protocol>,
+    /// Destination port; 0: all.
+    pub port: u16,
+    /// 1 to 1,000,000.
+    pub packets_per_second: u64,
+    /// Packets that may come at once, at least 1.
+    pub burst: u64,
+    /// Lengths of the IPv4 and IPv6 prefixes that have a budget of their own.
+    pub key: (u8, u8),
 }
 
 /// A named list of prefixes.
@@ -372,7 +409,7 @@ pub struct PrefixList {
 }
 
 /// What a list does with a packet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListAction {
     /// Drop and count.
     #[default]

@@ -101,6 +101,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(lists::get_list, lists::put_list, lists::delete_list))
         .routes(routes!(lists::list_entries, lists::add_entries, lists::delete_entry))
         .routes(routes!(lists::lookup))
+        .routes(routes!(lists::rate_limits))
         .routes(routes!(read::reasons))
         .routes(routes!(read::maps))
         .routes(routes!(read::interfaces))

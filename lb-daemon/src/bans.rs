@@ -214,7 +214,7 @@ impl Lists {
         let own = self.lists.iter().filter(|(name, _)| free(name));
         let own = own.map(|(_, list)| Arc::clone(&list.compact));
         let lists = files.lists.iter().cloned().chain(own).collect();
-        Arc::new(Prefilter { allow: files.allow.clone(), lists })
+        Arc::new(Prefilter { lists, ..(**files).clone() })
     }
 
     /// Carries changes out, in order. Also gives those that undo them, in the order to do that.
@@ -404,6 +404,7 @@ mod tests {
         let files = Arc::new(Prefilter {
             allow: PrefixSet::default(),
             lists: vec![List::new("of-a-file").compact],
+            ..Prefilter::default()
         });
         let mut lists = Lists::default();
         assert!(Arc::ptr_eq(&lists.behind(&files), &files));

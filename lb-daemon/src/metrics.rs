@@ -103,6 +103,8 @@ metrics! {
         "Bytes of these packets.";
     LIST_PREFIXES: Gauge "lb_prefilter_prefixes" ["list", "family"]
         "Prefixes of a blocklist.";
+    LIMIT_PACKETS: Counter "lb_prefilter_rate_limited_total" ["limit", "action"]
+        "Packets beyond a rate limit.";
     LIST_SKIPPED: Gauge "lb_prefilter_skipped_lines" ["list"]
         "Lines of a list file that are no prefixes and were left out (`on_error: skip`).";
     REASON_PACKETS: Counter "lb_datapath_packets_total" ["reason", "verdict"]
@@ -254,6 +256,11 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
     for list in &view.lists {
         family.sample(&[list.name.as_str(), "ipv4"], list.prefixes_v4);
         family.sample(&[list.name.as_str(), "ipv6"], list.prefixes_v6);
+    }
+    let mut family = page.family(&LIMIT_PACKETS);
+    for limit in &view.limits {
+        let labels = [limit.spec.name.as_str(), limit.spec.action.as_str()];
+        family.sample(&labels, counters.limit(limit.row).packets);
     }
     let mut family = page.family(&LIST_SKIPPED);
     for list in &view.lists {

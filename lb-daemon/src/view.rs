@@ -12,7 +12,7 @@ use std::{
 };
 
 use config::model::{
-    Backend, Forwarding, ListAction, Port, Prefilter, Roles, Service, Source, XdpMode,
+    Backend, Forwarding, ListAction, Port, Prefilter, RateLimit, Roles, Service, Source, XdpMode,
 };
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
@@ -32,6 +32,8 @@ pub struct View {
     pub services: Vec<Arc<ServiceView>>,
     /// Blocklists in the order in which they apply.
     pub lists: Vec<ListView>,
+    /// Rate limits in force.
+    pub limits: Vec<LimitView>,
     /// The prefixes of these lists, and of what is allowed.
     pub prefilter: Arc<Prefilter>,
     /// Entries of the API's lists, with reason and end. Live: may be newer than the rest.
@@ -175,6 +177,15 @@ pub struct ListView {
     pub row: u32,
 }
 
+/// A rate limit in force.
+#[derive(Clone, Debug)]
+pub struct LimitView {
+    /// As it was asked for.
+    pub spec: RateLimit,
+    /// Row of its counters.
+    pub row: u32,
+}
+
 /// A table shared with the kernel.
 #[derive(Clone, Debug)]
 pub struct MapView {
@@ -207,6 +218,8 @@ pub trait Counters: Send + Sync {
     fn backend(&self, row: u32) -> Count;
     /// Counters of a blocklist row; `new_connections` is 0.
     fn list(&self, row: u32) -> Count;
+    /// Packets beyond a rate limit, by its row.
+    fn limit(&self, row: u32) -> Count;
     /// Every reason with its packets and bytes, in the order of [`abi::reason::Reason`].
     fn reasons(&self) -> Vec<(abi::reason::Reason, Count)>;
 }

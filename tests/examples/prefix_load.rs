@@ -95,7 +95,7 @@ fn of(prefixes: PrefixSet) -> Prefilter {
         skipped: Vec::new(),
         skipped_lines: 0,
     };
-    Prefilter { allow: PrefixSet::default(), lists: vec![Arc::new(list)] }
+    Prefilter { lists: vec![Arc::new(list)], ..Prefilter::default() }
 }
 
 fn put(prefixes: &mut Prefixes, bpf: &mut Bpf, wanted: &Prefilter) -> anyhow::Result<()> {

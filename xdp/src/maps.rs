@@ -6,6 +6,7 @@
 
 use abi::{
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
+    guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
     limits::{FLOWS, FRAGMENTS, REASON_ROWS},
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
@@ -103,6 +104,13 @@ static FILTER6: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static BUCKETS6: Array<Bucket6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "LISTS")]
 static LISTS: Array<ListRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map(name = "LIMITS")]
+static LIMITS: Array<Limit> = Array::with_max_entries(MAX_LIMITS, BPF_F_MMAPABLE);
+#[map(name = "RATES")]
+static RATES: Array<u64> = Array::with_max_entries(MAX_LIMITS * RATE_SLOTS, 0);
+#[map(name = "LIMIT_COUNT")]
+static LIMIT_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map(name = "FRONTEND_COUNT")]
 static FRONTEND_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -353,6 +361,22 @@ pub(crate) fn count_frontend(cpu: u32, row: u32, bytes: u64, opening: bool) {
 #[inline(always)]
 pub(crate) fn count_backend(cpu: u32, row: u32, bytes: u64, opening: bool) {
     count(&BACKEND_COUNT, cpu * BACKEND_ROWS.load() + row, bytes, opening);
+}
+
+#[inline(always)]
+pub(crate) fn limit(row: u32) -> Option<&'static Limit> {
+    LIMITS.get(row)
+}
+
+/// A word of a limit.
+#[inline(always)]
+pub(crate) fn rate(index: u32) -> Option<*mut u64> {
+    RATES.get_ptr_mut(index)
+}
+
+#[inline(always)]
+pub(crate) fn count_limit(cpu: u32, row: u32, bytes: u64) {
+    count(&LIMIT_COUNT, cpu * LIMIT_ROWS + row, bytes, false);
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 
 use abi::{
     reason::Reason,
+    table::Control,
     wire::{self, Eth, Frame, Ip, Vlan, ethertype},
 };
 
@@ -13,7 +14,7 @@ use crate::{
     packet::Packet,
     stage::{
         decap::{self, Tunnel},
-        prefilter, service,
+        guard, prefilter, service,
     },
 };
 
@@ -57,8 +58,16 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2], cpu: u32) -> Reason
 
 #[inline(always)]
 fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
-    if maps::has(feature::PREFILTER) && prefilter::blocks::<V4>(ip, packet.len() as u64, cpu) {
-        return Reason::Blocked;
+    if maps::has(feature::PREFILTER) {
+        let flags = maps::flags();
+        if prefilter::blocks::<V4>(ip, flags, packet.len() as u64, cpu) {
+            return Reason::Blocked;
+        }
+        if flags & Control::GUARD != 0
+            && let Some(reason) = guard::refuses::<L3, V4>(packet, ip, flags)
+        {
+            return reason;
+        }
     }
     if maps::has(feature::DECAP) {
         let tunnel = decap::tunnel::<L3>(packet, ip);

@@ -13,7 +13,9 @@ pub(crate) struct Prefilter {
     pub(crate) allow: List<Cidr>,
     /// Lists of sources. The first list that drops an address decides.
     pub(crate) lists: List<PrefixList>,
-    /// Limits on packets per second. Not implemented in this version.
+    /// What is dropped whatever its source.
+    pub(crate) filters: List<Filter>,
+    /// Limits on packets per second and source; at most 8.
     pub(crate) rate_limits: List<RateLimit>,
 }
 
@@ -79,7 +81,19 @@ pub(crate) enum ListAction {
     Audit,
 }
 
-/// A limit on packets per second. Not implemented in this version.
+/// What is dropped whatever its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Filter {
+    /// Sources that nobody on the Internet has: a list of the name `bogons`.
+    Bogons,
+    /// TCP flags that cannot be.
+    TcpFlags,
+    /// UDP from ports of services that are misused to amplify; DNS and NTP are not among them.
+    Amplification,
+}
+
+/// A limit on packets per second and source.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name", "packets_per_second"]))]
@@ -93,8 +107,11 @@ pub(crate) struct RateLimit {
     pub(crate) packets_per_second: Field<u64>,
     /// Packets that may come at once. Default: `packets_per_second`.
     pub(crate) burst: Field<u64>,
-    /// What has a budget of its own: `source/` and a prefix length. Default: `source/32`.
+    /// What has a budget of its own: `source/` and a prefix length. Up to 32 it is that of IPv4, and /64 that of
+    /// IPv6; beyond, it is that of IPv6, and /32 that of IPv4. Default: `source/32`.
     pub(crate) key: Field<RateKey>,
+    /// What happens to packets beyond it. Default: `drop`.
+    pub(crate) action: Field<ListAction>,
 }
 
 /// Which packets a rate limit counts.

@@ -33,7 +33,7 @@ pub(crate) enum SourceText {
 
 /// `source/` and a prefix length.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RateKey;
+pub(crate) struct RateKey(pub(crate) u8);
 
 /// What is wrong with a text, and what is allowed.
 type Wrong = (String, String);
@@ -169,8 +169,8 @@ impl<'de> Deserialize<'de> for RateKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read(deserializer, |text| {
             let length = text.strip_prefix("source/").and_then(|length| length.parse::<u8>().ok());
-            if length.is_some_and(|length| length <= 128) {
-                return Ok(Self);
+            if let Some(length) = length.filter(|length| *length <= 128) {
+                return Ok(Self(length));
             }
             Err((
                 format!("{} is not a key of a rate limit", show(text)),

@@ -319,8 +319,13 @@ fn prefilter<'f>(
     cache.values_mut().for_each(|list| list.used = false);
     let mut allow = Vec::new();
     let mut lists = Vec::new();
+    let mut filters = model::Filters::default();
+    let mut rate_limits: Vec<model::RateLimit> = Vec::new();
     for CachedFile { path: document, fragment, .. } in files {
         allow.extend_from_slice(&fragment.allow);
+        filters.tcp_flags |= fragment.filters.tcp_flags;
+        filters.amplification |= fragment.filters.amplification;
+        rate_limits.extend_from_slice(&fragment.rate_limits);
         for entry in &fragment.lists {
             let mut of_document =
                 |at: Loc, why: Unreadable| faults.push(of_place(document, at, why));
@@ -348,7 +353,19 @@ fn prefilter<'f>(
     }
     cache.retain(|_, list| list.used);
     directory::unique(&lists, faults);
-    model::Prefilter { allow: allow.into_iter().collect(), lists }
+    rate_limits.sort();
+    if let Some(model::Source::File { path, line, column }) =
+        rate_limits.get(model::MAX_RATE_LIMITS).map(|limit| &limit.source)
+    {
+        faults.push(Fault {
+            path: path.to_path_buf(),
+            line: *line,
+            column: *column,
+            message: format!("there are {} rate limits", rate_limits.len()),
+            help: format!("allowed: at most {}", model::MAX_RATE_LIMITS),
+        });
+    }
+    model::Prefilter { allow: allow.into_iter().collect(), lists, filters, rate_limits }
 }
 
 fn of_place(document: &Path, at: Loc, Unreadable { message, help }: Unreadable) -> Fault {
@@ -406,6 +423,8 @@ fn list_file(
 
 fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {
     one.allow == other.allow
+        && one.filters == other.filters
+        && one.rate_limits == other.rate_limits
         && one.lists.len() == other.lists.len()
         && one.lists.iter().zip(&other.lists).all(|(one, other)| Arc::ptr_eq(one, other))
 }

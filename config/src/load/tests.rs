@@ -141,3 +141,51 @@ fn examples_are_good() {
     }
     assert!(seen >= 3, "{seen}");
 }
+
+fn prefilter(yaml: &str) -> Result<model::DesiredState, Vec<Fault>> {
+    let directory = directory(&[("lb.yaml", &format!("prefilter:\n  {yaml}\n"))]);
+    Loader::new(directory.path()).load()
+}
+
+#[test]
+fn filters_and_rate_limits() {
+    let state = prefilter(
+        "{filters: [bogons, tcp-flags], rate_limits: [\
+         {name: dns, match: {protocol: udp, port: 53}, packets_per_second: 100, key: source/24},\
+         {name: all, packets_per_second: 9, burst: 20, key: source/56, action: audit}]}",
+    )
+    .unwrap();
+    let model::Prefilter { lists, filters, rate_limits, .. } = &*state.prefilter;
+    assert_eq!(*filters, model::Filters { tcp_flags: true, amplification: false });
+    assert_eq!((lists[0].name.as_str(), lists[0].prefixes.len()), ("bogons", 23));
+    let all = &rate_limits[0];
+    assert_eq!((all.burst, all.key, all.protocol, all.port), (20, (32, 56), None, 0));
+    assert_eq!(all.action, model::ListAction::Audit);
+    let dns = &rate_limits[1];
+    assert_eq!((dns.burst, dns.key, dns.port), (100, (24, 64), 53));
+    assert_eq!(dns.protocol, Some(model::Protocol::Udp));
+}
+
+#[test]
+fn what_is_wrong_with_a_rate_limit_is_named() {
+    let nine: Vec<String> =
+        (0..9).map(|n| format!("{{name: n{n}, packets_per_second: 1}}")).collect();
+    let nine = format!("{{rate_limits: [{}]}}", nine.join(", "));
+    for (yaml, message) in [
+        ("{rate_limits: [{name: a}]}", "`packets_per_second` is missing"),
+        ("{rate_limits: [{name: a, packets_per_second: 0}]}", "`packets_per_second` is 0"),
+        ("{rate_limits: [{name: a, packets_per_second: 2000000}]}", "is 2000000"),
+        ("{rate_limits: [{name: a, packets_per_second: 1, burst: 0}]}", "`burst` is 0"),
+        (
+            "{rate_limits: [{name: a, packets_per_second: 1, match: {port: 1}}]}",
+            "needs a `protocol`",
+        ),
+        ("{rate_limits: [{name: a, packets_per_second: 1, key: dest/1}]}", "not a key"),
+        (&nine, "there are 9 rate limits"),
+        ("{filters: [bogus]}", "bogons"),
+        ("{filters: [bogons], lists: [{name: bogons, cidrs: [192.0.2.0/24]}]}", "defined twice"),
+    ] {
+        let faults = prefilter(yaml).unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{yaml}: {faults:?}");
+    }
+}

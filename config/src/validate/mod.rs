@@ -37,6 +37,8 @@ pub(crate) struct Fragment {
     pub(crate) services: Vec<(Arc<model::Service>, Places)>,
     pub(crate) allow: Vec<IpNet>,
     pub(crate) lists: Vec<ListEntry>,
+    pub(crate) filters: model::Filters,
+    pub(crate) rate_limits: Vec<model::RateLimit>,
     /// What may be set once in all documents, by its path.
     pub(crate) scalars: Vec<(&'static str, Loc)>,
     /// What must be unique in all documents. Holds the names of faulty objects too.

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{Context, Fragment, Kind, required_name};
 use crate::{
     fault::Loc,
@@ -43,7 +45,7 @@ pub(super) fn prefilter(
     context: &Context<'_, '_>,
     fragment: &mut Fragment,
 ) {
-    let Some(file::Prefilter { allow, lists, rate_limits }) = prefilter.get() else {
+    let Some(file::Prefilter { allow, lists, filters, rate_limits }) = prefilter.get() else {
         return;
     };
     fragment.allow.extend(allow.elements().map(|(cidr, _)| cidr.0));
@@ -52,7 +54,60 @@ pub(super) fn prefilter(
             fragment.lists.push(entry);
         }
     }
+    for (filter, at) in filters.elements() {
+        match filter {
+            file::Filter::Bogons => {
+                let list = bogons(at, context, fragment);
+                fragment.lists.push(list);
+            }
+            file::Filter::TcpFlags => fragment.filters.tcp_flags = true,
+            file::Filter::Amplification => fragment.filters.amplification = true,
+        }
+    }
     self::rate_limits(rate_limits, context, fragment);
+}
+
+/// Special-purpose addresses (RFC 6890 and its registries) and multicast ones, which nobody on the Internet
+/// sends from; without what a link needs to come up: the unspecified addresses and fe80::/10.
+const BOGONS: [&str; 23] = [
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::1/128",
+    "::ffff:0:0/96",
+    "64:ff9b:1::/48",
+    "100::/64",
+    "2001:2::/48",
+    "2001:db8::/32",
+    "3fff::/20",
+    "fc00::/7",
+    "ff00::/8",
+];
+
+fn bogons(at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) -> ListEntry {
+    let (name, source) = ("bogons".to_owned(), context.source(at));
+    fragment.names.push((Kind::PrefixList, name.clone(), at));
+    let prefixes = BOGONS.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    let list = model::PrefixList {
+        name: name.clone(),
+        source: source.clone(),
+        action: model::ListAction::Drop,
+        prefixes: prefixes.collect(),
+        skipped: Vec::new(),
+        skipped_lines: 0,
+    };
+    ListEntry { name, source, action: list.action, body: ListBody::Inline(Arc::new(list)) }
 }
 
 fn list(
@@ -131,34 +186,62 @@ fn list_path(
     Some(ListPath { path, at, format, on_error })
 }
 
+const MAX_RATE: u64 = 1_000_000;
+
 fn rate_limits(limits: &List<file::RateLimit>, context: &Context<'_, '_>, fragment: &mut Fragment) {
     for (limit, at) in limits.elements() {
-        let file::RateLimit { name, matches, packets_per_second, burst, key: _ } = limit;
-        required_name(name, at, Kind::RateLimit, context, fragment);
-        if packets_per_second.is_absent() {
-            context.report.missing(at, "packets_per_second", "allowed: 1 or more");
+        if let Some(limit) = rate_limit(limit, at, context, fragment) {
+            fragment.rate_limits.push(limit);
         }
-        for (field, what) in [(packets_per_second, "packets_per_second"), (burst, "burst")] {
-            if let Some((0, at)) = field.placed() {
-                context.report.fault(at, format!("`{what}` is 0"), "allowed: 1 or more");
-            }
-        }
-        if let Some(file::RateMatch { protocol, port }) = matches.get()
-            && protocol.is_absent()
-            && !port.is_absent()
+    }
+}
+
+fn rate_limit(
+    limit: &file::RateLimit,
+    at: Loc,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) -> Option<model::RateLimit> {
+    let file::RateLimit { name, matches, packets_per_second, burst, key, action } = limit;
+    let name = required_name(name, at, Kind::RateLimit, context, fragment);
+    if packets_per_second.is_absent() {
+        context.report.missing(at, "packets_per_second", "allowed: 1 to 1000000");
+    }
+    for (field, what) in [(packets_per_second, "packets_per_second"), (burst, "burst")] {
+        if let Some((value, at)) =
+            field.placed().filter(|(value, _)| !(1..=MAX_RATE).contains(*value))
         {
+            context.report.fault(at, format!("`{what}` is {value}"), "allowed: 1 to 1000000");
+        }
+    }
+    let (mut protocol, mut number) = (None, 0);
+    if let Some(file::RateMatch { protocol: wanted, port }) = matches.get() {
+        if wanted.is_absent() && !port.is_absent() {
             context.report.fault(
                 port.at,
                 "`port` needs a `protocol`",
                 "allowed: protocol: tcp or protocol: udp beside it",
             );
         }
+        protocol = wanted.get().copied();
+        number = port.get().copied().unwrap_or(0);
     }
-    if limits.get().is_some_and(|limits| !limits.is_empty()) {
-        context.report.fault(
-            limits.at,
-            "`prefilter.rate_limits` is not implemented in this version",
-            "leave it out",
-        );
-    }
+    let packets_per_second = *packets_per_second.get()?;
+    let file::RateKey(length) = key.get().copied().unwrap_or(file::RateKey(32));
+    Some(model::RateLimit {
+        name: name?,
+        source: context.source(at),
+        action: match action.get() {
+            None | Some(file::ListAction::Drop) => model::ListAction::Drop,
+            Some(file::ListAction::Audit) => model::ListAction::Audit,
+        },
+        protocol: protocol.map(|protocol| match protocol {
+            file::Protocol::Tcp => model::Protocol::Tcp,
+            file::Protocol::Udp => model::Protocol::Udp,
+        }),
+        port: number,
+        packets_per_second,
+        burst: burst.get().copied().unwrap_or(packets_per_second),
+        key: if length <= 32 { (length, 64) } else { (32, length) },
+    })
 }

@@ -26,14 +26,15 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     ApiState,
     extract::{BulkBody, JsonBody, PathOf, QueryOf},
-    model::{PrefixList, rfc3339},
+    model::{List, PrefixList, origin, rfc3339},
     problem::{FieldError, Kind, Problem},
+    read::list,
 };
 use crate::{
     bans::{Ban, Change, Done, MAX_REASON},
     command::Command,
     plan::prefixes::{self, Verdict},
-    view::View,
+    view::{Count, View},
 };
 
 #[cfg(test)]
@@ -381,6 +382,67 @@ pub(super) async fn lookup(
         return Err(invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
     };
     state.read(move |view, _| look_up(view, ip)).await.map(Json)
+}
+
+/// A limit on packets of each source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RateLimit {
+    /// Unique name.
+    pub name: String,
+    /// File with line and column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// `drop`, or `audit`: count and let pass.
+    pub action: String,
+    /// `tcp` or `udp`, if it counts only these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// Destination port, if it counts only that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Packets per second that each source has.
+    pub packets_per_second: u64,
+    /// Packets that may come at once.
+    pub burst: u64,
+    /// Length of the IPv4 prefix that is one source.
+    pub key_v4: u8,
+    /// Length of the IPv6 prefix that is one source.
+    pub key_v6: u8,
+    /// Packets beyond it.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Rate limits, with the packets that were beyond them.
+#[utoipa::path(
+    get, path = "/v1/prefilter/rate-limits", tag = "prefilter",
+    responses((status = 200, body = List<RateLimit>))
+)]
+pub(super) async fn rate_limits(
+    State(state): State<ApiState>,
+) -> Result<Json<List<RateLimit>>, Problem> {
+    list(&state, |view, counters| {
+        let limits = view.limits.iter();
+        limits.map(|limit| rate_limit(&limit.spec, counters.limit(limit.row))).collect()
+    })
+    .await
+}
+
+fn rate_limit(spec: &config::model::RateLimit, count: Count) -> RateLimit {
+    RateLimit {
+        name: spec.name.clone(),
+        origin: origin(&spec.source),
+        action: spec.action.as_str().to_owned(),
+        protocol: spec.protocol.map(|protocol| protocol.as_str().to_owned()),
+        port: Some(spec.port).filter(|port| *port != 0),
+        packets_per_second: spec.packets_per_second,
+        burst: spec.burst,
+        key_v4: spec.key.0,
+        key_v6: spec.key.1,
+        packets: count.packets,
+        bytes: count.bytes,
+    }
 }
 
 fn look_up(view: &View, ip: IpAddr) -> Lookup {

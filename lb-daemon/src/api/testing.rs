@@ -9,8 +9,8 @@ use std::{
 
 use abi::reason::Reason;
 use config::model::{
-    Backend, BackendState, Forwarding, HealthCheck, ListAction, Port, Probe, Protocol, Roles,
-    Scheduling, Service, Source, XdpMode,
+    Backend, BackendState, Forwarding, HealthCheck, ListAction, Port, Probe, Protocol, RateLimit,
+    Roles, Scheduling, Service, Source, XdpMode,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -19,7 +19,7 @@ use crate::{
     command::{Command, Refusal},
     view::{
         Attachment, BackendView, ConfigView, Count, Counters, FrontendView, Health, InterfaceView,
-        ListView, MapView, NextHopView, ServiceView, View,
+        LimitView, ListView, MapView, NextHopView, ServiceView, View,
     },
 };
 
@@ -46,6 +46,10 @@ impl Counters for FakeCounters {
 
     fn list(&self, row: u32) -> Count {
         Count { new_connections: 0, ..Self::of(3, row) }
+    }
+
+    fn limit(&self, row: u32) -> Count {
+        Count { new_connections: 0, ..Self::of(4, row) }
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {
@@ -183,6 +187,19 @@ pub(crate) fn view() -> View {
             list("manual", ListAction::Drop, 2, 1, 0),
             list("watch", ListAction::Audit, 1_500_000, 0, 1),
         ],
+        limits: vec![LimitView {
+            spec: RateLimit {
+                name: "per-source".to_owned(),
+                source: file(),
+                action: ListAction::Drop,
+                protocol: Some(Protocol::Udp),
+                port: 53,
+                packets_per_second: 1000,
+                burst: 2000,
+                key: (32, 64),
+            },
+            row: 2,
+        }],
         prefilter: Arc::default(),
         bans: crate::bans::Shared::default(),
         maps: vec![

@@ -55,6 +55,10 @@ impl Counters for LiveCounters {
         self.0.load().list(row)
     }
 
+    fn limit(&self, row: u32) -> Count {
+        self.0.load().limit(row)
+    }
+
     fn reasons(&self) -> Vec<(Reason, Count)> {
         self.0.load().reasons()
     }

@@ -8,7 +8,9 @@ use crate::{
     datapath::{Tables, bpf::Bpf},
     nexthop::NextHop,
     plan::{Planned, Planner, prefixes::Prefixes, service_keys},
-    view::{BackendView, FrontendView, Health, ListView, MapView, NextHopView, ServiceView},
+    view::{
+        BackendView, FrontendView, Health, LimitView, ListView, MapView, NextHopView, ServiceView,
+    },
 };
 
 /// What the health checks found, by service and backend.
@@ -97,6 +99,16 @@ pub(super) fn lists(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<ListView>
             prefixes_v6: list.prefixes.v6().len() as u64,
             skipped_lines: list.skipped_lines,
             row: prefixes.number_of(&list.name).unwrap_or(0).into(),
+        })
+        .collect()
+}
+
+/// The rate limits in force.
+pub(super) fn limits(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<LimitView> {
+    let limits = wanted.prefilter.rate_limits.iter();
+    limits
+        .filter_map(|spec| {
+            Some(LimitView { spec: spec.clone(), row: prefixes.limit_row(&spec.name)? })
         })
         .collect()
 }

@@ -17,7 +17,7 @@ use super::{
     output::{Output, bytes, number, table},
 };
 use crate::api::{
-    lists::{Changed, DEFAULT_LIST, Entries, Entry, Lookup, NewEntry},
+    lists::{Changed, DEFAULT_LIST, Entries, Entry, Lookup, NewEntry, RateLimit},
     model::{List, PrefixList},
 };
 
@@ -69,6 +69,8 @@ pub(super) enum Verb {
         #[arg(long, value_enum, default_value_t = Export::Plain)]
         format: Export,
     },
+    /// Rate limits, and the packets beyond them.
+    Limits,
     /// What packets of a list of the API meet; makes the list if there is none.
     Set {
         /// The list.
@@ -122,6 +124,7 @@ impl Verb {
                 output.done(&Value::Null, &format!("{} off the list {list}", cidrs.join(", ")))
             }
             Self::Import { file, entry } => import(client, output, file, entry),
+            Self::Limits => limits(client, output),
             Self::Lookup { ip } => lookup(client, output, *ip),
             Self::Export { name, format } => export(client, output, name, *format),
             Self::Set { name, action } => {
@@ -263,6 +266,28 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
             }),
         );
         format!("{address}: {verdict}: {why}\n\n{hits}")
+    })
+}
+
+fn limits(client: &Client, output: &Output) -> anyhow::Result<()> {
+    let (value, limits) = client.get::<List<RateLimit>>("/v1/prefilter/rate-limits")?;
+    output.show(&value, || {
+        table(
+            ["LIMIT", "ACTION", "COUNTS", "SOURCE", "#PER SECOND", "#BURST", "#BEYOND"],
+            limits.items.into_iter().map(|limit| {
+                let port = limit.port.map(|port| format!(" {port}")).unwrap_or_default();
+                let what = limit.protocol.unwrap_or_else(|| "all".to_owned()) + &port;
+                [
+                    limit.name.into(),
+                    limit.action.into(),
+                    what.into(),
+                    format!("/{}, /{}", limit.key_v4, limit.key_v6).into(),
+                    number(limit.packets_per_second),
+                    number(limit.burst),
+                    number(limit.packets),
+                ]
+            }),
+        )
     })
 }
 

@@ -15,6 +15,7 @@ use std::{
 };
 
 use abi::{
+    guard::{LIMIT_ROWS, Limit},
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, WAYS6},
     reason::Reason,
@@ -36,7 +37,7 @@ use crate::view::{Count, Counters};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 22] = [
     "CONTROL",
     "BUCKETS",
     "FRONTENDS",
@@ -52,6 +53,9 @@ const MAPS: [&str; 19] = [
     "FILTER6",
     "BUCKETS6",
     "LISTS",
+    "LIMITS",
+    "RATES",
+    "LIMIT_COUNT",
     "FRONTEND_COUNT",
     "BACKEND_COUNT",
     "LIST_COUNT",
@@ -59,7 +63,8 @@ const MAPS: [&str; 19] = [
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 4] = ["FLOWS", "FRAGMENTS", "LIST_COUNT", "REASON_COUNT"];
+const SHARED: [&str; 6] =
+    ["FLOWS", "FRAGMENTS", "RATES", "LIMIT_COUNT", "LIST_COUNT", "REASON_COUNT"];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -214,6 +219,7 @@ pub struct Bpf {
     filter6: Mapped<Filter6>,
     buckets6: Mapped<Bucket6>,
     lists: Mapped<ListRow>,
+    limits: Mapped<Limit>,
 }
 
 impl Bpf {
@@ -257,6 +263,7 @@ impl Bpf {
             filter6: source.mapped("FILTER6")?,
             buckets6: source.mapped("BUCKETS6")?,
             lists: source.mapped("LISTS")?,
+            limits: source.mapped("LIMITS")?,
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
         };
@@ -296,6 +303,7 @@ impl Bpf {
             frontends: source.mapped("FRONTEND_COUNT")?,
             backends: source.mapped("BACKEND_COUNT")?,
             lists: source.mapped("LIST_COUNT")?,
+            limits: source.mapped("LIMIT_COUNT")?,
             reasons: source.mapped("REASON_COUNT")?,
         })
     }
@@ -403,6 +411,7 @@ fn instance(
         .map_max_entries("FRONTEND_COUNT", frontends * cpus)
         .map_max_entries("BACKEND_COUNT", backends * cpus)
         .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
+        .map_max_entries("LIMIT_COUNT", LIMIT_ROWS * cpus)
         .map_max_entries("REASON_COUNT", REASON_ROWS * cpus);
     if let Some(dir) = pins {
         for name in MAPS {
@@ -542,6 +551,10 @@ impl Tables for Bpf {
         self.lists.read(row)
     }
 
+    fn limit(&self, row: u32) -> Limit {
+        self.limits.read(row)
+    }
+
     fn line(&self, index: u32) -> [u32; LINE] {
         self.lines.read(self.half() * LINES + index).words()
     }
@@ -607,6 +620,12 @@ impl Bpf {
                 self.buckets.store(index, usize::from(way) * 8, word);
             }
             Op::List(row, ref value) => self.lists.write(row, value),
+            Op::Limit(row, ref value) => {
+                // Not in force while it is half of one and half of another.
+                self.limits.store(row, 0, 0);
+                self.limits.write(row, &Limit { interval: 0, ..*value });
+                self.limits.store(row, 0, value.interval);
+            }
             Op::Bitmap(row, ref bitmap) => {
                 self.bitmaps.write(self.half() * self.capacity.bitmaps + row, bitmap);
             }
@@ -696,6 +715,7 @@ pub struct MappedCounters {
     frontends: Mapped<Counter>,
     backends: Mapped<Counter>,
     lists: Mapped<Counter>,
+    limits: Mapped<Counter>,
     reasons: Mapped<ReasonCounter>,
 }
 
@@ -726,6 +746,10 @@ impl Counters for MappedCounters {
 
     fn list(&self, row: u32) -> Count {
         self.sum(&self.lists, LIST_ROWS, row)
+    }
+
+    fn limit(&self, row: u32) -> Count {
+        self.sum(&self.limits, LIMIT_ROWS, row)
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {

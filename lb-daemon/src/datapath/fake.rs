@@ -10,6 +10,7 @@ use std::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 use abi::{
     flow::{FlowEntry, FlowKey},
+    guard::Limit,
     pick,
     prefix::{self, Block, Bucket6, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
@@ -28,6 +29,7 @@ pub struct Fake {
     egress: Vec<Egress>,
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
+    limits: BTreeMap<u32, Limit>,
     halves: [Option<Box<Image>>; 2],
     /// Entries of the flow table, as [`pick::backend`] leaves them.
     pub flows: RefCell<HashMap<FlowKey, FlowEntry>>,
@@ -54,6 +56,7 @@ impl Fake {
             backends: vec![backend; capacity.backends as usize],
             egress: vec![Egress::default(); capacity.egress as usize],
             lists: BTreeMap::new(),
+            limits: BTreeMap::new(),
             halves: [None, None],
             flows: RefCell::default(),
             applied: 0,
@@ -148,6 +151,10 @@ impl Tables for Fake {
 
     fn list(&self, row: u32) -> ListRow {
         self.lists.get(&row).copied().unwrap_or_default()
+    }
+
+    fn limit(&self, row: u32) -> Limit {
+        self.limits.get(&row).copied().unwrap_or_default()
     }
 
     fn line(&self, index: u32) -> [u32; LINE] {
@@ -249,6 +256,9 @@ impl Fake {
             }
             Op::List(row, value) => {
                 self.lists.insert(row, value);
+            }
+            Op::Limit(row, value) => {
+                self.limits.insert(row, value);
             }
             Op::Bitmap(row, bitmap) => put(&mut self.half_mut().bitmaps, row, bitmap),
             Op::Block(row, ref lists) => {

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use abi::{
+    guard::Limit,
     prefix::{Bitmap, Block, Bucket6, Entry, Filter6, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved},
 };
@@ -55,6 +56,8 @@ pub trait Tables {
     fn egress(&self, row: u32) -> Egress;
     /// The row of a blocklist.
     fn list(&self, row: u32) -> ListRow;
+    /// The row of a rate limit.
+    fn limit(&self, row: u32) -> Limit;
     /// The words of a line of the IPv4 prefix set's first level; of the half in force, as all that follow.
     fn line(&self, index: u32) -> [u32; LINE];
     /// The words of a second-level bitmap.
@@ -120,6 +123,8 @@ pub enum Op {
     },
     /// Writes the row of a blocklist.
     List(u32, ListRow),
+    /// Writes the row of a rate limit.
+    Limit(u32, Limit),
     /// Writes a second-level bitmap of the half in force.
     Bitmap(u32, Bitmap),
     /// Writes a second-level block of the half in force.

@@ -24,13 +24,14 @@ use std::{
 };
 
 use abi::{
+    guard::{Limit, MAX_LIMITS},
     limits::MAX_LISTS,
     prefix::{Bucket6, Entry, LINE, LINES, ListRow, Net6, WAYS6},
     table::Control,
 };
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter},
+    model::{ListAction, Prefilter, Protocol, RateLimit},
 };
 use ipnet::IpNet;
 
@@ -47,6 +48,7 @@ pub struct Prefixes {
     bitmaps: Rows,
     blocks: Rows,
     flags: u64,
+    limits: [Limit; MAX_LIMITS as usize],
     /// Programs may still be in the half that is not in force.
     unsettled: bool,
     /// What stands; `None` after adoption.
@@ -95,6 +97,7 @@ impl Prefixes {
                 adopted.numbers.insert(name.to_owned(), number);
             }
         }
+        adopted.limits = std::array::from_fn(|row| tables.limit(row as u32));
         adopted.flags = tables.control().flags();
         adopted
     }
@@ -155,6 +158,12 @@ impl Prefixes {
                 ops.push(Op::List(u32::from(number), row));
             }
         }
+        let limits = self.place_limits(wanted);
+        for (row, limit) in (0..).zip(&limits) {
+            if self.limits[row as usize] != *limit {
+                ops.push(Op::Limit(row, *limit));
+            }
+        }
         match self.stores(wanted, &numbers, tables)? {
             Some(stores) => ops.extend(stores),
             None => ops.extend(self.half(wanted, &numbers, tables)?),
@@ -163,6 +172,7 @@ impl Prefixes {
         let gone = self.rows.keys().filter(|n| !rows.contains_key(*n));
         ops.extend(gone.map(|&n| Op::List(n.into(), ListRow::default())));
         (self.numbers, self.rows, self.planned) = (numbers, rows, Some(wanted.clone()));
+        self.limits = limits;
         Ok(ops)
     }
 
@@ -184,7 +194,7 @@ impl Prefixes {
         };
         self.planned = Some(planned);
         let Some(change::Change { mut ops, shorts }) = changed? else { return Ok(None) };
-        let flags = self.flags | Control::shorts(shorts);
+        let flags = self.flags & !Control::GUARD | guard_flags(wanted) | Control::shorts(shorts);
         let any6 = wanted.lists.iter().map(|l| &l.prefixes).chain([&wanted.allow]);
         let any6 = any6.into_iter().any(|set| !set.v6().is_empty());
         let flags = if any6 { flags | Control::PREFIXES_V6 } else { flags & !Control::PREFIXES_V6 };
@@ -228,6 +238,7 @@ impl Prefixes {
         };
         let own = if compiled.v6.is_empty() { 0 } else { Control::PREFIXES_V6 };
         let flags = own | Control::shorts(shorts);
+        let guard = guard_flags(wanted);
         let Compiled { v4, v6, .. } = compiled;
         if self.planned.is_none()
             && self.flags & flags == flags
@@ -235,12 +246,15 @@ impl Prefixes {
         {
             self.bitmaps = Rows::with_used(capacity.bitmaps, &bitmaps);
             self.blocks = Rows::with_used(capacity.blocks, &blocks);
-            return Ok(Vec::new());
+            let flags = self.flags & !Control::GUARD | guard;
+            let changes = flags != self.flags;
+            self.flags = flags;
+            return Ok(if changes { vec![Op::Flags(flags)] } else { Vec::new() });
         }
         let Painted { words, bitmaps, blocks, free_bitmaps, free_blocks } = v4;
         self.bitmaps = Rows::with_first(capacity.bitmaps, bitmaps.len() as u32, free_bitmaps);
         self.blocks = Rows::with_first(capacity.blocks, blocks.len() as u32, free_blocks);
-        self.flags = flags | (self.flags ^ Control::HALF) & Control::HALF;
+        self.flags = flags | guard | (self.flags ^ Control::HALF) & Control::HALF;
         let mut ops = Vec::new();
         if self.unsettled {
             ops.push(Op::Settle);
@@ -265,6 +279,28 @@ impl Prefixes {
         let layers = Layers::of(wanted, numbers);
         let (v4, v6) = (v4::compile(&layers)?, v6::compile(&layers));
         Ok(Compiled { wanted: wanted.clone(), numbers: numbers.clone(), v4, v6 })
+    }
+
+    /// The row of a rate limit, in tables and counters.
+    #[must_use]
+    pub fn limit_row(&self, name: &str) -> Option<u32> {
+        let id = stable_id(name);
+        self.limits.iter().position(|limit| limit.id == id).map(|row| row as u32)
+    }
+
+    /// The rows of the wanted limits; a limit keeps the one that it has.
+    fn place_limits(&self, wanted: &Prefilter) -> [Limit; MAX_LIMITS as usize] {
+        let mut rows = [Limit::default(); MAX_LIMITS as usize];
+        let mut new = Vec::new();
+        for limit in wanted.rate_limits.iter().map(limit_of) {
+            match self.limits.iter().position(|before| before.id == limit.id) {
+                Some(row) => rows[row] = limit,
+                None => new.push(limit),
+            }
+        }
+        let free = rows.iter_mut().filter(|row| row.id == 0);
+        free.zip(new).for_each(|(row, limit)| *row = limit);
+        rows
     }
 
     /// The number of a list: its row in tables and counters.
@@ -321,6 +357,28 @@ impl Prefixes {
     }
 }
 
+fn limit_of(limit: &RateLimit) -> Limit {
+    let (interval, tolerance) = Limit::rate(limit.packets_per_second, limit.burst);
+    Limit {
+        interval,
+        tolerance,
+        id: stable_id(&limit.name),
+        port: limit.port,
+        protocol: limit.protocol.map_or(0, Protocol::number),
+        bits4: limit.key.0,
+        bits6: limit.key.1,
+        audit: u8::from(limit.action == ListAction::Audit),
+        reserved: [0; 2],
+    }
+}
+
+fn guard_flags(wanted: &Prefilter) -> u64 {
+    let flag = |on, flag| if on { flag } else { 0 };
+    flag(wanted.filters.tcp_flags, Control::FILTER_TCP_FLAGS)
+        | flag(wanted.filters.amplification, Control::FILTER_AMPLIFICATION)
+        | flag(!wanted.rate_limits.is_empty(), Control::LIMITS)
+}
+
 /// Whether the half in force says what was compiled; if so, which of its rows are used.
 fn stands(
     v4: &Painted,
@@ -365,6 +423,8 @@ fn stands(
 /// Whether nothing has changed, told without a look at the prefixes of lists.
 fn is_same(one: &Prefilter, other: &Prefilter) -> bool {
     one.allow == other.allow
+        && one.filters == other.filters
+        && one.rate_limits == other.rate_limits
         && one.lists.len() == other.lists.len()
         && one.lists.iter().zip(&other.lists).all(|(a, b)| Arc::ptr_eq(a, b))
 }

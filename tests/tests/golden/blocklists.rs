@@ -123,7 +123,7 @@ fn the_kernel_blocks_what_the_lists_say() {
             list("first", ListAction::Drop, some(10)),
             list("second", ListAction::Drop, some(10)),
         ];
-        let wanted = Prefilter { allow: some(4), lists };
+        let wanted = Prefilter { allow: some(4), lists, ..Prefilter::default() };
         let ops = prefixes.plan(&wanted, &rig.bpf).expect("room");
         rig.apply(&ops);
         prefixes.release();

@@ -17,6 +17,7 @@ use packets::{
 };
 
 mod blocklists;
+mod guard;
 mod icmp;
 mod odd;
 mod packets;
@@ -318,6 +319,7 @@ fn every_reason_is_tested() {
     let source = concat!(
         include_str!("main.rs"),
         include_str!("blocklists.rs"),
+        include_str!("guard.rs"),
         include_str!("icmp.rs"),
         include_str!("odd.rs"),
         include_str!("tunnels.rs"),

@@ -9,10 +9,9 @@ use abi::{
 
 use crate::maps::{self, Half};
 
-/// Whether the packet is dropped. A hit is counted for its list either way.
+/// Whether the packet is dropped; `flags` are the control table's. A hit is counted for its list either way.
 #[inline(always)]
-pub(crate) fn blocks<const V4: bool>(ip: &Ip, bytes: u64, cpu: u32) -> bool {
-    let flags = maps::flags();
+pub(crate) fn blocks<const V4: bool>(ip: &Ip, flags: u64, bytes: u64, cpu: u32) -> bool {
     let half = Half::of(flags);
     let number = if V4 {
         u32::from(prefix::list_v4(&half, u32::from_be(ip.src.as_v4_raw())))

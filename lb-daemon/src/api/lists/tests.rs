@@ -119,3 +119,11 @@ async fn what_is_wrong_is_named_and_nothing_is_added() {
     let format = "/v1/prefilter/lookup?ip=nobody";
     assert_eq!(json(&state, "GET", format, Value::Null).await.0, 422);
 }
+
+#[tokio::test]
+async fn rate_limits_with_what_was_beyond_them() {
+    let body = get(&live(view()), "/v1/prefilter/rate-limits").await;
+    let limit = &body["items"][0];
+    assert_eq!((&limit["name"], &limit["port"]), (&json!("per-source"), &json!(53)));
+    assert_eq!((&limit["packets"], &limit["key_v6"]), (&json!(4_000_002), &json!(64)));
+}

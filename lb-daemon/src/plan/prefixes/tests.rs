@@ -4,7 +4,7 @@ use abi::{
     hash,
     prefix::{Bitmap, One, list_v4, list_v6},
 };
-use config::model::{PrefixList, Source};
+use config::model::{PrefixList, Protocol, RateLimit, Source};
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
@@ -99,6 +99,7 @@ fn prefilter(source: Source) -> impl Strategy<Value = Prefilter> {
                 of_source(&format!("l{i}"), action, prefixes, source.clone())
             })
             .collect(),
+        ..Prefilter::default()
     })
 }
 
@@ -134,7 +135,7 @@ proptest! {
         }
         prop_assert_eq!(prefixes.plan(&second, &tables).unwrap(), vec![]);
         let lists = second.lists.iter().map(|l| Arc::new((**l).clone())).collect();
-        let equal = Prefilter { allow: second.allow.clone(), lists };
+        let equal = Prefilter { lists, ..second.clone() };
         prop_assert_eq!(prefixes.plan(&equal, &tables).unwrap(), vec![]);
     }
 
@@ -218,7 +219,7 @@ fn says_what_the_oracle_says(
 fn dropping(nets: &[&str]) -> Prefilter {
     let nets = nets.iter().map(|n| n.parse().unwrap()).collect();
     let lists = vec![of_source("l", ListAction::Drop, nets, Source::Api)];
-    Prefilter { allow: PrefixSet::default(), lists }
+    Prefilter { lists, ..Prefilter::default() }
 }
 
 #[test]
@@ -264,6 +265,7 @@ fn two_lists_in_one_network_are_a_block() {
             list("a", ListAction::Audit, vec![net("192.0.2.0/25")]),
             list("b", ListAction::Drop, vec![net("192.0.2.0/28"), net("192.0.2.64/32")]),
         ],
+        ..Prefilter::default()
     };
     tables.apply(&prefixes.plan(&p, &tables).unwrap()).unwrap();
     assert_eq!(prefixes.used(), (0, 1));
@@ -279,7 +281,7 @@ fn several_prefixes_of_a_file_change_at_once_or_not_at_all() {
     let of_file = |nets: &[&str]| {
         let nets = nets.iter().map(|n| n.parse().unwrap()).collect();
         let lists = vec![list("l", ListAction::Drop, nets)];
-        Prefilter { allow: PrefixSet::default(), lists }
+        Prefilter { lists, ..Prefilter::default() }
     };
     tables.apply(&prefixes.plan(&of_file(&["192.0.2.0/24"]), &tables).unwrap()).unwrap();
     prefixes.release();
@@ -330,6 +332,7 @@ fn very_many_ipv6_prefixes_are_found() {
     let p = Prefilter {
         allow: nets.iter().step_by(50).copied().collect(),
         lists: vec![list("l", ListAction::Drop, nets.clone())],
+        ..Prefilter::default()
     };
     let mut tables = Fake::new(Capacity { filter6: 1024, buckets6: 2048, ..capacity(1, 1) }, 0, 0);
     let mut prefixes = Prefixes::default();
@@ -357,4 +360,42 @@ fn lookup_names_lists_and_prefixes() {
     let seen = lookup(&p, "192.0.2.65".parse().unwrap());
     assert_eq!(seen, Verdict { allowed: Some(net("0.0.0.0/0")), decides: None, hits });
     assert_eq!(lookup(&p, "2001:db8::1".parse().unwrap()), Verdict::default());
+}
+
+#[test]
+fn limits_keep_their_rows_and_filters_are_flags() {
+    let limit = |name: &str, packets_per_second| RateLimit {
+        name: name.to_owned(),
+        source: Source::Api,
+        action: ListAction::Drop,
+        protocol: Some(Protocol::Udp),
+        port: 53,
+        packets_per_second,
+        burst: 10,
+        key: (24, 56),
+    };
+    let (mut prefixes, mut tables) = (Prefixes::default(), tables());
+    let mut p = dropping(&["192.0.2.0/24"]);
+    p.rate_limits = vec![limit("a", 10), limit("b", 20)];
+    p.filters.tcp_flags = true;
+    tables.apply(&prefixes.plan(&p, &tables).unwrap()).unwrap();
+    prefixes.release();
+    let flags = |tables: &Fake| tables.control().flags() & Control::GUARD;
+    assert_eq!(flags(&tables), Control::FILTER_TCP_FLAGS | Control::LIMITS);
+    assert_eq!((prefixes.limit_row("a"), prefixes.limit_row("b")), (Some(0), Some(1)));
+
+    p.rate_limits = vec![limit("b", 20), limit("c", 30)];
+    p.filters = config::model::Filters { tcp_flags: false, amplification: true };
+    let ops = prefixes.plan(&p, &tables).unwrap();
+    assert!(matches!(ops[..], [Op::Limit(0, _), Op::Flags(_)]), "{ops:?}");
+    tables.apply(&ops).unwrap();
+    assert_eq!(flags(&tables), Control::FILTER_AMPLIFICATION | Control::LIMITS);
+    assert_eq!((prefixes.limit_row("b"), prefixes.limit_row("c")), (Some(1), Some(0)));
+
+    let mut adopted = Prefixes::adopt(&tables, ["l"].into_iter());
+    assert_eq!(adopted.plan(&p, &tables).unwrap(), vec![]);
+    let mut adopted = Prefixes::adopt(&tables, ["l"].into_iter());
+    p.rate_limits.clear();
+    let ops = adopted.plan(&p, &tables).unwrap();
+    assert!(matches!(ops[..], [Op::Limit(0, _), Op::Limit(1, _), Op::Flags(_)]), "{ops:?}");
 }
