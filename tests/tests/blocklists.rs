@@ -7,20 +7,27 @@ use anyhow::{Context as _, ensure};
 use lb_tests::{
     edge::{self, Edge, PATIENCE, expect_answered},
     eventually, http,
-    lab::{CLIENT_V4, CLIENT_V6, L2_V4, L2_V6, at},
+    lab::{CLIENT_V4, CLIENT_V6, L2_V4, L2_V6, Lab, at},
     web,
 };
 
 /// An address of the client that no list of the lab's own names.
 const OTHER_V4: &str = "192.0.2.77";
 const OTHER_V6: &str = "2001:db8:2::77";
+/// Addresses that are on a list in turn.
+const EVEN: &str = "192.0.2.78";
+const ODD: &str = "192.0.2.79";
 
 /// An edge balancer whose client has two more addresses.
 fn edge() -> anyhow::Result<Edge> {
     let edge = Edge::start(edge::L2)?;
-    edge.client()?
-        .ip(&format!("addr add {OTHER_V4}/24 dev eth0\naddr add {OTHER_V6}/64 dev eth0 nodad\n"))?;
+    more_addresses(&edge)?;
     Ok(edge)
+}
+
+fn more_addresses(edge: &Edge) -> anyhow::Result<()> {
+    let client = edge.client()?;
+    client.ip(&format!("addr add {OTHER_V4}/24 dev eth0\naddr add {OTHER_V6}/64 dev eth0 nodad\n"))
 }
 
 /// Whether a request from `source` is answered, within `limit`.
@@ -123,5 +130,81 @@ fn list_files_change_under_traffic() -> anyhow::Result<()> {
     fs::remove_file(lists.join("feed.netset"))?;
     eventually(PATIENCE, || expect_free(&edge, OTHER_V4))?;
     expect_answered(&load.stop()?);
+    Ok(())
+}
+
+/// Killed at any moment of an update, the daemon leaves one version or the other: what both block stays
+/// blocked, and of two addresses that only one version each has exactly one is.
+#[test]
+fn a_daemon_killed_during_an_update_leaves_one_version() -> anyhow::Result<()> {
+    let mut edge = edge()?;
+    let list = edge.lb.config().parent().context("a directory")?.join("feed.txt");
+    // Spread widely, so that an update takes its time.
+    let many: String = (0..300_000u32)
+        .map(|n| format!("{}\n", std::net::Ipv4Addr::from(0x0b00_0000 + n * 1021)))
+        .collect();
+    let version = |n: u32| {
+        let own = if n.is_multiple_of(2) { EVEN } else { ODD };
+        format!("{many}{OTHER_V4}\n{own}\n{OTHER_V6}\n")
+    };
+    fs::write(&list, version(0))?;
+    let yaml = edge::yaml(&edge::L2())
+        .replace("  lists:\n", "  lists:\n    - {name: feed, file: feed.txt}\n");
+    edge.lb.change_config(&yaml)?;
+    edge.client()?.ip(&format!("addr add {EVEN}/24 dev eth0\naddr add {ODD}/24 dev eth0\n"))?;
+    expect_blocked(&edge, EVEN)?;
+    expect_free(&edge, ODD)?;
+    for round in 1..8u32 {
+        let beside = list.with_extension("new");
+        fs::write(&beside, version(round))?;
+        fs::rename(&beside, &list)?;
+        // Somewhere between the notice and the end of the update, or after it.
+        std::thread::sleep(Duration::from_millis(u64::from(round) * 37));
+        edge.lb.kill9()?;
+        for source in [OTHER_V4, OTHER_V6] {
+            expect_blocked(&edge, source)?;
+        }
+        let limit = Duration::from_millis(500);
+        let (even, odd) = (answered(&edge, EVEN, limit)?, answered(&edge, ODD, limit)?);
+        ensure!(even != odd, "round {round}: of both versions: {even} {odd}");
+        edge.lb.resume()?;
+        let (own, other) = if round.is_multiple_of(2) { (EVEN, ODD) } else { (ODD, EVEN) };
+        expect_blocked(&edge, own)?;
+        expect_free(&edge, other)?;
+    }
+    Ok(())
+}
+
+/// In the kernel's generic hook; the first ban where there was no list; filters and a rate limit.
+#[test]
+fn generic_mode_and_what_sources_may_not_send() -> anyhow::Result<()> {
+    let lab = Lab::start()?;
+    let yaml = edge::yaml(&edge::L2()).replace("xdp_mode: native", "xdp_mode: generic");
+    let lists = yaml.find("  lists:\n").context("lists")?;
+    let services = yaml.find("services:\n").context("services")?;
+    let guard = "  filters: [tcp-flags, amplification]\n  rate_limits:\n    \
+         - {name: web, match: {protocol: tcp, port: 80}, packets_per_second: 1, burst: 40}\n";
+    let yaml = format!("{}{guard}{}", &yaml[..lists], &yaml[services..]);
+    let lb = lab.daemon("lb", &yaml)?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let edge = Edge { lb, decap: Vec::new(), lab };
+    more_addresses(&edge)?;
+    ensure!(edge.lb.lbctl(&["interface", "list"])?.contains("generic"));
+
+    expect_free(&edge, OTHER_V6)?;
+    edge.lb.lbctl(&["prefilter", "add", OTHER_V6])?;
+    expect_blocked(&edge, OTHER_V6)?;
+    // A request takes about six packets.
+    expect_free(&edge, OTHER_V4)?;
+    eventually(PATIENCE, || {
+        let free = answered(&edge, OTHER_V4, Duration::from_millis(300))?;
+        ensure!(!free, "{}", edge.lb.lbctl(&["prefilter", "limits"])?);
+        Ok(())
+    })?;
+    expect_free(&edge, CLIENT_V4)?;
+    let limits = edge.lb.get("/v1/prefilter/rate-limits")?;
+    ensure!(limits["items"][0]["packets"].as_u64() > Some(0), "{limits}");
+    let dropped = edge.lb.metric("lb_datapath_packets_total{reason=\"rate_limited\"")?;
+    ensure!(dropped > 0.0, "{dropped}");
     Ok(())
 }
