@@ -11,4 +11,5 @@ pub mod packet;
 pub mod packets;
 pub mod report;
 pub mod ring;
+pub mod scale;
 pub mod stats;

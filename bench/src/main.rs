@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use lb_bench::{
     packets::{self, Effort},
-    ring,
+    ring, scale,
 };
 
 /// Measures the data path and what compiles its tables. Needs root.
@@ -28,6 +28,8 @@ enum What {
     Packets,
     /// Construction of rings
     Ring,
+    /// Changes and memory of a daemon with 10,000 services
+    Scale,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,6 +43,10 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Packets) {
         let effort = if quick { Effort::QUICK } else { Effort::FULL };
         packets::measure(effort)?.publish(Some(&out), &name("packets"))?;
+    }
+    if wanted(What::Scale) {
+        let effort = if quick { scale::Effort::QUICK } else { scale::Effort::FULL };
+        scale::measure(effort)?.publish(Some(&out), &name("scale"))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use lb_bench::{
     packets::{self, Effort},
-    ring,
+    ring, scale,
 };
 use lb_tests::rig::need_root;
 
@@ -15,4 +15,10 @@ fn packets_take_the_way_that_their_row_says() {
 #[test]
 fn rings_are_built() {
     ring::measure(1).expect("a round").publish(None, "").expect("prints");
+}
+
+#[test]
+fn a_change_is_in_force_and_touches_one_ring() {
+    need_root();
+    scale::measure(scale::Effort::TINY).expect("a change").publish(None, "").expect("prints");
 }

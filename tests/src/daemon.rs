@@ -157,6 +157,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// The value of `--api` for it.
     #[must_use]
     pub fn api(&self) -> String {
