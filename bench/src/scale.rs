@@ -9,7 +9,7 @@ mod config;
 mod tables;
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -58,6 +58,9 @@ pub struct Scale {
     in_force_ms: Summary,
     /// Of that, since the daemon heard of the change, as its status says.
     own_ms: Summary,
+    /// CPU time of the daemon between the two: what the first would be on a machine that has nothing
+    /// else to do, but for the 5 ms for which a file must stay as it is.
+    cpu_ms: Summary,
     /// From the write of the file until the new backend takes packets.
     takes_packets_ms: Summary,
     /// Words of the ring arena that a change stored to, all of one ring.
@@ -73,6 +76,7 @@ impl Row for Scale {
         "in force ms",
         "bar",
         "since noticed ms",
+        "CPU ms",
         "new backend up ms",
         "slots stored",
         "process MB",
@@ -90,6 +94,7 @@ impl Row for Scale {
             self.in_force_ms.to_string(),
             against(Some(20.0), self.in_force_ms.median),
             self.own_ms.to_string(),
+            self.cpu_ms.to_string(),
             self.takes_packets_ms.to_string(),
             self.ring_words.to_string(),
             mb(self.memory.process),
@@ -146,6 +151,7 @@ fn layout(effort: Effort, per_file: u32) -> anyhow::Result<Scale> {
         start_ms,
         in_force_ms: of(|c| c.in_force.as_secs_f64() * 1e3),
         own_ms: of(|c| c.own_ms),
+        cpu_ms: of(|c| c.cpu.as_secs_f64() * 1e3),
         takes_packets_ms: of(|c| c.takes_packets.as_secs_f64() * 1e3),
         ring_words: of(|c| c.ring_words as f64),
         memory,
@@ -155,6 +161,7 @@ fn layout(effort: Effort, per_file: u32) -> anyhow::Result<Scale> {
 struct Change {
     in_force: Duration,
     own_ms: f64,
+    cpu: Duration,
     takes_packets: Duration,
     ring_words: usize,
 }
@@ -168,15 +175,16 @@ fn change(
     let edit = config.replace_backend(service);
     let mut seen = tables.generation();
     tables.note_rings();
-    let began = Instant::now();
+    let id = daemon.id().context("the daemon does not run")?;
+    let (began, cpu_before) = (Instant::now(), cpu_time(id)?);
     edit.write()?;
-    let (in_force, row) = loop {
+    let (in_force, cpu, row) = loop {
         wait("the change is not in force", || tables.generation() > seen)?;
-        let passed = began.elapsed();
+        let passed = (began.elapsed(), cpu_time(id)? - cpu_before);
         seen = tables.generation();
         // An earlier notice may have led to a look at files that had not changed yet.
         if let Some(row) = tables.row_of(edit.address) {
-            break (passed, row);
+            break (passed.0, passed.1, row);
         }
     };
     wait("the new backend stays down", || tables.is_up(row))?;
@@ -190,6 +198,7 @@ fn change(
     ensure!(last - first <= tables::RING as usize, "slots {first} to {last}: of other rings too");
     Ok(Change {
         in_force,
+        cpu,
         own_ms: own.with_context(|| format!("no duration in {status}"))? * 1e3,
         takes_packets,
         ring_words: moved.len(),
@@ -204,4 +213,15 @@ fn wait(what: &'static str, mut done: impl FnMut() -> bool) -> anyhow::Result<()
         thread::sleep(Duration::from_micros(50));
     }
     Ok(())
+}
+
+/// CPU time of all threads of a process.
+fn cpu_time(id: u32) -> anyhow::Result<Duration> {
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+        // A thread may end at any time.
+        let text = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        total += text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
 }

@@ -141,11 +141,9 @@ impl Loader {
         let in_directories = self.lists.keys().map(|(path, ..)| path);
         for path in self.files.keys().chain(list_files).chain(in_directories) {
             directories.insert(parent(path).to_path_buf());
-            if let Ok(target) = fs::canonicalize(path) {
-                let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
-                if is_link {
-                    directories.insert(parent(&target).to_path_buf());
-                }
+            let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
+            if is_link && let Ok(target) = fs::canonicalize(path) {
+                directories.insert(parent(&target).to_path_buf());
             }
         }
         for entry in self.files.values().flat_map(|file| &file.fragment.lists) {

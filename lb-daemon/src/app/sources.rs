@@ -47,13 +47,7 @@ pub(super) async fn follow_files(
                 None => anyhow::bail!("the watch on the configuration has ended"),
             },
         };
-        let loaded = tokio::task::block_in_place(|| {
-            let loaded = loader.load();
-            if let Err(error) = watcher.set_extra_dirs(loader.watch_dirs()) {
-                tracing::warn!(%error, "a directory of the configuration is not watched");
-            }
-            loaded
-        });
+        let loaded = tokio::task::block_in_place(|| loader.load());
         let command = match loaded {
             Ok(desired) => Command::Files { desired: Box::new(desired), noticed },
             Err(faults) => Command::FilesFaulty { faults: print(&faults) },
@@ -61,6 +55,13 @@ pub(super) async fn follow_files(
         if commands.send(command).await.is_err() {
             return Ok(());
         }
+        // Afterwards, as the change does not wait for it. What happens in a new directory meanwhile is
+        // not lost: watching one counts as a change.
+        tokio::task::block_in_place(|| {
+            if let Err(error) = watcher.set_extra_dirs(loader.watch_dirs()) {
+                tracing::warn!(%error, "a directory of the configuration is not watched");
+            }
+        });
     }
 }
 
