@@ -119,12 +119,20 @@ reasons! {
 }
 
 impl Reason {
-    /// Whether such a packet is worth a second look: it may have to be answered, or its ports may be
-    /// further inside.
+    /// Whether such a packet is worth a second look: it may have to be answered, its ports may be
+    /// further inside, or its source may be one of those that are allowed.
     #[must_use]
     #[inline(always)]
     pub const fn is_exceptional(self) -> bool {
-        matches!(self, Self::VipOtherProtocol | Self::Fragment | Self::NoService | Self::TooBig)
+        matches!(
+            self,
+            Self::VipOtherProtocol
+                | Self::Fragment
+                | Self::NoService
+                | Self::TooBig
+                | Self::SourceRefused
+                | Self::TunnelSourceRefused
+        )
     }
 }
 

@@ -27,7 +27,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let bytes = packet.arrived();
     let cpu = maps::cpu();
     let reason = pipeline::run(&mut packet, cpu);
-    if reason.is_exceptional() && maps::has(feature::BALANCE) {
+    if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no second program.
         maps::hand_on(packet.context(), reason);
     }

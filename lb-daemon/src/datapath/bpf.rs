@@ -426,7 +426,7 @@ fn instance(
         .try_into()
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
-    if features & feature::BALANCE != 0 {
+    if features & (feature::BALANCE | feature::DECAP) != 0 {
         second(&mut ebpf, pins).map_err(refused)?;
     }
     let program: &mut Xdp = ebpf

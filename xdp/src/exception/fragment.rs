@@ -50,6 +50,7 @@ fn first<const L3: usize, const V4: bool>(
     let transport = wire::transport(packet, upper.at, upper.protocol).ok_or(Reason::Truncated)?;
     let flow = Ip { protocol: upper.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
+    service::permit(frontend, ip.src)?;
     let picked = service::pick(&flow, &transport, frontend)?;
     let bytes = packet.len() as u64;
     let entry = FragmentEntry {

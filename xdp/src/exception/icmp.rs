@@ -108,6 +108,7 @@ fn error<const L3: usize, const V4: bool>(
     let transport = wire::Transport { ports: tuple.ports, opening: false };
     let flow = Ip { protocol: tuple.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
+    service::permit(frontend, tuple.src)?;
     let hash = hash::flow(&tuple, maps::seed());
     let phase = if tuple.protocol == protocol::UDP { Phase::Unknown } else { Phase::Established };
     let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;

@@ -16,7 +16,11 @@ use abi::{
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
-use crate::{maps, packet::Packet, stage::service};
+use crate::{
+    maps,
+    packet::Packet,
+    stage::{decap, service},
+};
 
 /// The reason that stands in the end.
 #[inline(always)]
@@ -57,7 +61,11 @@ fn look<const L3: usize, const V4: bool>(ctx: *mut xdp_md, first: u32, cpu: u32)
     let Some(upper) = upper.and_then(|u| maps::forget(&u)) else { return Reason::Truncated as u32 };
 
     let reason = match first {
-        Reason::Fragment | Reason::VipOtherProtocol => {
+        Reason::TunnelSourceRefused => {
+            let tunnel = decap::tunnel::<L3>(&packet, &ip);
+            return decap::restricted::<L3>(&mut packet, &ip, tunnel) as u32;
+        }
+        Reason::Fragment | Reason::VipOtherProtocol | Reason::SourceRefused => {
             route::<L3, V4>(&mut packet, &ip, &upper, cpu)
         }
         other => other,
@@ -86,16 +94,19 @@ fn route<const L3: usize, const V4: bool>(
     if upper.protocol == icmp {
         return icmp::run::<L3, V4>(packet, ip, upper, cpu).unwrap_or_else(|r| r);
     }
-    if V4 || !service::balances(upper.protocol) {
+    if !service::balances(upper.protocol) {
         return Reason::VipOtherProtocol;
     }
-    // Behind extension headers.
+    // Behind extension headers, or of a service that not everybody may use.
     let Some(transport) = wire::transport(packet, upper.at, upper.protocol) else {
         return Reason::Truncated;
     };
     let inner = Ip { protocol: upper.protocol, ..*ip };
     match service::frontend(&inner, &transport) {
         Ok((row, frontend)) => {
+            if let Err(reason) = service::permit(frontend, ip.src) {
+                return reason;
+            }
             service::send::<L3, V4>(packet, &inner, upper.at - L3, &transport, row, frontend, cpu)
                 .unwrap_or_else(|r| r)
         }

@@ -48,14 +48,30 @@ pub(crate) fn run<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel)
     if frontend.kind() != Kind::Decap || ip.fragment {
         return None;
     }
-    let sources = frontend.ranges();
-    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
+    if frontend.ranges() != 0 {
+        // Whose packets are taken is looked up by the second program.
         return Some(Reason::TunnelSourceRefused);
     }
     Some(match strip::<L3>(packet, ip, tunnel) {
         Ok(()) => Reason::Decapsulated,
         Err(reason) => reason,
     })
+}
+
+/// The same where packets are taken from some senders alone, and for such a packet.
+#[inline(always)]
+pub(crate) fn restricted<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel) -> Reason {
+    let Some((_, frontend)) = pick::frontend(&Maps, &FrontendKey::decap(ip.dst)) else {
+        return Reason::TunnelSourceRefused;
+    };
+    let sources = frontend.ranges();
+    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
+        return Reason::TunnelSourceRefused;
+    }
+    match strip::<L3>(packet, ip, tunnel) {
+        Ok(()) => Reason::Decapsulated,
+        Err(reason) => reason,
+    }
 }
 
 /// Bytes between the outer IP header and the inner one.

@@ -1,6 +1,7 @@
 //! Which service is the packet for, and which of its backends takes it?
 
 use abi::{
+    addr::Addr,
     hash::{self, Tuple},
     pick::{self, Phase},
     ranges,
@@ -23,6 +24,8 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     cpu: u32,
 ) -> Reason {
     match find::<L3, V4>(packet, ip) {
+        // Who may use it is looked up by the second program.
+        Ok((_, frontend, _)) if frontend.ranges() != 0 => Reason::SourceRefused,
         Ok((row, frontend, transport)) => {
             send::<L3, V4>(packet, ip, ip.header, &transport, row, frontend, cpu)
                 .unwrap_or_else(|r| r)
@@ -87,6 +90,16 @@ pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static 
     Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
 }
 
+/// Whether this client may use it.
+#[inline(always)]
+pub(crate) fn permit(frontend: &Frontend, client: Addr) -> Result<(), Reason> {
+    let sources = frontend.ranges();
+    if sources != 0 && !ranges::contains(&Maps, sources, client.hi(), client.lo()) {
+        return Err(Reason::SourceRefused);
+    }
+    Ok(())
+}
+
 /// The transport header; the usual place first, so that its offset is a constant.
 #[inline(always)]
 fn parse<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Transport> {
@@ -108,10 +121,6 @@ pub(crate) struct Picked {
 
 #[inline(always)]
 pub(crate) fn pick(ip: &Ip, transport: &Transport, frontend: &Frontend) -> Result<Picked, Reason> {
-    let sources = frontend.ranges();
-    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
-        return Err(Reason::SourceRefused);
-    }
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
     let phase = if ip.protocol == protocol::UDP {
