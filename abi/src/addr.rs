@@ -40,6 +40,13 @@ impl Addr {
         }
     }
 
+    /// From the four words of an IPv6 address, each loaded as it stands.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(a: u32, b: u32, c: u32, d: u32) -> Self {
+        Self { hi: a as u64 | (b as u64) << 32, lo: c as u64 | (d as u64) << 32 }
+    }
+
     /// The 16 network-order bytes.
     #[inline(always)]
     #[must_use]
@@ -109,6 +116,7 @@ mod tests {
         assert!(a.is_v4());
         assert_eq!(a, Addr::v4(u32::from_ne_bytes([192, 0, 2, 1])));
         assert_eq!(a.as_v4_raw().to_ne_bytes(), [192, 0, 2, 1]);
+        assert_eq!(a, Addr::from_words(0, 0, 0xffff_0000, a.as_v4_raw()));
         assert!(!Addr::from("2001:db8::1".parse::<IpAddr>().unwrap()).is_v4());
     }
 }

@@ -1,7 +1,7 @@
 //! Every byte that the kernel and the daemon share, and the packet code that both run.
 //!
 //! `no_std`, no I/O, no allocation. What stands in a map is in [`table`], [`flow`], [`prefix`];
-//! what is done with a packet is in [`wire`], [`upper`], [`hash`], [`pick`], [`outer`], [`reply`] and
+//! what is done with a packet is in [`wire`], [`upper`], [`hash`], [`pick`], [`sock`], [`outer`], [`reply`] and
 //! [`checksum`], as pure functions that run here under test and in the kernel unchanged. Every exit of a program has
 //! a [`reason::Reason`].
 #![no_std]
@@ -18,6 +18,7 @@ pub mod prefix;
 pub mod ranges;
 pub mod reason;
 pub mod reply;
+pub mod sock;
 pub mod table;
 pub mod upper;
 pub mod wire;

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -32,6 +32,8 @@ pub const MAX_FILTER6: u32 = 1 << 22;
 pub const MAX_BUCKETS6: u32 = 1 << 23;
 /// Entries of the flow table.
 pub const FLOWS: u32 = 1 << 17;
+/// Entries of the table of peers that were translated for processes of this machine.
+pub const PEERS: u32 = 1 << 16;
 
 /// Entries of one bucket.
 pub const BUCKET_WAYS: usize = 4;

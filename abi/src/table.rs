@@ -414,6 +414,8 @@ impl Frontend {
     const MODE: u32 = 7;
     const VIP: u32 = 1 << 8;
     const DECAP: u32 = 1 << 9;
+    /// The target port stands from here on, in network byte order.
+    const TARGET_SHIFT: u32 = 16;
 
     /// Byte offset of `ring`, for the daemon's store.
     pub const RING: usize = core::mem::offset_of!(Self, ring);
@@ -443,6 +445,22 @@ impl Frontend {
         let mut row = Self::row(key, mode as u32, service);
         row.ring = ring.to_word();
         row
+    }
+
+    /// The same, for backends that listen on another port; `port` in host byte order, 0: on the same.
+    /// Only translation at the socket ([`crate::sock`]) heeds it: other ways leave the port alone.
+    #[must_use]
+    pub const fn with_target_port(mut self, port: u16) -> Self {
+        let port = (port.to_be() as u32) << Self::TARGET_SHIFT;
+        self.flags = self.flags & !(u32::MAX << Self::TARGET_SHIFT) | port;
+        self
+    }
+
+    /// Port at the backends as it stands in a header, in network byte order; 0: that of the frontend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn target_port(&self) -> u16 {
+        (self.flags >> Self::TARGET_SHIFT) as u16
     }
 
     /// An address as a whole. `any_tcp` and `any_udp` are the rows of services with port 0.
@@ -940,6 +958,9 @@ mod tests {
         assert_eq!(f[..16], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 10]);
         assert_eq!(f[16..24], [0x01, 0xbb, 6, 0, 1, 0, 0, 0]);
         assert_eq!(f[24..32], [4, 3, 2, 1, 0xfd, 3, 0, 0]);
+        let target = Frontend::service(key, Mode::Ipip, ring, 1).with_target_port(8443);
+        assert_eq!(bytes::<_, 64>(target)[20..24], [1, 0, 0x20, 0xfb]);
+        assert_eq!((target.target_port(), target.mode()), (8443u16.to_be(), Mode::Ipip));
         assert_eq!(f[48..56], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
 
         let hop = HopWord::new([2, 0, 0, 0, 0, 9], 1);
@@ -964,7 +985,7 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                5, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
+                6, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
                 0, 0, 0, 0
             ]
         );

@@ -89,6 +89,13 @@ pub fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
+/// A name that no other lab has; whatever bears it is found by the next run if this one is killed.
+#[must_use]
+pub fn unique() -> String {
+    static LABS: AtomicU32 = AtomicU32::new(0);
+    format!("{PREFIX}-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed))
+}
+
 impl Lab {
     /// Builds the network and starts the servers.
     ///
@@ -103,9 +110,7 @@ impl Lab {
         );
         remove_stale()?;
 
-        static LABS: AtomicU32 = AtomicU32::new(0);
-        let id =
-            format!("{PREFIX}-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let id = unique();
         let directory = tempfile::Builder::new().prefix(&format!("{id}-")).tempdir()?;
         let bpffs = BpfDirectory::create(&id)?;
         let fabric = Arc::new(fabric(&id)?);
@@ -258,12 +263,17 @@ fn fabric(id: &str) -> anyhow::Result<Namespace> {
 /// A directory in the BPF file system. Removing it takes every pin in it away, and with them links,
 /// programs and maps.
 #[derive(Debug)]
-struct BpfDirectory {
+pub struct BpfDirectory {
     path: PathBuf,
 }
 
 impl BpfDirectory {
-    fn create(id: &str) -> anyhow::Result<Self> {
+    /// Makes it at the root of the BPF file system.
+    ///
+    /// # Errors
+    ///
+    /// Not root, or there is one of this name.
+    pub fn create(id: &str) -> anyhow::Result<Self> {
         let kind = statfs::statfs(BPF_FS).with_context(|| format!("no {BPF_FS}"))?;
         if kind.filesystem_type() != statfs::BPF_FS_MAGIC {
             netns::run(Command::new("mount").args(["-t", "bpf", "bpf", BPF_FS]))?;
@@ -271,6 +281,12 @@ impl BpfDirectory {
         let path = Path::new(BPF_FS).join(id);
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -15,6 +15,7 @@
 //! what a killed run left behind, the next one removes. Nothing here touches an interface of the host.
 
 pub mod capture;
+pub mod cgroup;
 pub mod daemon;
 pub mod edge;
 pub mod http;

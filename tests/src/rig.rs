@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -122,8 +123,18 @@ impl Rig {
     /// The same, with tables of this capacity.
     #[must_use]
     pub fn sized(capacity: Capacity, features: u32) -> Self {
+        Self::make(capacity, features, None)
+    }
+
+    /// The same, with its tables pinned in a directory of the BPF file system.
+    #[must_use]
+    pub fn pinned(directory: &Path) -> Self {
+        Self::make(capacity(), EVERYTHING, Some(directory))
+    }
+
+    fn make(capacity: Capacity, features: u32, pins: Option<&Path>) -> Self {
         need_root();
-        let bpf = Bpf::load(capacity, 3, SEED, features, None).expect("the program loads");
+        let bpf = Bpf::load(capacity, 3, SEED, features, pins).expect("the program loads");
         let counters = Box::new(bpf.counters().expect("counters"));
         let planner = Planner::adopt(&bpf, std::iter::empty(), Duration::ZERO);
         Self { bpf, planner, counters, features }

@@ -5,6 +5,9 @@
 //! release ordering. Decides nothing.
 
 mod grow;
+mod sock;
+
+pub use sock::Sock;
 
 use std::{
     collections::BTreeMap,
@@ -63,8 +66,8 @@ const MAPS: [&str; 22] = [
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 6] =
-    ["FLOWS", "FRAGMENTS", "RATES", "LIMIT_COUNT", "LIST_COUNT", "REASON_COUNT"];
+const SHARED: [&str; 7] =
+    ["FLOWS", "FRAGMENTS", "PEERS", "RATES", "LIMIT_COUNT", "LIST_COUNT", "REASON_COUNT"];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,12 @@ pub enum BpfError {
         /// Bits of [`abi::limits::feature`].
         features: u32,
         /// The loader's or verifier's answer.
+        detail: String,
+    },
+    /// Loading or attaching the programs at the socket was refused.
+    #[error("programs at the socket: {detail}")]
+    Sock {
+        /// The loader's, verifier's or kernel's answer.
         detail: String,
     },
     /// A map is missing from the object or of another kind.

@@ -1,6 +1,11 @@
 //! Services: their backends, ring and frontends.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use abi::{
     addr::Addr,
@@ -199,21 +204,21 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
         let mode = mode(spec.forwarding);
-        let wanted: BTreeSet<FrontendKey> = keys(spec).collect();
+        let wanted: BTreeMap<FrontendKey, u16> = targets(spec).collect();
         let gone: Vec<FrontendKey> =
-            service.frontends.keys().filter(|k| !wanted.contains(k)).copied().collect();
+            service.frontends.keys().filter(|k| !wanted.contains_key(k)).copied().collect();
         for key in gone {
             if let Some(row) = service.frontends.remove(&key) {
                 buckets.replace(tables, &key, row, None, ops);
                 self.frontends.give(row);
             }
         }
-        for key in wanted {
+        for (key, target) in wanted {
             let old = service.frontends.get(&key).copied();
             let sources = service.ranges[ranges::family(key.addr.is_v4())].to_word();
             if let Some(row) = old {
                 let stands = tables.frontend(row);
-                if stands.mode() == mode {
+                if stands.mode() == mode && stands.target_port() == target.to_be() {
                     if stands.ranges() != sources {
                         ops.push(Op::FrontendRanges(row, sources));
                     }
@@ -228,7 +233,8 @@ impl Planner {
                 }
             }
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-            let mut value = Frontend::service(key, mode, service.ring, service.id);
+            let mut value =
+                Frontend::service(key, mode, service.ring, service.id).with_target_port(target);
             value.set_old_ring(service.old_ring);
             value.set_ranges(sources);
             ops.push(Op::Frontend(row, value));
@@ -425,7 +431,15 @@ fn signature(seed: u64, size: u32, members: &[(IpAddr, u32)]) -> u64 {
 
 /// Every address, port and protocol of a service.
 pub fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
+    targets(spec).map(|(key, _)| key)
+}
+
+/// The same, each with its port at the backends, 0 where that is the same port.
+fn targets(spec: &Service) -> impl Iterator<Item = (FrontendKey, u16)> {
     spec.addresses.iter().flat_map(|&a| {
-        spec.ports.iter().map(move |p| FrontendKey::new(a.into(), p.port, p.protocol.number()))
+        spec.ports.iter().map(move |p| {
+            let target = if p.target_port == p.port { 0 } else { p.target_port };
+            (FrontendKey::new(a.into(), p.port, p.protocol.number()), target)
+        })
     })
 }

@@ -157,6 +157,27 @@ fn the_same_state_again_changes_nothing() {
 }
 
 #[test]
+fn a_target_port_stands_in_the_frontend_and_moves_nothing_when_it_changes() {
+    let mut rig = Rig::new();
+    let with_target = |target_port| {
+        let mut web = service("web", 1, &[80], &[1, 2, 3]);
+        web.ports[0].target_port = target_port;
+        wanted([web])
+    };
+    let key = FrontendKey::new(vip(1).into(), 80, 6);
+    let mut before = None;
+    for (target, port) in [(80, 0), (8080, 8080u16), (8081, 8081), (80, 0)] {
+        rig.plan(&with_target(target), 0);
+        rig.settle(0);
+        let (_, frontend) = pick::frontend(&rig.fake.view(), &key).map(|(r, f)| (r, *f)).unwrap();
+        assert_eq!(frontend.target_port(), port.to_be(), "{target}");
+        let flows = rig.open(50);
+        assert_eq!(*before.get_or_insert(flows.clone()), flows);
+        assert_eq!(rig.plan(&with_target(target), 0), [], "{target} stands");
+    }
+}
+
+#[test]
 fn nothing_is_reachable_before_all_of_it_stands() {
     // Whatever the number of operations done, a packet finds a live backend or no service at all.
     let state = wanted([service("web", 1, &[80, 443], &[1, 2, 3])]);

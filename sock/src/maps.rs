@@ -1,0 +1,95 @@
+//! The tables of the XDP program, read here too, and the table of translated peers.
+//!
+//! At load the daemon puts its pinned tables in the place of these.
+
+use abi::{
+    flow::{FlowEntry, FlowKey},
+    limits::PEERS,
+    pick::Tables,
+    sock::{PeerEntry, PeerKey},
+    table::{Backend, Bucket, Frontend},
+};
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    helpers::bpf_get_prandom_u32,
+    macros::map,
+    maps::{Array, LruHashMap},
+};
+
+/// Buckets of the frontend table, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static BUCKET_MASK: Global<u32> = Global::new(0);
+/// Salt of the frontend table.
+#[unsafe(no_mangle)]
+static SALT: Global<u64> = Global::new(0);
+
+#[map(name = "BUCKETS")]
+static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "FRONTENDS")]
+static FRONTENDS: Array<Frontend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "SLOTS")]
+static SLOTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "BACKENDS")]
+static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "PEERS")]
+static TRANSLATED: LruHashMap<PeerKey, PeerEntry> = LruHashMap::with_max_entries(PEERS, 0);
+
+/// The tables, as [`abi::sock`] reads them.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn salt(&self) -> u64 {
+        SALT.load()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        BUCKETS.get(index & BUCKET_MASK.load())
+    }
+
+    #[inline(always)]
+    fn frontend(&self, row: u32) -> Option<&Frontend> {
+        FRONTENDS.get(row)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u64> {
+        let word = SLOTS.get_ptr(index)?;
+        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn backend(&self, row: u32) -> Option<&Backend> {
+        BACKENDS.get(row)
+    }
+
+    /// Flows of processes have no entries: their connections have their backend already.
+    #[inline(always)]
+    fn flow(&self, _: &FlowKey) -> Option<FlowEntry> {
+        None
+    }
+
+    #[inline(always)]
+    fn remember(&self, _: &FlowKey, _: &FlowEntry) {}
+}
+
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no arguments, no effect that matters.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+#[inline(always)]
+pub(crate) fn remember(key: &PeerKey, entry: &PeerEntry) {
+    // A full table evicts. An update that fails all the same shows the process a backend's address.
+    let _ = TRANSLATED.insert(key, entry, 0);
+}
+
+#[inline(always)]
+pub(crate) fn recall(key: &PeerKey) -> Option<PeerEntry> {
+    // SAFETY: an entry is replaced, never written in place; it is copied out at once.
+    unsafe { TRANSLATED.get(key) }.copied()
+}
