@@ -14,6 +14,7 @@ pub mod hash;
 pub mod limits;
 pub mod outer;
 pub mod pick;
+pub mod policy;
 pub mod prefix;
 pub mod ranges;
 pub mod reason;

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -89,4 +89,29 @@ pub mod feature {
     pub const BALANCE: u32 = 2;
     /// Take encapsulated packets addressed to this machine.
     pub const DECAP: u32 = 4;
+}
+
+/// Bounds of identity policy.
+pub mod policy {
+    /// The identity of IPv4 addresses that are nobody's.
+    pub const WORLD_V4: u32 = 9;
+    /// The identity of IPv6 addresses that are nobody's.
+    pub const WORLD_V6: u32 = 10;
+    /// Identities fit 25 bits of an entry.
+    pub const MAX_IDENTITY: u32 = (1 << 25) - 1;
+    /// Rules with counters of their own; rows, less the one that an entry's 0 takes.
+    pub const MAX_RULES: u32 = (1 << 22) - 2;
+    /// Connections that are remembered; the least recently seen make room.
+    pub const CONNECTIONS: u32 = 1 << 18;
+    /// Datagrams in fragments whose ports are remembered.
+    pub const FRAGMENTS: u32 = 1 << 13;
+    /// IPv6 extension headers that are walked over.
+    pub const MAX_EXTENSIONS: u32 = 4;
+    /// A TCP connection that was answered is forgotten after this long without a reply: RFC 5382 asks
+    /// for 2 hours and 4 minutes at least.
+    pub const IDLE_TCP_NS: u64 = 8_000 * 1_000_000_000;
+    /// As long all else is remembered. RFC 4787 asks for 2 minutes at least for UDP.
+    pub const IDLE_NS: u64 = 120 * 1_000_000_000;
+    /// How old the note of when a connection was seen may become.
+    pub const REFRESH_NS: u64 = 1_000_000_000;
 }

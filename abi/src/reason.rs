@@ -116,6 +116,28 @@ reasons! {
     Amplification = 27, "amplification", Drop;
     /// More packets than a rate limit allows.
     RateLimited = 28, "rate_limited", Drop;
+    /// On an interface for policy that is no endpoint's (any more).
+    NoEndpoint = 29, "no_endpoint", Pass;
+    /// No rule is about it, and its endpoint is open in this direction.
+    PolicyOpen = 30, "policy_open", Pass;
+    /// A rule of policy allows it.
+    PolicyAllowed = 31, "policy_allowed", Pass;
+    /// Of a connection that was opened the other way, which rules of policy allow.
+    PolicyReply = 32, "policy_reply", Pass;
+    /// An ICMP error about a packet that rules of policy allow.
+    PolicyRelated = 33, "policy_related", Pass;
+    /// Neighbour discovery and multicast listeners: not subject to policy.
+    PolicyNeighbour = 34, "policy_neighbour", Pass;
+    /// Rules of policy would deny it; the endpoint is in audit.
+    PolicyAudit = 35, "policy_audit", Pass;
+    /// No rule of policy allows it, and its endpoint is closed in this direction.
+    PolicyDefaultDeny = 36, "policy_default_deny", Drop;
+    /// A rule of policy denies it.
+    PolicyDenied = 37, "policy_denied", Drop;
+    /// A later fragment, of or to an endpoint with rules, whose first fragment was not seen.
+    PolicyFragment = 38, "policy_fragment", Drop;
+    /// Headers end before they should, or there are too many, on an endpoint's interface.
+    PolicyMalformed = 39, "policy_malformed", Drop;
 }
 
 impl Reason {

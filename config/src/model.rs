@@ -12,7 +12,10 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::{Fault, PrefixSet};
+use crate::{
+    Fault, PrefixSet,
+    policy::{Enforcement, Rule},
+};
 
 /// Everything that all sources together ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +34,10 @@ pub struct DesiredState {
     pub prefilter: Arc<Prefilter>,
     /// Who stands behind which address, by name.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Rules of identity policy, in the order of the files.
+    pub policies: Arc<Vec<Rule>>,
+    /// Whether endpoints without a rule are open.
+    pub policy_enforcement: Enforcement,
 }
 
 /// This machine, as others see it.
@@ -429,7 +436,7 @@ impl ListAction {
     }
 }
 
-/// A workload on this machine, for accounting and (later) identity policy.
+/// A workload on this machine, for identity policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Unique name.

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 pub use self::import::import;
+pub(crate) use self::import::{bare_key, rule_of};
 use crate::model::Source;
 
 /// Labels of an endpoint, or of another identity.

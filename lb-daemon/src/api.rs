@@ -29,6 +29,7 @@ pub mod limits;
 pub mod listen;
 pub mod lists;
 pub mod model;
+pub mod policy;
 pub mod problem;
 mod read;
 mod services;
@@ -63,6 +64,7 @@ pub struct ApiState {
     tags(
         (name = "services", description = "Services and their backends"),
         (name = "prefilter", description = "Blocklists"),
+        (name = "policy", description = "Identity policy"),
         (name = "node", description = "What this node does"),
         (name = "health", description = "For probes and monitoring"),
     )
@@ -102,6 +104,12 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(lists::list_entries, lists::add_entries, lists::delete_entry))
         .routes(routes!(lists::lookup))
         .routes(routes!(lists::rate_limits))
+        .routes(routes!(policy::endpoints))
+        .routes(routes!(policy::endpoint))
+        .routes(routes!(policy::identities))
+        .routes(routes!(policy::policies))
+        .routes(routes!(policy::documents))
+        .routes(routes!(policy::put_document, policy::delete_document))
         .routes(routes!(read::reasons))
         .routes(routes!(read::maps))
         .routes(routes!(read::interfaces))

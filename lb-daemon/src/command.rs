@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use config::model::{DesiredState, Service};
+use config::{
+    model::{DesiredState, Service},
+    policy::Rule,
+};
 use tokio::sync::oneshot;
 
 use crate::bans;
@@ -37,6 +40,24 @@ pub enum Command {
         name: String,
         /// `If-Match`: the version that the caller has seen.
         if_match: Option<u64>,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Sets the rules of a document, in the place of those that it had.
+    PutPolicies {
+        /// Its name.
+        document: String,
+        /// What it says, to be kept.
+        text: String,
+        /// The same, read.
+        rules: Vec<Rule>,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Deletes a document of rules.
+    DeletePolicies {
+        /// Its name.
+        document: String,
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },

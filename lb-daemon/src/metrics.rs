@@ -7,6 +7,7 @@
 //! nothing between two scrapes.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -107,6 +108,12 @@ metrics! {
         "Packets beyond a rate limit.";
     LIST_SKIPPED: Gauge "lb_prefilter_skipped_lines" ["list"]
         "Lines of a list file that are no prefixes and were left out (`on_error: skip`).";
+    RULE_PACKETS: Counter "lb_policy_rule_packets_total" ["rule"]
+        "Packets that a rule of identity policy decided, of all rules of this name; replies are not counted.";
+    RULE_BYTES: Counter "lb_policy_rule_bytes_total" ["rule"]
+        "Bytes of these packets.";
+    ENDPOINT_ATTACHED: Gauge "lb_policy_endpoint_attached" ["endpoint", "interface"]
+        "1 when identity policy is enforced on the endpoint's interface, else 0.";
     REASON_PACKETS: Counter "lb_datapath_packets_total" ["reason", "verdict"]
         "Packets by the one reason for which each was passed, dropped or forwarded.";
     REASON_BYTES: Counter "lb_datapath_bytes_total" ["reason", "verdict"]
@@ -128,6 +135,7 @@ pub fn render(view: &View, counters: &dyn Counters, now: SystemTime) -> String {
     services(&mut page, view, counters);
     backends(&mut page, view, counters);
     lists(&mut page, view, counters);
+    policy(&mut page, view, counters);
     reasons(&mut page, counters);
     maps(&mut page, view);
     page.text
@@ -265,6 +273,29 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
     let mut family = page.family(&LIST_SKIPPED);
     for list in &view.lists {
         family.sample(&[list.name.as_str()], list.skipped_lines);
+    }
+}
+
+fn policy(page: &mut Page, view: &View, counters: &dyn Counters) {
+    let mut rules: BTreeMap<&str, Count> = BTreeMap::new();
+    for rule in &view.policy.rules {
+        let (own, all) = (counters.rule(rule.row), rules.entry(&rule.name).or_default());
+        all.packets += own.packets;
+        all.bytes += own.bytes;
+    }
+    let mut family = page.family(&RULE_PACKETS);
+    for (name, count) in &rules {
+        family.sample(&[*name], count.packets);
+    }
+    let mut family = page.family(&RULE_BYTES);
+    for (name, count) in &rules {
+        family.sample(&[*name], count.bytes);
+    }
+    let mut family = page.family(&ENDPOINT_ATTACHED);
+    for endpoint in &view.policy.endpoints {
+        let attached = endpoint.attached == crate::policy::kernel::Attachment::Tcx;
+        let labels = [endpoint.spec.name.as_str(), endpoint.spec.interface.as_str()];
+        family.sample(&labels, u64::from(attached));
     }
 }
 

@@ -3,14 +3,19 @@
 //! [`identity`] numbers whoever has a say in policy, [`compile()`] turns the rules that select an
 //! endpoint into a table with one or two probes per flow, and [`explain()`] reads the rules as they
 //! are written, to say why. The two share no code beyond the rules themselves, and tests hold them
-//! against each other. [`review`] finds what is probably not meant. Only [`cli`] does I/O, and nothing
-//! here enforces anything yet.
+//! against each other. [`image`] is what stands in the kernel's tables, [`state`] gets from one wish to the
+//! next without a moment in between at which anything is decided by halves. [`review`] finds what is
+//! probably not meant. Only [`cli`] and [`kernel`] do I/O.
 
 pub mod cli;
 pub mod compile;
+pub mod documents;
 pub mod explain;
 pub mod identity;
+pub mod image;
+pub mod kernel;
 pub mod review;
+pub mod state;
 
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,10 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+pub(crate) fn io_error<'a>(
+    what: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |error| StoreError::Io { what, path: path.to_owned(), error }
 }
 
@@ -144,17 +147,17 @@ impl Store {
     }
 }
 
-fn write(path: &Path, body: &[u8]) -> io::Result<()> {
+pub(crate) fn write(path: &Path, body: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(body)?;
     file.sync_all()
 }
 
-fn sync(directory: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync(directory: &Path) -> Result<(), StoreError> {
     File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("synchronise", directory))
 }
 
-fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let entries = entries.map_err(io_error("read", directory))?;
     Ok(entries.into_iter().map(|entry| entry.path()).collect())

@@ -11,8 +11,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use config::model::{
-    Backend, Forwarding, ListAction, Port, Prefilter, RateLimit, Roles, Service, Source, XdpMode,
+use config::{
+    model::{
+        Backend, Endpoint, Forwarding, ListAction, Port, Prefilter, RateLimit, Roles, Service,
+        Source, XdpMode,
+    },
+    policy::{Enforcement, Labels, Rule},
 };
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
@@ -40,6 +44,10 @@ pub struct View {
     pub bans: crate::bans::Shared,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
+    /// Identity policy in force.
+    pub policy: Arc<PolicyView>,
+    /// Documents of rules that the API has set, with the number of their rules.
+    pub policy_documents: Vec<(String, u64)>,
 }
 
 /// State of the configuration.
@@ -186,6 +194,45 @@ pub struct LimitView {
     pub row: u32,
 }
 
+/// Identity policy in force.
+#[derive(Clone, Debug, Default)]
+pub struct PolicyView {
+    /// Endpoints of this machine.
+    pub endpoints: Vec<EndpointView>,
+    /// Rules, in order.
+    pub rules: Vec<RuleView>,
+    /// Numbers, and the labels that they stand for.
+    pub identities: Vec<(u32, Labels)>,
+    /// Whether endpoints without a rule are open.
+    pub enforcement: Enforcement,
+    /// The rules themselves.
+    pub all: Arc<Vec<Rule>>,
+}
+
+/// A workload of this machine.
+#[derive(Clone, Debug)]
+pub struct EndpointView {
+    /// As it was asked for.
+    pub spec: Arc<Endpoint>,
+    /// The number of its labels.
+    pub identity: u32,
+    /// Whether policy is enforced there.
+    pub attached: crate::policy::kernel::Attachment,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug)]
+pub struct RuleView {
+    /// Name in verdicts and reports.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// Row of its counters.
+    pub row: u32,
+    /// Endpoints of this machine that it selects.
+    pub endpoints: u64,
+}
+
 /// A table shared with the kernel.
 #[derive(Clone, Debug)]
 pub struct MapView {
@@ -220,6 +267,10 @@ pub trait Counters: Send + Sync {
     fn list(&self, row: u32) -> Count;
     /// Packets beyond a rate limit, by its row.
     fn limit(&self, row: u32) -> Count;
+    /// Packets that a rule of policy decided; `new_connections` is 0.
+    fn rule(&self, _row: u32) -> Count {
+        Count::default()
+    }
     /// Every reason with its packets and bytes, in the order of [`abi::reason::Reason`].
     fn reasons(&self) -> Vec<(abi::reason::Reason, Count)>;
 }

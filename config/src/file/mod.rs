@@ -127,11 +127,11 @@ pub(crate) struct File {
     pub(crate) services: List<Service>,
     /// Which sources are dropped at the interface.
     pub(crate) prefilter: Field<Prefilter>,
-    /// Who stands behind which address, for identity policy. Not implemented in this version.
+    /// Who stands behind which address, for identity policy.
     pub(crate) endpoints: List<Endpoint>,
-    /// Identity policies in Cilium's rule shape. Not implemented in this version.
+    /// Identity policies in Cilium's rule shape.
     pub(crate) policies: List<Policy>,
-    /// Whether endpoints without a policy are open. This version implements `default` only.
+    /// Whether endpoints without a policy are open.
     pub(crate) policy_enforcement: Field<PolicyEnforcement>,
     /// Services from a Kubernetes API. Not implemented in this version.
     pub(crate) kubernetes: Field<Kubernetes>,
@@ -248,7 +248,7 @@ pub(crate) struct Kubernetes {
     pub(crate) node_name: Field<String>,
 }
 
-/// A workload on this machine. Not implemented in this version.
+/// A workload on this machine.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["name", "addresses", "interface"]))]

@@ -1,4 +1,4 @@
-//! `policies`: Cilium's rule shape. Parsed and checked for its shape, not implemented in this version.
+//! `policies`: Cilium's rule shape.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use super::{Cidr, Field, List};
 pub(crate) enum PolicyEnforcement {
     /// Open until a policy selects them.
     Default,
-    /// Closed. Not implemented in this version.
+    /// Closed.
     Always,
-    /// Open, whatever the policies say. Not implemented in this version.
+    /// Open, whatever the policies say.
     Never,
 }
 
-/// A rule: which endpoints it selects, and who may talk to them. Not implemented in this version.
+/// A rule: which endpoints it selects, and who may talk to them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(extend("required" = ["name", "endpointSelector"]))]
@@ -38,6 +38,18 @@ pub(crate) struct Policy {
     pub(crate) egress: List<Egress>,
     /// Whom they may not.
     pub(crate) egress_deny: List<Egress>,
+    /// Whether what no rule allows is denied; default: in each direction that the rule speaks of.
+    pub(crate) enable_default_deny: Field<DefaultDeny>,
+}
+
+/// Whether what no rule allows is denied.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DefaultDeny {
+    /// To the endpoints.
+    pub(crate) ingress: Field<bool>,
+    /// From the endpoints.
+    pub(crate) egress: Field<bool>,
 }
 
 /// Selects endpoints by their labels; an empty one selects all.

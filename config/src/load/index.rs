@@ -212,6 +212,9 @@ pub(super) fn scalars<'f>(
             lists: _,
             filters: _,
             rate_limits: _,
+            endpoints,
+            policies,
+            enforcement,
             scalars: _,
             names: _,
         } = fragment;
@@ -235,7 +238,39 @@ pub(super) fn scalars<'f>(
             state.maglev.seed.clone_from(seed);
         }
         state.interfaces.extend(interfaces.iter().cloned());
+        for endpoint in endpoints {
+            faults.extend(clash(endpoint, state.endpoints.values()));
+            state.endpoints.insert(endpoint.name.clone(), Arc::clone(endpoint));
+        }
+        if !policies.is_empty() {
+            Arc::make_mut(&mut state.policies).extend(policies.iter().cloned());
+        }
+        if let Some(enforcement) = enforcement {
+            state.policy_enforcement = *enforcement;
+        }
     }
+}
+
+/// What keeps an endpoint from standing beside others: an interface and an address are one's.
+fn clash<'e>(
+    endpoint: &model::Endpoint,
+    mut others: impl Iterator<Item = &'e Arc<model::Endpoint>>,
+) -> Option<Fault> {
+    let (other, what) = others.find_map(|other| {
+        if other.interface == endpoint.interface {
+            return Some((other, format!("the interface {}", other.interface)));
+        }
+        let shared = other.addresses.iter().find(|own| endpoint.addresses.contains(own))?;
+        Some((other, format!("the address {shared}")))
+    })?;
+    let model::Source::File { path, line, column } = &endpoint.source else { return None };
+    Some(Fault {
+        path: path.to_path_buf(),
+        line: *line,
+        column: *column,
+        message: format!("{} and {} have {what}", other.name, endpoint.name),
+        help: "give each one its own".to_owned(),
+    })
 }
 
 fn place<T>(Owner { document, at, .. }: &Owner<T>) -> String {

@@ -12,6 +12,7 @@ use super::{CIDR, Clause, Condition, Direction, Entity, Peer, Ports, RESERVED, R
 use crate::{
     fault::{Document, Fault, Loc, Report, show},
     file::{self, Field, List},
+    model::Source,
     tree::{self, Node, Value, de::NodeDe},
     validate::{Context, policy_shape},
 };
@@ -61,6 +62,35 @@ pub fn import(path: &Path, text: &str) -> Result<Vec<Rule>, Vec<Fault>> {
     }
     let rules = import.rules;
     if report.len() == 0 { Ok(rules) } else { Err(report.into_faults()) }
+}
+
+/// A rule of the configuration, whose shape is good.
+pub(crate) fn rule_of(
+    policy: &file::Policy,
+    name: String,
+    source: Source,
+    report: &Report<'_>,
+) -> Rule {
+    let read = Reader { report, namespace: None };
+    let (mut ingress, mut egress) = read.default_deny(None, policy);
+    if let Some(set) = policy.enable_default_deny.get() {
+        ingress = set.ingress.get().copied().unwrap_or(ingress);
+        egress = set.egress.get().copied().unwrap_or(egress);
+    }
+    Rule {
+        name,
+        source,
+        subject: read.selector_of(&policy.endpoint_selector, true),
+        ingress_default_deny: ingress,
+        egress_default_deny: egress,
+        clauses: read.clauses(policy),
+    }
+}
+
+/// A label's key without the source in front that rules may name.
+pub(crate) fn bare_key(key: &str) -> &str {
+    let bare = ["any:", "k8s:", "any.", "k8s."].iter().find_map(|p| key.strip_prefix(p));
+    bare.unwrap_or(key)
 }
 
 struct Import<'c, 'd> {
@@ -404,8 +434,7 @@ impl Reader<'_, '_> {
 
     /// A label's key without the source it came from; labels here have none.
     fn key(&self, key: &str, at: Loc) -> String {
-        let bare = ["any:", "k8s:", "any.", "k8s."].iter().find_map(|p| key.strip_prefix(p));
-        let bare = bare.unwrap_or(key);
+        let bare = bare_key(key);
         let reserved = bare.starts_with(RESERVED);
         if bare.starts_with(CIDR) || (bare.contains(':') && !reserved) {
             let message = format!("labels do not have the source of {}", show(key));

@@ -5,6 +5,7 @@
 //! fragments are [`crate::load`]'s.
 
 mod general;
+mod policy;
 mod prefilter;
 mod refused;
 mod service;
@@ -39,6 +40,9 @@ pub(crate) struct Fragment {
     pub(crate) lists: Vec<ListEntry>,
     pub(crate) filters: model::Filters,
     pub(crate) rate_limits: Vec<model::RateLimit>,
+    pub(crate) endpoints: Vec<Arc<model::Endpoint>>,
+    pub(crate) policies: Vec<crate::policy::Rule>,
+    pub(crate) enforcement: Option<crate::policy::Enforcement>,
     /// What may be set once in all documents, by its path.
     pub(crate) scalars: Vec<(&'static str, Loc)>,
     /// What must be unique in all documents. Holds the names of faulty objects too.
@@ -116,9 +120,9 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
         }
     }
     prefilter::prefilter(prefilter, context, &mut fragment);
-    refused::endpoints(endpoints, context, &mut fragment);
-    refused::policies(policies, context, &mut fragment);
-    refused::policy_enforcement(policy_enforcement, context, &mut fragment);
+    policy::endpoints(endpoints, context, &mut fragment);
+    policy::policies(policies, context, &mut fragment);
+    policy::policy_enforcement(policy_enforcement, &mut fragment);
     refused::kubernetes(kubernetes, context, &mut fragment);
     fragment
 }

@@ -1,42 +1,11 @@
 //! Parts of the schema that this version reads and checks, and then refuses: what a user asked for is
 //! never silently left undone.
 
-use super::{Context, Fragment, Kind, required_name};
+use super::{Context, Fragment};
 use crate::{
     fault::{Loc, show},
     file::{self, Field, List},
 };
-
-pub(super) fn endpoints(
-    endpoints: &List<file::Endpoint>,
-    context: &Context<'_, '_>,
-    fragment: &mut Fragment,
-) {
-    let report = context.report;
-    for (endpoint, at) in endpoints.elements() {
-        let file::Endpoint { name, labels: _, addresses, interface } = endpoint;
-        required_name(name, at, Kind::Endpoint, context, fragment);
-        if addresses.is_absent() {
-            report.missing(at, "addresses", "allowed: one address or more");
-        }
-        if interface.is_absent() {
-            report.missing(at, "interface", "allowed: the host side of its interface");
-        }
-    }
-    refuse(endpoints, "endpoints", context);
-}
-
-pub(super) fn policies(
-    policies: &List<file::Policy>,
-    context: &Context<'_, '_>,
-    fragment: &mut Fragment,
-) {
-    for (policy, at) in policies.elements() {
-        required_name(&policy.name, at, Kind::Policy, context, fragment);
-        policy_shape(policy, at, context);
-    }
-    refuse(policies, "policies", context);
-}
 
 /// Checks all of a rule but its name, which imported rules need not have.
 pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_, '_>) {
@@ -48,6 +17,7 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
         ingress_deny,
         egress,
         egress_deny,
+        enable_default_deny: _,
     } = policy;
     if endpoint_selector.is_absent() {
         context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
@@ -69,27 +39,6 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
         ports(&rule.to_ports, context);
         icmps(&rule.icmps, context);
     }
-}
-
-pub(super) fn policy_enforcement(
-    field: &Field<file::PolicyEnforcement>,
-    context: &Context<'_, '_>,
-    fragment: &mut Fragment,
-) {
-    let Some((enforcement, at)) = field.placed() else {
-        return;
-    };
-    fragment.scalars.push(("policy_enforcement", at));
-    let word = match enforcement {
-        file::PolicyEnforcement::Default => return,
-        file::PolicyEnforcement::Always => "always",
-        file::PolicyEnforcement::Never => "never",
-    };
-    context.report.fault(
-        at,
-        format!("`policy_enforcement: {word}` is not implemented in this version"),
-        "allowed: default",
-    );
 }
 
 pub(super) fn kubernetes(
@@ -116,16 +65,6 @@ pub(super) fn kubernetes(
         if let Some((_, at)) = field.placed() {
             fragment.scalars.push((name, at));
         }
-    }
-}
-
-fn refuse<T>(list: &List<T>, what: &str, context: &Context<'_, '_>) {
-    if list.get().is_some_and(|list| !list.is_empty()) {
-        context.report.fault(
-            list.at,
-            format!("`{what}` is not implemented in this version"),
-            "leave it out",
-        );
     }
 }
 

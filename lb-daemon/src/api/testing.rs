@@ -18,8 +18,9 @@ use super::ApiState;
 use crate::{
     command::{Command, Refusal},
     view::{
-        Attachment, BackendView, ConfigView, Count, Counters, FrontendView, Health, InterfaceView,
-        LimitView, ListView, MapView, NextHopView, ServiceView, View,
+        Attachment, BackendView, ConfigView, Count, Counters, EndpointView, FrontendView, Health,
+        InterfaceView, LimitView, ListView, MapView, NextHopView, PolicyView, RuleView,
+        ServiceView, View,
     },
 };
 
@@ -63,6 +64,21 @@ impl Counters for FakeCounters {
             |r: Reason| (r, Count { packets: count(r), bytes: count(r) * 60, ..Count::default() });
         Reason::ALL.iter().copied().map(with).collect()
     }
+}
+
+/// An endpoint, and a rule that selects it.
+fn policy() -> PolicyView {
+    let spec = config::model::Endpoint {
+        name: "app1".to_owned(),
+        source: Source::Api,
+        labels: [("id".to_owned(), "app1".to_owned())].into(),
+        addresses: vec!["10.15.0.2".parse().unwrap()],
+        interface: "veth-app1".to_owned(),
+    };
+    let attached = crate::policy::kernel::Attachment::Tcx;
+    let endpoint = EndpointView { spec: Arc::new(spec), identity: 256, attached };
+    let rule = RuleView { name: "r".to_owned(), source: Source::Api, row: 0, endpoints: 1 };
+    PolicyView { endpoints: vec![endpoint], rules: vec![rule], ..PolicyView::default() }
 }
 
 pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
@@ -202,6 +218,8 @@ pub(crate) fn view() -> View {
         }],
         prefilter: Arc::default(),
         bans: crate::bans::Shared::default(),
+        policy: Arc::new(policy()),
+        policy_documents: Vec::new(),
         maps: vec![
             map("BACKENDS", Some(4), 65_536, 4 << 20),
             map("PREFIX_BLOCKS", Some(950), 1000, 256 << 20),
@@ -239,6 +257,9 @@ pub(crate) fn live(view: View) -> ApiState {
                     }
                     publish.send_replace(Arc::new(view.clone()));
                     let _ = reply.send(done);
+                }
+                Command::PutPolicies { reply, .. } | Command::DeletePolicies { reply, .. } => {
+                    let _ = reply.send(Ok(()));
                 }
                 Command::ChangeLists { changes, reply } => {
                     let (done, _) = view.bans.apply(&changes);

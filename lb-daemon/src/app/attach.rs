@@ -76,7 +76,8 @@ pub(super) fn attach_all(
     held.retain(|index, _| indexes().any(|i| i == *index));
     for entry in fs::read_dir(pins).into_iter().flatten().flatten() {
         let path = entry.path();
-        if !indexes().any(|index| path == pin(pins, index)) {
+        let own = entry.file_name().to_string_lossy().starts_with("xdp-");
+        if own && !indexes().any(|index| path == pin(pins, index)) {
             detach(&path);
         }
     }

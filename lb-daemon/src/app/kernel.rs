@@ -24,6 +24,7 @@ use abi::{
 use arc_swap::ArcSwap;
 use config::model::DesiredState;
 
+use super::policy;
 use crate::{
     datapath::{
         ApplyError, Capacity, Datapath, Op, Tables,
@@ -40,27 +41,41 @@ pub(super) const READY: &str = "ready";
 pub(super) const LINKS: &str = "links";
 
 /// Counters of whichever set of tables is in force.
-pub(super) struct LiveCounters(ArcSwap<MappedCounters>);
+pub(super) struct LiveCounters {
+    own: ArcSwap<MappedCounters>,
+    /// Those of identity policy.
+    pub(super) policy: Arc<policy::LiveCounters>,
+}
 
 impl Counters for LiveCounters {
     fn frontend(&self, row: u32) -> Count {
-        self.0.load().frontend(row)
+        self.own.load().frontend(row)
     }
 
     fn backend(&self, row: u32) -> Count {
-        self.0.load().backend(row)
+        self.own.load().backend(row)
     }
 
     fn list(&self, row: u32) -> Count {
-        self.0.load().list(row)
+        self.own.load().list(row)
+    }
+
+    fn rule(&self, row: u32) -> Count {
+        self.policy.rule(row)
     }
 
     fn limit(&self, row: u32) -> Count {
-        self.0.load().limit(row)
+        self.own.load().limit(row)
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {
-        self.0.load().reasons()
+        let mut all = self.own.load().reasons();
+        for (reason, count) in &mut all {
+            let more = self.policy.reason(*reason);
+            count.packets += more.packets;
+            count.bytes += more.bytes;
+        }
+        all
     }
 }
 
@@ -140,7 +155,10 @@ impl Kernel {
             Some(_) => Bpf::load(needs, 0, seed, features, Some(&dir))?,
             None => make(&dir, needs, seed, features)?,
         };
-        let counters = Arc::new(LiveCounters(ArcSwap::from_pointee(bpf.counters()?)));
+        let counters = Arc::new(LiveCounters {
+            own: ArcSwap::from_pointee(bpf.counters()?),
+            policy: Arc::default(),
+        });
         let kernel = Self { root: root.to_owned(), number, features, bpf, counters };
         if newest.is_none() {
             kernel.mark_ready()?;
@@ -169,7 +187,7 @@ impl Kernel {
                 }
             }
             bpf.copy_counters(&self.bpf)?;
-            self.counters.0.store(Arc::new(bpf.counters()?));
+            self.counters.own.store(Arc::new(bpf.counters()?));
             self.bpf = bpf;
             self.number = number;
             return self.mark_ready();

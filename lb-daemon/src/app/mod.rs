@@ -10,6 +10,7 @@ mod cleanup;
 mod kernel;
 mod notify;
 mod owner;
+mod policy;
 mod sources;
 mod views;
 
@@ -39,6 +40,7 @@ use crate::{
     links::Links,
     nexthop::{NextHop, Resolver},
     plan::prefixes::Prefixes,
+    policy::documents::Documents,
     store::Store,
 };
 
@@ -83,6 +85,7 @@ pub async fn run(
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
+    let (documents, rules) = Documents::open(&options.state).context("the state directory")?;
     let (wanted, _) = sources::merge_at_start(&files, &api, &lists);
     let bound = listen::bind(&options.api).await?;
 
@@ -134,6 +137,8 @@ pub async fn run(
         store,
         lists: bans::Shared::new(lists),
         journal,
+        documents,
+        rules,
         links,
         resolver,
         checker,

@@ -10,6 +10,7 @@
 //! stands is adopted as after a restart, and the rest is tried again.
 
 mod lists;
+mod policy;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,6 +29,7 @@ use super::{
     attach,
     kernel::{self, Kernel, KernelError},
     notify,
+    policy::{Policy, PolicyError},
     sources::{self, ApiServices},
     views::{self, HealthMap},
 };
@@ -39,6 +41,7 @@ use crate::{
     links::Links,
     nexthop::{NextHop, Resolver},
     plan::{Full, Planner, prefixes::Prefixes},
+    policy::documents::{Documents, Rules},
     store::Store,
     view::{ConfigView, Health, InterfaceView, ServiceView, View},
 };
@@ -61,6 +64,8 @@ enum Failure {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// What the owner is made of.
@@ -74,6 +79,8 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) lists: bans::Shared,
     pub(super) journal: Journal,
+    pub(super) documents: Documents,
+    pub(super) rules: Rules,
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
@@ -96,6 +103,8 @@ pub(super) struct Owner {
     health: HealthMap,
     interfaces: Vec<InterfaceView>,
     held: attach::Held,
+    policy: Policy,
+    next_rules: Option<Rules>,
     /// Whether the resolver was told of every backend; then of those that come and go.
     resolver_knows: bool,
     versions: BTreeMap<String, (Arc<Service>, u64)>,
@@ -128,11 +137,14 @@ impl Owner {
         mut parts: Parts,
         prefixes: Prefixes,
     ) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
-        let (wanted, faults) =
+        let (mut wanted, faults) =
             sources::merge_at_start(&parts.files, &parts.api, &parts.lists.read());
         for fault in &faults {
             tracing::error!("left out: {fault}");
         }
+        policy::put(&mut wanted, policy::merged(&parts.files, &parts.rules));
+        let counters = Arc::clone(&parts.kernel.counters().policy);
+        let policy = Policy::new(&parts.pins, counters);
         sources::warn_skipped(&wanted, &DesiredState::default());
         let mut planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
         planner.know_hops(std::mem::take(&mut parts.hops));
@@ -156,6 +168,8 @@ impl Owner {
             prefilter: Arc::default(),
             bans: parts.lists.clone(),
             maps: Vec::new(),
+            policy: Arc::default(),
+            policy_documents: Vec::new(),
         };
         let (view, published) = watch::channel(Arc::new(empty));
         let mut owner = Self {
@@ -165,6 +179,8 @@ impl Owner {
             health: HealthMap::new(),
             interfaces: Vec::new(),
             held: attach::Held::new(),
+            policy,
+            next_rules: None,
             resolver_knows: false,
             versions: BTreeMap::new(),
             // A tag of an earlier process must not match one of this one.
@@ -250,6 +266,14 @@ impl Owner {
                 let done = self.change_lists(&changes);
                 let _ = reply.send(done);
             }
+            Command::PutPolicies { document, text, rules, reply } => {
+                let done = self.put_policies(&document, &text, rules);
+                let _ = reply.send(done);
+            }
+            Command::DeletePolicies { document, reply } => {
+                let done = self.delete_policies(&document);
+                let _ = reply.send(done);
+            }
             Command::DeleteService { name, if_match, reply } => {
                 let done = self.delete_service(&name, if_match);
                 let _ = reply.send(done);
@@ -269,7 +293,8 @@ impl Owner {
     fn offer(&mut self, files: Arc<DesiredState>, noticed: Instant) {
         let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
         let faults = match merged {
-            Ok(wanted) => {
+            Ok(mut wanted) => {
+                policy::put(&mut wanted, policy::merged(&files, &self.parts.rules));
                 sources::warn_skipped(&wanted, &self.wanted);
                 let before = std::mem::replace(&mut self.wanted, wanted);
                 match self.enforce(noticed) {
@@ -356,8 +381,9 @@ impl Owner {
         keep: impl FnOnce(&Store) -> Result<(), crate::store::StoreError>,
     ) -> Result<(), Refusal> {
         // What contradicts the files since the start stays out; the change itself was admitted.
-        let (wanted, _) =
+        let (mut wanted, _) =
             sources::merge_at_start(&self.parts.files, &api, &self.parts.lists.read());
+        policy::put(&mut wanted, Arc::clone(&self.wanted.policies));
         if let Err(error) = keep(&self.parts.store) {
             // It may stand there all the same, if only the last step failed.
             self.take_back(&api);
@@ -433,6 +459,7 @@ impl Owner {
     }
 
     fn take_addresses(&mut self) {
+        self.follow_policy();
         if let Err(failure) = self.put_decap() {
             self.fail(&failure);
         }
@@ -577,7 +604,8 @@ impl Owner {
         self.parts.kernel.apply(&ops)?;
         let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
         self.parts.kernel.apply(&ops)?;
-        self.put_decap()
+        self.put_decap()?;
+        self.enforce_policy()
     }
 
     fn put_decap(&mut self) -> Result<(), Failure> {
@@ -675,6 +703,7 @@ impl Owner {
 
     async fn attach(&mut self) {
         self.attach_now();
+        self.follow_policy();
         self.publish();
     }
 
@@ -718,6 +747,8 @@ impl Owner {
             };
         }
         let control: Control = tables.control();
+        let documents = self.parts.rules.iter();
+        let documents = documents.map(|(name, rules)| (name.clone(), rules.len() as u64)).collect();
         let view = View {
             node: self.wanted.node.name.clone(),
             started: self.started,
@@ -735,6 +766,8 @@ impl Owner {
             limits: views::limits(&self.wanted, &self.prefixes),
             prefilter: Arc::clone(&self.wanted.prefilter),
             bans: self.parts.lists.clone(),
+            policy: self.policy.view(),
+            policy_documents: documents,
             maps: views::maps(self.parts.kernel.bpf(), &self.planner),
         };
         self.view.send_replace(Arc::new(view));

@@ -74,6 +74,12 @@ impl Client {
         self.send_body(Method::POST, path, body, Guard::default())
     }
 
+    /// Puts text, such as a document of rules, in the place of what is there; gives the answer's body.
+    pub(super) fn replace(&self, path: &str, text: Vec<u8>) -> anyhow::Result<Value> {
+        let body = Some(("text/plain", Bytes::from(text)));
+        self.send_body(Method::PUT, path, body, Guard::default())
+    }
+
     fn send_body(
         &self,
         method: Method,

@@ -64,9 +64,15 @@ enum Verb {
     /// Blocklists.
     #[command(subcommand)]
     Prefilter(prefilter::Verb),
-    /// Identity policy: what rules say.
+    /// Identity policy: who may talk to whom.
     #[command(subcommand)]
-    Policy(crate::policy::cli::Command),
+    Policy(policy::Verb),
+    /// Workloads of this machine.
+    #[command(subcommand)]
+    Endpoint(policy::EndpointVerb),
+    /// Numbers that stand for labels.
+    #[command(subcommand)]
+    Identity(policy::IdentityVerb),
     /// Interfaces and what is attached to them.
     #[command(subcommand)]
     Interface(node::InterfaceVerb),
@@ -123,7 +129,9 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Service(verb) => verb.run(client, output),
         Verb::Backend(verb) => verb.run(client, output),
         Verb::Prefilter(verb) => verb.run(client, output),
-        Verb::Policy(verb) => policy::run(&verb, output),
+        Verb::Policy(verb) => verb.run(client, output),
+        Verb::Endpoint(verb) => verb.run(client, output),
+        Verb::Identity(verb) => verb.run(client, output),
         Verb::Interface(verb) => verb.run(client, output),
         Verb::Map(verb) => verb.run(client, output),
         Verb::Reason(verb) => verb.run(client, output),

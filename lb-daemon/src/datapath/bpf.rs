@@ -86,6 +86,12 @@ pub enum BpfError {
         /// The loader's, verifier's or kernel's answer.
         detail: String,
     },
+    /// Loading the policy programs was refused.
+    #[error("loading the policy programs: {detail}")]
+    Policy {
+        /// The loader's or verifier's answer.
+        detail: String,
+    },
     /// A map is missing from the object or of another kind.
     #[error("map {0}: not in the object file, or of another kind")]
     Map(&'static str),
@@ -131,7 +137,7 @@ impl Instance {
 }
 
 /// A BPF array in this process's memory.
-struct Mapped<T> {
+pub(crate) struct Mapped<T> {
     memory: MmapRaw,
     len: u32,
     _rows: std::marker::PhantomData<T>,
@@ -140,7 +146,7 @@ struct Mapped<T> {
 impl<T: Pod> Mapped<T> {
     const WORDS: usize = size_of::<T>() / 8;
 
-    fn new(map: &MapData, name: &'static str) -> Result<Self, BpfError> {
+    pub(crate) fn new(map: &MapData, name: &'static str) -> Result<Self, BpfError> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let fail = |source| BpfError::Mmap { name, source };
         let info = map.info().map_err(|e| fail(io::Error::other(e)))?;
@@ -159,7 +165,7 @@ impl<T: Pod> Mapped<T> {
         unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(at).cast()) }
     }
 
-    fn read(&self, row: u32) -> T {
+    pub(crate) fn read(&self, row: u32) -> T {
         let mut value = std::mem::MaybeUninit::<T>::uninit();
         for i in 0..Self::WORDS {
             let word = self.word(row, i * 8).load(Ordering::Relaxed);
@@ -170,7 +176,7 @@ impl<T: Pod> Mapped<T> {
         unsafe { value.assume_init() }
     }
 
-    fn write(&self, row: u32, value: &T) {
+    pub(crate) fn write(&self, row: u32, value: &T) {
         for i in 0..Self::WORDS {
             // SAFETY: word `i` lies inside `T`, whose size is a multiple of 8.
             let word = unsafe { std::ptr::from_ref(value).cast::<u64>().add(i).read_unaligned() };
@@ -180,7 +186,7 @@ impl<T: Pod> Mapped<T> {
         fence(Ordering::Release);
     }
 
-    fn store(&self, row: u32, offset: usize, word: u64) {
+    pub(crate) fn store(&self, row: u32, offset: usize, word: u64) {
         self.word(row, offset).store(word, Ordering::Release);
     }
 
@@ -353,7 +359,7 @@ impl Bpf {
 }
 
 /// CPUs that a program may run on.
-fn cpus() -> u32 {
+pub(crate) fn cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |n| n as u32)
 }
 
@@ -517,7 +523,7 @@ impl Source<'_> {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(c) = cause {

@@ -111,6 +111,10 @@ fn trace(query: &Trace, out: &mut impl Write) -> Result<bool> {
             anyhow!("{}", lines.join("\n"))
         })?);
     }
+    both_ways(query, &rules, out)
+}
+
+fn both_ways(query: &Trace, rules: &[Rule], out: &mut impl Write) -> Result<bool> {
     if !matches!((&query.from, &query.to), (Side::Endpoint(_), _) | (_, Side::Endpoint(_))) {
         bail!("neither side is an endpoint, so no rule is about them; give labels with = for one");
     }
@@ -119,11 +123,26 @@ fn trace(query: &Trace, out: &mut impl Write) -> Result<bool> {
     let mut passes = true;
     for (direction, subject, other) in [egress, ingress] {
         if let Side::Endpoint(labels) = subject {
-            passes &= one_way(query, &rules, direction, labels, other, out)?;
+            passes &= one_way(query, rules, direction, labels, other, out)?;
         }
     }
     writeln!(out, "{}", if passes { "allowed" } else { "denied" })?;
     Ok(passes)
+}
+
+/// Whether the rules of this text let two sides talk, as `trace` has it.
+#[cfg(test)]
+pub(super) fn allows(rules: &str, from: &str, to: &str, dport: &str) -> Result<bool> {
+    let read = import(Path::new("rules"), rules);
+    let rules = read.map_err(|faults| anyhow!("{faults:?}"))?;
+    let query = Trace {
+        rules: Vec::new(),
+        from: side(from).map_err(|error| anyhow!(error))?,
+        to: side(to).map_err(|error| anyhow!(error))?,
+        dport: flow(dport).map_err(|error| anyhow!(error))?,
+        enforcement: Mode::Default,
+    };
+    both_ways(&query, &rules, &mut io::sink())
 }
 
 fn one_way(
@@ -174,7 +193,7 @@ fn one_way(
 }
 
 /// Files as they are named, and those of directories in the order of their names.
-fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for path in paths {
         if !path.is_dir() {

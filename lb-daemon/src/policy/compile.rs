@@ -6,10 +6,15 @@
 //! of each peer that has one of its own, so the first entry found is the verdict: the peer's, or that
 //! of 0, or the default.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use config::policy::{
-    Clause, Direction, Enforcement, Entity, Labels, Peer, Ports, RESERVED, Rule, Selector,
+    Clause, Condition, Direction, Enforcement, Entity, Labels, Peer, Ports, RESERVED, Rule,
+    Selector,
 };
 
 use super::{
@@ -55,35 +60,138 @@ pub fn compile(
     identities: &Identities,
     enforcement: Enforcement,
 ) -> Result<Compiled, TooManyClasses> {
-    if enforcement == Enforcement::Never {
-        return Ok(Compiled::default());
-    }
-    let selected: Vec<(u32, &Rule)> =
-        (0..).zip(rules).filter(|(_, rule)| rule.subject.selects(subject)).collect();
-    let always = enforcement == Enforcement::Always;
-    let table = |direction, closed: fn(&Rule) -> bool| {
-        let closed = always || selected.iter().any(|(_, rule)| closed(rule));
-        let clauses = selected.iter().flat_map(|(index, rule)| {
-            rule.clauses
-                .iter()
-                .filter(move |clause| clause.direction == direction)
-                .map(|clause| (*index, clause))
-        });
-        Table::new(closed, &clauses.collect::<Vec<_>>(), identities)
-    };
-    Ok(Compiled {
-        ingress: table(Direction::Ingress, |rule| rule.ingress_default_deny)?,
-        egress: table(Direction::Egress, |rule| rule.egress_default_deny)?,
+    Compiler::new(rules, identities, enforcement).compile(subject)
+}
+
+/// A label and its value.
+type Pair<'c> = (&'c str, &'c str);
+
+/// Compiles for many endpoints: whom a clause is about is found once, and rules and identities are found
+/// by the labels that they ask for and have.
+pub struct Compiler<'c> {
+    rules: &'c [Rule],
+    identities: &'c Identities,
+    enforcement: Enforcement,
+    peers: RefCell<HashMap<*const Clause, Rc<BTreeSet<Identity>>>>,
+    /// Rules by a label without which they select nobody.
+    by_label: HashMap<Pair<'c>, Vec<u32>>,
+    /// All other rules.
+    unlabelled: Vec<u32>,
+    /// Identities by each of their labels.
+    bearers: HashMap<Pair<'c>, Vec<Identity>>,
+}
+
+/// The values of a label one of which whoever is selected must have.
+fn needs(selector: &Selector) -> Option<(&str, &[String])> {
+    selector.conditions.iter().find_map(|condition| match condition {
+        Condition::In(key, values) => Some((key.as_str(), values.as_slice())),
+        _ => None,
     })
+}
+
+impl<'c> Compiler<'c> {
+    /// For these rules.
+    #[must_use]
+    pub fn new(rules: &'c [Rule], identities: &'c Identities, enforcement: Enforcement) -> Self {
+        let mut by_label: HashMap<Pair<'c>, Vec<u32>> = HashMap::new();
+        let mut unlabelled = Vec::new();
+        for (index, rule) in (0..).zip(rules) {
+            match needs(&rule.subject) {
+                Some((key, values)) => {
+                    for value in values {
+                        by_label.entry((key, value)).or_default().push(index);
+                    }
+                }
+                None => unlabelled.push(index),
+            }
+        }
+        let mut bearers: HashMap<Pair<'c>, Vec<Identity>> = HashMap::new();
+        for (number, labels) in identities.iter() {
+            for (key, value) in labels {
+                bearers.entry((key, value)).or_default().push(number);
+            }
+        }
+        let peers = RefCell::default();
+        Self { rules, identities, enforcement, peers, by_label, unlabelled, bearers }
+    }
+
+    /// The rules that select these labels, in order.
+    fn selecting(&self, subject: &Labels) -> Vec<(u32, &'c Rule)> {
+        let own = subject.iter().filter_map(|(k, v)| self.by_label.get(&(k.as_str(), v.as_str())));
+        let candidates: BTreeSet<u32> = own.flatten().chain(&self.unlabelled).copied().collect();
+        let rules = candidates.into_iter().map(|index| (index, &self.rules[index as usize]));
+        rules.filter(|(_, rule)| rule.subject.selects(subject)).collect()
+    }
+
+    /// The identities a clause is about; 0 for everybody.
+    fn peers(&self, clause: &'c Clause) -> Rc<BTreeSet<Identity>> {
+        let mut known = self.peers.borrow_mut();
+        let found = || {
+            if clause.peers.contains(&Peer::Any) {
+                return Rc::new(BTreeSet::from([ANYBODY]));
+            }
+            Rc::new(clause.peers.iter().flat_map(|peer| self.bearers_of(peer)).collect())
+        };
+        Rc::clone(known.entry(std::ptr::from_ref(clause)).or_insert_with(found))
+    }
+
+    fn bearers_of(&self, peer: &'c Peer) -> BTreeSet<Identity> {
+        let with =
+            |key: &str, value: &str| self.bearers.get(&(key, value)).cloned().unwrap_or_default();
+        let about = |number: &Identity| {
+            self.identities.labels(*number).is_some_and(|labels| is_about(peer, labels))
+        };
+        match peer {
+            Peer::Endpoints(selector) if let Some((key, values)) = needs(selector) => {
+                values.iter().flat_map(|value| with(key, value)).filter(about).collect()
+            }
+            Peer::Prefix { net, .. } => {
+                with(&prefix_label(*net), "").into_iter().filter(about).collect()
+            }
+            _ => self.identities.iter().map(|(number, _)| number).filter(about).collect(),
+        }
+    }
+
+    /// Compiles the rules that select an endpoint with these labels.
+    ///
+    /// # Errors
+    /// When the rules cut the ports into too many parts.
+    pub fn compile(&self, subject: &Labels) -> Result<Compiled, TooManyClasses> {
+        if self.enforcement == Enforcement::Never {
+            return Ok(Compiled::default());
+        }
+        let selected = self.selecting(subject);
+        let always = self.enforcement == Enforcement::Always;
+        let table = |direction, closed: fn(&Rule) -> bool| {
+            let closed = always || selected.iter().any(|(_, rule)| closed(rule));
+            let clauses = selected.iter().flat_map(|(index, rule)| {
+                rule.clauses
+                    .iter()
+                    .filter(move |clause| clause.direction == direction)
+                    .map(|clause| (*index, clause))
+            });
+            Table::new(closed, &clauses.collect::<Vec<_>>(), &|clause| self.peers(clause))
+        };
+        Ok(Compiled {
+            ingress: table(Direction::Ingress, |rule| rule.ingress_default_deny)?,
+            egress: table(Direction::Egress, |rule| rule.egress_default_deny)?,
+        })
+    }
 }
 
 impl Compiled {
     /// What becomes of a flow from or to `peer`.
     #[must_use]
     pub fn verdict(&self, direction: Direction, peer: Identity, flow: Flow) -> Verdict {
+        self.table(direction).verdict(peer, flow)
+    }
+
+    /// One direction.
+    #[must_use]
+    pub fn table(&self, direction: Direction) -> &Table {
         match direction {
-            Direction::Ingress => self.ingress.verdict(peer, flow),
-            Direction::Egress => self.egress.verdict(peer, flow),
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
         }
     }
 
@@ -95,10 +203,10 @@ impl Compiled {
 }
 
 impl Table {
-    fn new(
+    fn new<'c>(
         closed: bool,
-        clauses: &[(u32, &Clause)],
-        identities: &Identities,
+        clauses: &[(u32, &'c Clause)],
+        peers: &dyn Fn(&'c Clause) -> Rc<BTreeSet<Identity>>,
     ) -> Result<Self, TooManyClasses> {
         let classes = classes(clauses)?;
         let mut entries = BTreeMap::new();
@@ -106,9 +214,9 @@ impl Table {
             let verdict =
                 if clause.deny { Verdict::Denied(*rule) } else { Verdict::Allowed(*rule) };
             let touched = touched(clause, &classes);
-            for peer in peers(clause, identities) {
+            for peer in peers(clause).iter() {
                 for class in &touched {
-                    merge(&mut entries, (peer, *class), verdict);
+                    merge(&mut entries, (*peer, *class), verdict);
                 }
             }
         }
@@ -120,6 +228,24 @@ impl Table {
             }
         }
         Ok(Self { closed, classes, entries })
+    }
+
+    /// What has no entry is denied.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Ranges of ports and their classes, disjoint and in order.
+    #[must_use]
+    pub fn classes(&self) -> &[(Ports, u16)] {
+        &self.classes
+    }
+
+    /// Verdicts by identity (0: everybody) and class.
+    #[must_use]
+    pub fn verdicts(&self) -> &BTreeMap<(Identity, u16), Verdict> {
+        &self.entries
     }
 
     fn verdict(&self, peer: Identity, flow: Flow) -> Verdict {
@@ -200,15 +326,6 @@ fn touched(clause: &Clause, classes: &[(Ports, u16)]) -> BTreeSet<u16> {
             .map(|(_, class)| *class)
             .collect(),
     }
-}
-
-/// The identities a clause is about.
-fn peers(clause: &Clause, identities: &Identities) -> BTreeSet<Identity> {
-    if clause.peers.contains(&Peer::Any) {
-        return BTreeSet::from([ANYBODY]);
-    }
-    let about = |labels: &Labels| clause.peers.iter().any(|peer| is_about(peer, labels));
-    identities.iter().filter(|(_, labels)| about(labels)).map(|(number, _)| number).collect()
 }
 
 fn is_about(peer: &Peer, labels: &Labels) -> bool {

@@ -102,6 +102,19 @@ impl Identities {
         nodes: impl IntoIterator<Item = (IpAddr, Identity)>,
         rules: &[Rule],
     ) -> Result<(), Exhausted> {
+        self.set_with(endpoints, nodes, &prefixes_of(rules))
+    }
+
+    /// The same, with these prefixes.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn set_with<'e>(
+        &mut self,
+        endpoints: impl IntoIterator<Item = (&'e Labels, &'e [IpAddr])>,
+        nodes: impl IntoIterator<Item = (IpAddr, Identity)>,
+        named: &BTreeSet<IpNet>,
+    ) -> Result<(), Exhausted> {
         let mut addresses: HashMap<IpAddr, Identity> = nodes.into_iter().collect();
         let members: Vec<_> = endpoints.into_iter().collect();
         let wanted: BTreeSet<&Labels> = members.iter().map(|(labels, _)| *labels).collect();
@@ -111,7 +124,6 @@ impl Identities {
             let number = endpoints[labels];
             addresses.extend(at.iter().map(|address| (*address, number)));
         }
-        let named = prefixes_of(rules);
         let prefixes = renumber(
             &self.prefixes,
             &named.iter().collect(),
@@ -172,6 +184,18 @@ impl Identities {
             .unwrap_or(if address.is_ipv4() { 9 } else { 10 })
     }
 
+    /// Prefixes that rules name, with their numbers.
+    #[must_use]
+    pub fn prefixes(&self) -> &BTreeMap<IpNet, Identity> {
+        &self.prefixes
+    }
+
+    /// Addresses of endpoints and nodes, with their numbers.
+    #[must_use]
+    pub fn addresses(&self) -> &HashMap<IpAddr, Identity> {
+        &self.addresses
+    }
+
     /// A prefix's own label, those of the wider ones, and the world's.
     fn prefix_labels(&self, net: IpNet) -> Labels {
         let family = if net.addr().is_ipv4() { "world-ipv4" } else { "world-ipv6" };
@@ -197,7 +221,7 @@ pub fn prefix_label(net: IpNet) -> String {
 }
 
 /// Prefixes that rules name, exceptions too.
-fn prefixes_of(rules: &[Rule]) -> BTreeSet<IpNet> {
+pub(super) fn prefixes_of(rules: &[Rule]) -> BTreeSet<IpNet> {
     let peers = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.peers);
     peers
         .filter_map(|peer| match peer {

@@ -1,131 +1,16 @@
 //! The compiler against the rules as they are read one by one, and what identities promise.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+mod page;
+mod random;
+mod tables;
 
-use config::policy::{
-    Clause, Condition, Direction, Enforcement, Entity, Labels, Peer, Ports, Rule, Selector, import,
-};
+use std::{net::IpAddr, path::Path};
+
+use config::policy::{Clause, Direction, Enforcement, Entity, Labels, Peer, Rule, import};
 use ipnet::IpNet;
 
+use self::random::Random;
 use super::{Flow, Identities, Verdict, compile, explain, explain::Other, identity};
-
-/// SplitMix64: the same rules in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    fn one<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())].clone()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn value(&mut self) -> String {
-        self.one(&["a", "b", "c"]).to_owned()
-    }
-
-    fn key(&mut self) -> String {
-        self.one(&["id", "tier", "env"]).to_owned()
-    }
-
-    fn labels(&mut self) -> Labels {
-        (0..self.below(4)).map(|_| (self.key(), self.value())).collect()
-    }
-
-    fn selector(&mut self) -> Selector {
-        let conditions = (0..self.below(3)).map(|_| match self.below(5) {
-            0 => Condition::NotIn(self.key(), vec![self.value()]),
-            1 => Condition::Exists(self.key()),
-            2 => Condition::DoesNotExist(self.key()),
-            _ => Condition::In(self.key(), vec![self.value(), self.value()]),
-        });
-        Selector { conditions: conditions.collect() }
-    }
-
-    fn address(&mut self) -> IpAddr {
-        if self.chance(20) {
-            let text = format!("2001:db8:{}::{}", self.below(3), self.below(3));
-            return text.parse().expect("an address");
-        }
-        let byte = |n: usize| u8::try_from(n).expect("small");
-        Ipv4Addr::new(10, byte(self.below(3)), byte(self.below(3)), byte(self.below(6))).into()
-    }
-
-    fn net(&mut self) -> IpNet {
-        let address = self.address();
-        let length = match address {
-            IpAddr::V4(_) => self.one(&[0, 8, 15, 16, 24, 30, 31, 32]),
-            IpAddr::V6(_) => self.one(&[0, 32, 47, 48, 128]),
-        };
-        IpNet::new(address, length).expect("a length").trunc()
-    }
-
-    fn peer(&mut self) -> Peer {
-        match self.below(8) {
-            0 => Peer::Any,
-            1 | 2 => {
-                let net = self.net();
-                let except = (0..self.below(3)).map(|_| self.net());
-                Peer::Prefix { net, except: except.filter(|part| net.contains(part)).collect() }
-            }
-            3 => Peer::Entity(self.one(&[
-                Entity::World,
-                Entity::WorldIpv4,
-                Entity::WorldIpv6,
-                Entity::Host,
-                Entity::RemoteNode,
-                Entity::Cluster,
-                Entity::Init,
-            ])),
-            4 => {
-                let name = self.one(&["reserved:host", "reserved:world", "reserved:world-ipv6"]);
-                let conditions = vec![Condition::Exists(name.to_owned())];
-                Peer::Endpoints(Selector { conditions })
-            }
-            _ => Peer::Endpoints(self.selector()),
-        }
-    }
-
-    fn ports(&mut self) -> Ports {
-        let protocol = self.one(&[1, 6, 6, 6, 17, 17, 58, 132]);
-        let (a, b) = (self.port(), self.port());
-        let (first, last) = if self.chance(50) { (a, a) } else { (a.min(b), a.max(b)) };
-        Ports { protocol, first, last }
-    }
-
-    fn port(&mut self) -> u16 {
-        self.one(&[0, 1, 2, 8, 79, 80, 81, 443, 8000, 8080, 65534, 65535])
-    }
-
-    fn rule(&mut self) -> Rule {
-        let clauses = (0..self.below(4)).map(|_| Clause {
-            direction: self.one(&[Direction::Ingress, Direction::Egress]),
-            deny: self.chance(25),
-            peers: (0..self.below(3)).map(|_| self.peer()).collect(),
-            ports: self.chance(70).then(|| (0..self.below(4)).map(|_| self.ports()).collect()),
-        });
-        Rule {
-            name: String::new(),
-            source: config::model::Source::Api,
-            clauses: clauses.collect(),
-            subject: self.selector(),
-            ingress_default_deny: self.chance(60),
-            egress_default_deny: self.chance(60),
-        }
-    }
-}
 
 #[test]
 fn the_tables_say_what_the_rules_say() {

@@ -323,6 +323,7 @@ fn every_reason_is_tested() {
         include_str!("icmp.rs"),
         include_str!("odd.rs"),
         include_str!("tunnels.rs"),
+        include_str!("../policy.rs"),
     );
     for reason in Reason::ALL {
         let untestable = matches!(reason, Reason::AdjustFailed);

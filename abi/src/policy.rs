@@ -1,0 +1,660 @@
+//! Identity policy: the tables that say who may talk to whom, and the decision over them.
+//!
+//! ```text
+//! interface -> policy row, one side per direction
+//! address of the other end -> identity          (AddressRow, else a prefix, else the world)
+//! protocol and port -> class                    (Top, Page)
+//! identity and class -> verdict                 (Entries: one probe, two where a rule is about all)
+//! ```
+//! Whatever the number of rules, a packet costs the same loads. [`decide`] is pure over [`Tables`]; what is
+//! kept of connections is behind the same trait. Rows are written before anything points at them and are
+//! immutable afterwards; an interface's word and the words of buckets are stored live.
+
+mod packet;
+
+use crate::{
+    addr::Addr,
+    limits::{MAX_PROBES, policy as limits},
+    reason::Reason,
+    table::{Bucket, shared},
+    wire::Frame,
+};
+
+pub use self::packet::{Head, Part, embedded, head};
+
+/// Which way a packet goes, as seen from the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Way {
+    /// To the endpoint.
+    In = 0,
+    /// From the endpoint.
+    Out = 1,
+}
+
+impl Way {
+    /// The other one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn back(self) -> Self {
+        match self {
+            Self::In => Self::Out,
+            Self::Out => Self::In,
+        }
+    }
+}
+
+/// One direction of a policy.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Side {
+    tops: [u32; 5],
+    offset: u32,
+    mask: u32,
+    flags: u32,
+}
+
+shared!(Side, 32, { tops @ 0, offset @ 20, mask @ 24, flags @ 28 });
+
+impl Side {
+    /// What has no entry is denied.
+    pub const CLOSED: u32 = 1;
+    /// There are entries.
+    pub const ENTRIES: u32 = 2;
+    /// There are entries about everybody.
+    pub const ANYBODY: u32 = 4;
+    /// The other direction is not open: connections opened this way are remembered, for their replies.
+    pub const TRACK: u32 = 8;
+
+    /// `tops`: row of the port table of TCP, UDP, SCTP, ICMP and ICMPv6, 0 for none; `offset`: first
+    /// bucket of the entries; `mask`: their number less one.
+    #[must_use]
+    pub const fn new(tops: [u32; 5], offset: u32, mask: u32, flags: u32) -> Self {
+        Self { tops, offset, mask, flags }
+    }
+
+    /// Rows of the port tables.
+    #[must_use]
+    pub const fn tops(&self) -> [u32; 5] {
+        self.tops
+    }
+
+    /// First bucket, and the number of buckets less one.
+    #[must_use]
+    pub const fn region(&self) -> (u32, u32) {
+        (self.offset, self.mask)
+    }
+
+    #[inline(always)]
+    const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Nothing is ever denied.
+    #[inline(always)]
+    const fn is_open(&self) -> bool {
+        !self.has(Self::CLOSED | Self::ENTRIES)
+    }
+}
+
+/// What holds for an endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyRow {
+    sides: [Side; 2],
+}
+
+shared!(PolicyRow, 64, { sides @ 0 });
+
+impl PolicyRow {
+    /// A policy of these sides.
+    #[must_use]
+    pub const fn new(into: Side, out: Side) -> Self {
+        Self { sides: [into, out] }
+    }
+
+    /// One direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn side(&self, way: Way) -> &Side {
+        match way {
+            Way::In => &self.sides[0],
+            Way::Out => &self.sides[1],
+        }
+    }
+}
+
+/// The classes of 256 ports with the same high byte.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    classes: [u16; 256],
+}
+
+shared!(Page, 512, { classes @ 0 });
+
+impl Page {
+    /// A page of these classes.
+    #[must_use]
+    pub const fn new(classes: [u16; 256]) -> Self {
+        Self { classes }
+    }
+}
+
+/// The pages of a protocol's ports, by their high byte.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Top {
+    pages: [u32; 256],
+}
+
+shared!(Top, 1024, { pages @ 0 });
+
+impl Top {
+    /// A port table of these pages.
+    #[must_use]
+    pub const fn new(pages: [u32; 256]) -> Self {
+        Self { pages }
+    }
+}
+
+/// A verdict, and whom and what it is about, in one word: identity in bits 0..25, class in 25..41, deny
+/// in 41, row of the rule plus one in 42..64. 0 is no entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// 0: everybody.
+    pub identity: u32,
+    /// 0: all ports that no rule speaks of.
+    pub class: u16,
+    /// Denied, else allowed.
+    pub deny: bool,
+    /// Row of the rule that decides.
+    pub rule: u32,
+}
+
+impl Entry {
+    const KEY: u64 = (1 << 41) - 1;
+    const DENY: u64 = 1 << 41;
+
+    #[inline(always)]
+    const fn key(identity: u32, class: u16) -> u64 {
+        identity as u64 | (class as u64) << 25
+    }
+
+    /// One word.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        let deny = if self.deny { Self::DENY } else { 0 };
+        Self::key(self.identity, self.class) | deny | (self.rule as u64 + 1) << 42
+    }
+
+    /// The bucket of a key, before masking.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(identity: u32, class: u16) -> u32 {
+        let h = Self::key(identity, class).wrapping_mul(0x9e37_79b1_85eb_ca87);
+        (h >> 32) as u32 ^ (h >> 52) as u32
+    }
+}
+
+/// Entries in a bucket: a cache line.
+pub const WAYS: usize = 8;
+
+/// A bucket of entries.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    words: [u64; WAYS],
+}
+
+shared!(Entries, 64, { words @ 0 });
+
+impl Entries {
+    /// A bucket of these words.
+    #[must_use]
+    pub const fn new(words: [u64; WAYS]) -> Self {
+        Self { words }
+    }
+
+    /// The word of a key; 0: none.
+    #[inline(always)]
+    fn find(&self, key: u64) -> u64 {
+        let mut found = 0;
+        let mut i = 0;
+        while i < WAYS {
+            let word = self.words[i];
+            if word & Entry::KEY == key && word != 0 {
+                found = word;
+            }
+            i += 1;
+        }
+        found
+    }
+}
+
+/// Whose interface it is, in one word: policy row in bits 0..32, identity in 32..57. 0: nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Row of the policy.
+    pub policy: u32,
+    /// Of the endpoint.
+    pub identity: u32,
+    /// What would be denied is counted and passes.
+    pub audit: bool,
+}
+
+impl Interface {
+    const PRESENT: u64 = 1 << 63;
+    const AUDIT: u64 = 1 << 62;
+
+    /// One word.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        let audit = if self.audit { Self::AUDIT } else { 0 };
+        self.policy as u64 | (self.identity as u64) << 32 | Self::PRESENT | audit
+    }
+
+    /// From one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        if word & Self::PRESENT == 0 {
+            return None;
+        }
+        let identity = (word >> 32) as u32 & 0x01ff_ffff;
+        Some(Self { policy: word as u32, identity, audit: word & Self::AUDIT != 0 })
+    }
+}
+
+/// The identity of an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressRow {
+    address: Addr,
+    identity: u64,
+}
+
+shared!(AddressRow, 24, { address @ 0, identity @ 16 });
+
+impl AddressRow {
+    /// A row.
+    #[must_use]
+    pub const fn new(address: Addr, identity: u32) -> Self {
+        Self { address, identity: identity as u64 }
+    }
+
+    /// Bucket (before masking) and tag of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(address: Addr, salt: u64) -> (u32, u32) {
+        let h = crate::hash::frontend(address, 0, salt);
+        (h as u32, (h >> 32) as u32)
+    }
+}
+
+/// A connection as its endpoint sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionKey {
+    local: Addr,
+    remote: Addr,
+    ports: u32,
+    protocol_interface: u32,
+}
+
+shared!(ConnectionKey, 40, { local @ 0, remote @ 16, ports @ 32, protocol_interface @ 36 });
+
+impl ConnectionKey {
+    /// Of a packet that goes this way through the interface with this index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(head: &Head, way: Way, interface: u32) -> Self {
+        Self::keyed(head, head.ports, way, interface)
+    }
+
+    /// Of the datagram that a fragment is of: its identification stands for the ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fragment(head: &Head, way: Way, interface: u32) -> Self {
+        let key = Self::keyed(head, 0, way, interface);
+        Self { ports: head.id, ..key }
+    }
+
+    #[inline(always)]
+    const fn keyed(head: &Head, ports: u32, way: Way, interface: u32) -> Self {
+        let protocol_interface = head.protocol as u32 | interface << 8;
+        match way {
+            Way::Out => Self { local: head.src, remote: head.dst, ports, protocol_interface },
+            Way::In => {
+                let ports = ports.rotate_left(16);
+                Self { local: head.dst, remote: head.src, ports, protocol_interface }
+            }
+        }
+    }
+}
+
+/// What is remembered of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    seen: u64,
+    flags: u64,
+}
+
+shared!(Connection, 16, { seen @ 0, flags @ 8 });
+
+impl Connection {
+    const OUT: u64 = 1;
+    const ANSWERED: u64 = 2;
+
+    /// Opened now, this way. Nanoseconds of a monotonic clock.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(way: Way, now: u64) -> Self {
+        Self { seen: now, flags: way as u64 & Self::OUT }
+    }
+
+    /// Which way it was opened.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opened(&self) -> Way {
+        if self.flags & Self::OUT != 0 { Way::Out } else { Way::In }
+    }
+
+    #[inline(always)]
+    const fn is_alive(&self, protocol: u8, now: u64) -> bool {
+        let limit = if protocol == packet::TCP && self.flags & Self::ANSWERED != 0 {
+            limits::IDLE_TCP_NS
+        } else {
+            limits::IDLE_NS
+        };
+        now.wrapping_sub(self.seen) < limit
+    }
+
+    /// The same, seen now; `None`: it says so already.
+    #[inline(always)]
+    const fn refreshed(&self, answered: bool, now: u64) -> Option<Self> {
+        let flags = if answered { self.flags | Self::ANSWERED } else { self.flags };
+        if flags == self.flags && now.wrapping_sub(self.seen) < limits::REFRESH_NS {
+            return None;
+        }
+        Some(Self { seen: now, flags })
+    }
+}
+
+/// Read access to the tables; connections are written too.
+pub trait Tables {
+    /// Whose interface it is.
+    fn interface(&self, index: u32) -> u64;
+    /// A policy.
+    fn policy(&self, row: u32) -> Option<&PolicyRow>;
+    /// A port table.
+    fn top(&self, row: u32) -> Option<&Top>;
+    /// A page of classes.
+    fn page(&self, row: u32) -> Option<&Page>;
+    /// A bucket of entries.
+    fn entries(&self, index: u32) -> Option<&Entries>;
+    /// Salt of the address table.
+    fn salt(&self) -> u64;
+    /// A bucket of addresses; the index is taken modulo the table's size.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A row of the address table.
+    fn address(&self, row: u32) -> Option<&AddressRow>;
+    /// The identity of the longest prefix that holds an address; 0: none does.
+    fn prefix(&self, address: Addr) -> u32;
+    /// A connection.
+    fn connection(&self, key: &ConnectionKey) -> Option<Connection>;
+    /// Makes or replaces a connection; it may be lost.
+    fn remember(&self, key: &ConnectionKey, connection: &Connection);
+    /// Ports of a datagram in fragments, and ICMP type in bits 32..40, if its first one was seen.
+    fn fragment(&self, key: &ConnectionKey) -> Option<u64>;
+    /// Remembers them; they may be lost.
+    fn remember_fragment(&self, key: &ConnectionKey, ports: u64);
+    /// Nanoseconds of a monotonic clock.
+    fn now(&self) -> u64;
+    /// The same, by way of memory: the kernel's verifier then takes each field for any value, and does
+    /// not follow every way in which it can have been found.
+    fn settled(&self, head: Head) -> Head;
+}
+
+/// Why a packet goes the way it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Of the packet.
+    pub reason: Reason,
+    /// Row plus one of the rule that decided; 0: none did.
+    pub rule: u32,
+    /// Whose the other end is; 0: nobody looked.
+    pub peer: u32,
+}
+
+impl Decision {
+    #[inline(always)]
+    const fn of(reason: Reason) -> Self {
+        Self { reason, rule: 0, peer: 0 }
+    }
+}
+
+/// Whose address it is.
+#[inline(always)]
+pub fn identity(tables: &impl Tables, address: Addr) -> u32 {
+    let (mut index, tag) = AddressRow::hash(address, tables.salt());
+    let mut probes = 0;
+    while probes < MAX_PROBES {
+        let Some(bucket) = tables.bucket(index) else { break };
+        if let Some(row) = bucket.find(tag)
+            && let Some(row) = tables.address(row)
+            && row.address.lo() == address.lo()
+            && row.address.hi() == address.hi()
+        {
+            return row.identity as u32;
+        }
+        if !bucket.overflows() {
+            break;
+        }
+        index = index.wrapping_add(1);
+        probes += 1;
+    }
+    match tables.prefix(address) {
+        0 if address.is_v4() => limits::WORLD_V4,
+        0 => limits::WORLD_V6,
+        identity => identity,
+    }
+}
+
+/// The word of the entry that decides, by the tables alone; 0: none, which is the side's default.
+#[inline(always)]
+pub fn verdict(tables: &impl Tables, side: &Side, peer: u32, protocol: u8, port: u16) -> u64 {
+    if !side.has(Side::ENTRIES) {
+        return 0;
+    }
+    let class = class(tables, side, protocol, port);
+    let probe = |identity: u32| {
+        let index = side.offset.wrapping_add(Entry::hash(identity, class) & side.mask);
+        tables.entries(index).map_or(0, |bucket| bucket.find(Entry::key(identity, class)))
+    };
+    let own = probe(peer);
+    if own != 0 || !side.has(Side::ANYBODY) {
+        return own;
+    }
+    probe(0)
+}
+
+#[inline(always)]
+fn class(tables: &impl Tables, side: &Side, protocol: u8, port: u16) -> u16 {
+    let top = match protocol {
+        packet::TCP => side.tops[0],
+        packet::UDP => side.tops[1],
+        packet::SCTP => side.tops[2],
+        packet::ICMP => side.tops[3],
+        packet::ICMP6 => side.tops[4],
+        _ => 0,
+    };
+    if top == 0 {
+        return 0;
+    }
+    let Some(top) = tables.top(top) else { return 0 };
+    let Some(page) = tables.page(top.pages[(port >> 8) as usize & 255]) else { return 0 };
+    page.classes[port as usize & 255]
+}
+
+/// Whether a packet with this word passes.
+#[inline(always)]
+#[must_use]
+pub const fn passes(side: &Side, word: u64) -> bool {
+    if word == 0 { !side.has(Side::CLOSED) } else { word & Entry::DENY == 0 }
+}
+
+/// What becomes of a packet that goes this way through an endpoint's interface. `frame` is where `head`
+/// was read from.
+#[inline(always)]
+pub fn decide(
+    tables: &impl Tables,
+    index: u32,
+    way: Way,
+    head: Head,
+    frame: &(impl Frame + ?Sized),
+) -> Decision {
+    let head = &tables.settled(head);
+    let Some(interface) = Interface::from_word(tables.interface(index)) else {
+        return Decision::of(Reason::NoEndpoint);
+    };
+    if head.is_neighbour_discovery() {
+        return Decision::of(Reason::PolicyNeighbour);
+    }
+    let Some(row) = tables.policy(interface.policy) else {
+        return Decision::of(Reason::NoEndpoint);
+    };
+    let (side, back) = (row.side(way), row.side(way.back()));
+    if side.is_open() && back.is_open() {
+        return Decision::of(Reason::PolicyOpen);
+    }
+    let Some(head) = &assembled(tables, index, way, head) else {
+        return Decision::of(Reason::PolicyFragment);
+    };
+    let remote = match way {
+        Way::In => head.src,
+        Way::Out => head.dst,
+    };
+    let peer = identity(tables, remote);
+    let word = verdict(tables, side, peer, head.protocol, head.port());
+    let rule = (word >> 42) as u32;
+    if passes(side, word) {
+        if head.is_tracked(side.has(Side::TRACK)) {
+            remember(tables, index, way, head);
+        }
+        let reason = if word == 0 { Reason::PolicyOpen } else { Reason::PolicyAllowed };
+        return Decision { reason, rule, peer };
+    }
+    if head.may_be_reply() && is_reply(tables, index, way, head, back, peer) {
+        return Decision { reason: Reason::PolicyReply, rule: 0, peer };
+    }
+    if head.is_error()
+        && let Some(inner) = embedded(frame, head)
+        && is_related(tables, index, way, head, &tables.settled(inner), row)
+    {
+        return Decision { reason: Reason::PolicyRelated, rule: 0, peer };
+    }
+    let reason = match (interface.audit, word) {
+        (true, _) => Reason::PolicyAudit,
+        (false, 0) => Reason::PolicyDefaultDeny,
+        (false, _) => Reason::PolicyDenied,
+    };
+    Decision { reason, rule, peer }
+}
+
+/// With the ports of the first fragment. `None`: that was not seen.
+#[inline(always)]
+fn assembled(tables: &impl Tables, index: u32, way: Way, head: &Head) -> Option<Head> {
+    let mut head = *head;
+    if head.part as u8 != Part::Whole as u8 {
+        let key = ConnectionKey::fragment(&head, way, index);
+        if head.part as u8 == Part::First as u8 {
+            tables.remember_fragment(&key, u64::from(head.ports) | u64::from(head.kind) << 32);
+        } else {
+            let known = tables.fragment(&key)?;
+            head.ports = known as u32;
+            head.kind = (known >> 32) as u8;
+        }
+    }
+    Some(head)
+}
+
+#[inline(always)]
+fn remember(tables: &impl Tables, index: u32, way: Way, head: &Head) {
+    let key = ConnectionKey::new(head, way, index);
+    let now = tables.now();
+    // A TCP SYN begins anew, whatever was before.
+    if !head.opening
+        && let Some(known) = tables.connection(&key)
+        && known.is_alive(head.protocol, now)
+    {
+        let answered = known.opened() as u32 != way as u32;
+        if let Some(fresh) = known.refreshed(answered, now) {
+            tables.remember(&key, &fresh);
+        }
+        return;
+    }
+    tables.remember(&key, &Connection::new(way, now));
+}
+
+/// Whether it belongs to a connection that was opened the other way, and still may be. A reply comes
+/// from the port that the connection went to.
+#[inline(always)]
+fn is_reply(
+    tables: &impl Tables,
+    index: u32,
+    way: Way,
+    head: &Head,
+    back: &Side,
+    peer: u32,
+) -> bool {
+    let key = ConnectionKey::new(head, way, index);
+    let Some(known) = tables.connection(&key) else { return false };
+    let now = tables.now();
+    if known.opened() as u32 == way as u32 || !known.is_alive(head.protocol, now) {
+        return false;
+    }
+    let word = verdict(tables, back, peer, head.protocol, head.port_back());
+    if !passes(back, word) {
+        return false;
+    }
+    if let Some(fresh) = known.refreshed(true, now) {
+        tables.remember(&key, &fresh);
+    }
+    true
+}
+
+/// Whether an ICMP error is about a packet that may pass: errors go to who sent it, so it went the
+/// other way.
+#[inline(always)]
+fn is_related(
+    tables: &impl Tables,
+    index: u32,
+    way: Way,
+    error: &Head,
+    inner: &Head,
+    row: &PolicyRow,
+) -> bool {
+    if inner.src.lo() != error.dst.lo() || inner.src.hi() != error.dst.hi() {
+        return false;
+    }
+    let remote = match way {
+        Way::In => inner.dst,
+        Way::Out => inner.src,
+    };
+    let peer = identity(tables, remote);
+    let (side, back) = (row.side(way), row.side(way.back()));
+    if passes(back, verdict(tables, back, peer, inner.protocol, inner.port())) {
+        return true;
+    }
+    let key = ConnectionKey::new(inner, way.back(), index);
+    tables.connection(&key).is_some_and(|known| {
+        known.opened() as u32 == way as u32
+            && known.is_alive(inner.protocol, tables.now())
+            && passes(side, verdict(tables, side, peer, inner.protocol, inner.port_back()))
+    })
+}
+
+#[cfg(test)]
+mod tests;

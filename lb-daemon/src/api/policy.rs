@@ -1,0 +1,248 @@
+//! Identity policy: endpoints, identities, rules, and documents of rules that are set here.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    ApiState,
+    extract::{BulkBody, PathOf},
+    model::{List, Source, origin},
+    problem::{FieldError, Kind, Problem},
+    read::list,
+};
+use crate::{
+    command::Command,
+    policy::kernel::Attachment,
+    view::{Counters, EndpointView, RuleView},
+};
+
+/// A workload of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Endpoint {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// File with line and column, or the Kubernetes object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The number of these labels.
+    pub identity: u32,
+    /// Its addresses.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// Host side of its interface.
+    pub interface: String,
+    /// `tcx`, or `none` when policy is not enforced there.
+    pub attached: String,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A number that stands for labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Identity {
+    /// The number.
+    pub id: u32,
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Policy {
+    /// Its name; several rules may have one.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// File with line and column, or the Kubernetes object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Endpoints of this machine that it selects.
+    pub endpoints: u64,
+    /// Packets that it decided; replies are not counted.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Rules that were set together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyDocument {
+    /// Unique name.
+    pub name: String,
+    /// Rules in it.
+    pub rules: u64,
+}
+
+impl From<&EndpointView> for Endpoint {
+    fn from(view: &EndpointView) -> Self {
+        let EndpointView { spec, identity, attached } = view;
+        let (attached, reason) = match attached {
+            Attachment::Tcx => ("tcx", None),
+            Attachment::Failed(why) => ("none", Some(why.clone())),
+        };
+        Self {
+            name: spec.name.clone(),
+            source: Source::from(&spec.source),
+            origin: origin(&spec.source),
+            labels: spec.labels.clone(),
+            identity: *identity,
+            addresses: spec.addresses.clone(),
+            interface: spec.interface.clone(),
+            attached: attached.to_owned(),
+            reason,
+        }
+    }
+}
+
+impl Policy {
+    fn of(rule: &RuleView, counters: &dyn Counters) -> Self {
+        let count = counters.rule(rule.row);
+        Self {
+            name: rule.name.clone(),
+            source: Source::from(&rule.source),
+            origin: origin(&rule.source),
+            endpoints: rule.endpoints,
+            packets: count.packets,
+            bytes: count.bytes,
+        }
+    }
+}
+
+/// Endpoints of this machine.
+#[utoipa::path(
+    get, path = "/v1/endpoints", tag = "policy",
+    responses((status = 200, body = List<Endpoint>))
+)]
+pub(super) async fn endpoints(
+    State(state): State<ApiState>,
+) -> Result<Json<List<Endpoint>>, Problem> {
+    list(&state, |view, _| view.policy.endpoints.iter().map(Endpoint::from).collect()).await
+}
+
+/// An endpoint.
+#[utoipa::path(
+    get, path = "/v1/endpoints/{name}", tag = "policy",
+    params(("name" = String, Path, description = "Name of the endpoint")),
+    responses(
+        (status = 200, body = Endpoint),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn endpoint(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+) -> Result<Json<Endpoint>, Problem> {
+    let view = state.view();
+    let found = view.policy.endpoints.iter().find(|endpoint| endpoint.spec.name == name);
+    found.map(|endpoint| Json(endpoint.into())).ok_or_else(|| {
+        Problem::new(Kind::NotFound, format!("there is no endpoint named \"{name}\""))
+    })
+}
+
+/// Identities: numbers and the labels that they stand for.
+#[utoipa::path(
+    get, path = "/v1/identities", tag = "policy",
+    responses((status = 200, body = List<Identity>))
+)]
+pub(super) async fn identities(
+    State(state): State<ApiState>,
+) -> Result<Json<List<Identity>>, Problem> {
+    list(&state, |view, _| {
+        let all = view.policy.identities.iter();
+        all.map(|(id, labels)| Identity { id: *id, labels: labels.clone() }).collect()
+    })
+    .await
+}
+
+/// Rules in force, in the order in which they are named in verdicts.
+#[utoipa::path(
+    get, path = "/v1/policies", tag = "policy",
+    responses((status = 200, body = List<Policy>))
+)]
+pub(super) async fn policies(State(state): State<ApiState>) -> Result<Json<List<Policy>>, Problem> {
+    list(&state, |view, counters| {
+        view.policy.rules.iter().map(|rule| Policy::of(rule, counters)).collect()
+    })
+    .await
+}
+
+/// Documents of rules that were set here.
+#[utoipa::path(
+    get, path = "/v1/policy-documents", tag = "policy",
+    responses((status = 200, body = List<PolicyDocument>))
+)]
+pub(super) async fn documents(
+    State(state): State<ApiState>,
+) -> Result<Json<List<PolicyDocument>>, Problem> {
+    list(&state, |view, _| {
+        let all = view.policy_documents.iter();
+        all.map(|(name, rules)| PolicyDocument { name: name.clone(), rules: *rules }).collect()
+    })
+    .await
+}
+
+/// Sets all rules of a document, in the place of those that it had.
+#[utoipa::path(
+    put, path = "/v1/policy-documents/{name}", tag = "policy",
+    params(("name" = String, Path, description = "Name of the document")),
+    request_body(content = String, content_type = "text/plain",
+        description = "Rules as JSON or YAML, or CiliumNetworkPolicy objects"),
+    responses(
+        (status = 200, description = "In force and kept", body = PolicyDocument),
+        (status = 422, description = "Invalid; `errors` has line and column", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn put_document(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+    body: BulkBody,
+) -> Result<Json<PolicyDocument>, Problem> {
+    let invalid = |field: &str, message: String| {
+        Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
+    };
+    if !config::is_name(&name) {
+        return Err(invalid("name", "allowed: letters, digits, `.`, `_`, `:` and `-`".to_owned()));
+    }
+    let text = String::from_utf8(body.bytes.to_vec())
+        .map_err(|error| invalid("", format!("the body is not UTF-8: {error}")))?;
+    let document = name.clone();
+    // Ten thousand rules take longer to read than other requests should wait.
+    let read = move || (config::policy::import(Path::new(&document), &text), text);
+    let (rules, text) = tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|_| Problem::new(Kind::Unavailable, "the daemon is shutting down"))?;
+    let rules = rules.map_err(|faults| {
+        let errors = faults.iter().map(|fault| FieldError::new("", fault.to_string())).collect();
+        Problem::with_fields(Kind::Invalid, errors)
+    })?;
+    let count = rules.len() as u64;
+    let document = name.clone();
+    state.command(|reply| Command::PutPolicies { document, text, rules, reply }).await??;
+    Ok(Json(PolicyDocument { name, rules: count }))
+}
+
+/// Deletes a document with its rules.
+#[utoipa::path(
+    delete, path = "/v1/policy-documents/{name}", tag = "policy",
+    params(("name" = String, Path, description = "Name of the document")),
+    responses(
+        (status = 204, description = "Deleted"),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delete_document(
+    State(state): State<ApiState>,
+    PathOf(document): PathOf<String>,
+) -> Result<StatusCode, Problem> {
+    state.command(|reply| Command::DeletePolicies { document, reply }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,280 @@
+//! Identity policy in force: the set of tables in the kernel, and the programs on endpoints' interfaces.
+//!
+//! A process never takes over the tables of an earlier one: it fills a set of its own and then puts its
+//! programs in the place of the earlier ones, link by link. What is remembered of connections is shared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use abi::reason::Reason;
+use arc_swap::ArcSwapOption;
+use config::{model::DesiredState, policy::Entity};
+
+use super::kernel::LINKS;
+use crate::{
+    datapath::{
+        ApplyError,
+        bpf::{BpfError, grace},
+    },
+    links::Link,
+    plan::Full,
+    policy::{
+        identity::reserved,
+        image::Sizes,
+        kernel::{self, Attachment, Kernel, PolicyCounters},
+        state::{Failure, State, Wanted},
+    },
+    view::{Count, EndpointView, PolicyView, RuleView},
+};
+
+/// Nothing needs more rounds of larger tables than there are doublings of one.
+const MAX_GROWTH: usize = 32;
+
+/// Counters of whichever set of tables is in force.
+#[derive(Default)]
+pub(super) struct LiveCounters(ArcSwapOption<PolicyCounters>);
+
+impl LiveCounters {
+    pub(super) fn rule(&self, row: u32) -> Count {
+        self.0.load().as_ref().map_or_else(Count::default, |counters| counters.rule(row))
+    }
+
+    pub(super) fn reason(&self, reason: Reason) -> Count {
+        self.0.load().as_ref().map_or_else(Count::default, |counters| counters.reason(reason))
+    }
+}
+
+/// Why policy is not in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PolicyError {
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("identity policy: {0}")]
+    Plan(#[from] Failure),
+}
+
+/// See the module.
+pub(super) struct Policy {
+    root: PathBuf,
+    live: Option<(Kernel, State)>,
+    counters: Arc<LiveCounters>,
+    view: Arc<PolicyView>,
+    /// What was last put in force, and on which interfaces.
+    done: Option<(Wanted, BTreeMap<String, u32>)>,
+}
+
+impl Policy {
+    /// Nothing is in force that this process knows of. `root`: where everything is pinned.
+    pub(super) fn new(root: &Path, counters: Arc<LiveCounters>) -> Self {
+        let root = root.to_owned();
+        Self { root, live: None, counters, view: Arc::default(), done: None }
+    }
+
+    /// What is in force.
+    pub(super) fn view(&self) -> Arc<PolicyView> {
+        Arc::clone(&self.view)
+    }
+
+    /// Puts policy in force on the interfaces that there are.
+    ///
+    /// # Errors
+    /// [`PolicyError`]; what was in force before stays until another try.
+    pub(super) fn enforce(
+        &mut self,
+        desired: &DesiredState,
+        links: &BTreeMap<u32, Link>,
+        local: &BTreeSet<IpAddr>,
+    ) -> Result<(), PolicyError> {
+        let indexes = links.values().map(|link| (link.name.clone(), link.index)).collect();
+        let wanted = wanted(desired, &indexes, local);
+        let interfaces: BTreeMap<String, u32> = wanted
+            .endpoints
+            .iter()
+            .filter_map(|(endpoint, index)| Some((endpoint.interface.clone(), (*index)?)))
+            .collect();
+        let now = (wanted, interfaces);
+        if self.done.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        let (wanted, interfaces) = now;
+        self.done = None;
+        let links = self.root.join(LINKS);
+        if wanted.endpoints.is_empty() {
+            kernel::detach_all_but(&links, &[]);
+            kernel::remove_sets(&self.root, None);
+            self.live = None;
+            self.counters.0.store(None);
+        } else {
+            self.fill(&wanted)?;
+        }
+        let attached = self.attach(&links, &interfaces);
+        self.release();
+        self.view = Arc::new(self.look(&wanted, &attached));
+        self.done = Some((wanted, interfaces));
+        Ok(())
+    }
+
+    /// Changes the tables, or makes larger ones.
+    fn fill(&mut self, wanted: &Wanted) -> Result<(), PolicyError> {
+        let mut sizes = sizes_for(wanted);
+        if let Some((mut kernel, mut state)) = self.live.take() {
+            match state.plan(wanted.clone()) {
+                Ok(ops) => {
+                    // A set that a step of which the kernel refused is left for a new one.
+                    kernel.apply(&ops)?;
+                    self.live = Some((kernel, state));
+                    return Ok(());
+                }
+                Err(Failure::Full(Full(table))) => sizes = larger(sizes, kernel.sizes(), table),
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        for _ in 0..MAX_GROWTH {
+            // Nobody who chooses addresses may know the buckets that they come into.
+            let salt = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+            let mut state = State::new(sizes, salt);
+            match state.plan(wanted.clone()) {
+                Ok(ops) => {
+                    let mut kernel = Kernel::make(sizes, salt, Some(&self.root))?;
+                    kernel.apply(&ops)?;
+                    self.counters.0.store(Some(Arc::new(kernel.counters()?)));
+                    self.live = Some((kernel, state));
+                    return Ok(());
+                }
+                Err(Failure::Full(Full(table))) => {
+                    tracing::debug!(table, "larger policy tables");
+                    sizes = larger(sizes, sizes, table);
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Err(Failure::Full(Full("P_ENTRIES")).into())
+    }
+
+    /// Attaches to these interfaces and detaches from all others.
+    fn attach(
+        &mut self,
+        links: &Path,
+        interfaces: &BTreeMap<String, u32>,
+    ) -> BTreeMap<String, Attachment> {
+        let Some((kernel, _)) = &mut self.live else { return BTreeMap::new() };
+        let mut attached = BTreeMap::new();
+        for (name, &index) in interfaces {
+            let done = kernel::attach(kernel, links, name, index);
+            if let Attachment::Failed(why) = &done {
+                tracing::error!(interface = name, "policy is not enforced: {why}");
+            }
+            attached.insert(name.clone(), done);
+        }
+        let keep: Vec<u32> = interfaces.values().copied().collect();
+        kernel::detach_all_but(links, &keep);
+        // Every link points at this set now.
+        kernel.remove_others(&self.root);
+        attached
+    }
+
+    fn release(&mut self) {
+        if let Some((_, state)) = &mut self.live
+            && state.image().waits()
+        {
+            tokio::task::block_in_place(grace);
+            state.release();
+        }
+    }
+
+    fn look(&self, wanted: &Wanted, attached: &BTreeMap<String, Attachment>) -> PolicyView {
+        let Some((_, state)) = &self.live else { return PolicyView::default() };
+        let endpoints = wanted.endpoints.iter().map(|(spec, _)| EndpointView {
+            spec: Arc::clone(spec),
+            identity: state.identities().of_endpoint(&spec.labels).unwrap_or(0),
+            attached: attached.get(&spec.interface).cloned().unwrap_or_else(|| {
+                let name = &spec.interface;
+                Attachment::Failed(format!(
+                    "there is no interface {name}; it is attached when it comes"
+                ))
+            }),
+        });
+        let rows = state.rule_rows();
+        let rules = wanted.rules.iter().zip(rows).map(|(rule, row)| RuleView {
+            name: rule.name.clone(),
+            source: rule.source.clone(),
+            row,
+            endpoints: wanted
+                .endpoints
+                .iter()
+                .filter(|(endpoint, _)| rule.subject.selects(&endpoint.labels))
+                .count() as u64,
+        });
+        PolicyView {
+            endpoints: endpoints.collect(),
+            rules: rules.collect(),
+            identities: state.identities().iter().map(|(n, labels)| (n, labels.clone())).collect(),
+            enforcement: wanted.enforcement,
+            all: Arc::clone(&wanted.rules),
+        }
+    }
+}
+
+fn wanted(
+    desired: &DesiredState,
+    indexes: &BTreeMap<String, u32>,
+    local: &BTreeSet<IpAddr>,
+) -> Wanted {
+    let endpoints = desired
+        .endpoints
+        .values()
+        .map(|endpoint| (Arc::clone(endpoint), indexes.get(&endpoint.interface).copied()));
+    let host = reserved(Entity::Host).unwrap_or(1);
+    Wanted {
+        endpoints: endpoints.collect(),
+        nodes: local.iter().map(|&address| (address, host)).collect(),
+        rules: Arc::clone(&desired.policies),
+        enforcement: desired.policy_enforcement,
+    }
+}
+
+/// Room for what is wanted, and as much again.
+fn sizes_for(wanted: &Wanted) -> Sizes {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX / 4);
+    let room = |n: usize, least: u32| count(n).saturating_mul(2).max(least);
+    let endpoints = wanted.endpoints.len();
+    let addresses: usize = wanted.endpoints.iter().map(|(e, _)| e.addresses.len()).sum();
+    let addresses = room(addresses + wanted.nodes.len(), 1024);
+    let last = wanted.endpoints.iter().filter_map(|(_, index)| *index).max().unwrap_or(0);
+    Sizes {
+        interfaces: (last + 1).next_power_of_two().max(1024),
+        policies: room(endpoints, 256),
+        tops: 256,
+        pages: 1024,
+        entries: 1 << 12,
+        addresses,
+        buckets: (addresses / 2).next_power_of_two(),
+        prefixes: 1024,
+        rules: room(wanted.rules.len(), 1024),
+    }
+}
+
+/// At least as large as `wanted` and as `now`, and twice that where `table` is full.
+fn larger(wanted: Sizes, now: Sizes, table: &str) -> Sizes {
+    let more = |wanted: u32, now: u32, name: &str| {
+        let now = if table == name { now.saturating_mul(2) } else { now };
+        wanted.max(now)
+    };
+    Sizes {
+        interfaces: more(wanted.interfaces, now.interfaces, "P_INTERFACES"),
+        policies: more(wanted.policies, now.policies, "P_POLICIES"),
+        tops: more(wanted.tops, now.tops, "P_TOPS"),
+        pages: more(wanted.pages, now.pages, "P_PAGES"),
+        entries: more(wanted.entries, now.entries, "P_ENTRIES"),
+        addresses: more(wanted.addresses, now.addresses, "P_ADDRESSES"),
+        buckets: more(wanted.buckets, now.buckets, "P_BUCKETS"),
+        prefixes: more(wanted.prefixes, now.prefixes, "P_PREFIXES"),
+        rules: more(wanted.rules, now.rules, "P_RULE_COUNT"),
+    }
+}

@@ -1,0 +1,298 @@
+//! The policy tables and programs in the kernel.
+//!
+//! A set of tables is made for what is wanted, filled, and only then attached; a set that has become too
+//! small is left for a larger one in the same way. What is remembered of connections, and the counters,
+//! are shared by all sets. Decides nothing.
+//!
+//! ```text
+//! DIR/v1-P_CONNECTIONS, ...    maps that all sets share
+//! DIR/v1-policy-0/...          a set of tables
+//! DIR/links/tc-3-in, -out      the links of interface 3
+//! ```
+
+mod attach;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use abi::{
+    addr::Addr,
+    limits::{ABI_VERSION, REASON_ROWS, policy::MAX_RULES},
+    policy::{AddressRow, Entries, Page, PolicyRow, Top, Way},
+    reason::Reason,
+    table::{Bucket, Counter, ReasonCounter},
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{LpmTrie, Map, MapData, lpm_trie::Key},
+    programs::SchedClassifier,
+};
+use ipnet::IpNet;
+
+pub use self::attach::{Attachment, attach, detach_all_but};
+use super::{
+    Identity,
+    image::{Op, Sizes},
+};
+use crate::{
+    datapath::{
+        ApplyError,
+        bpf::{BpfError, Mapped, chain, cpus},
+    },
+    view::Count,
+};
+
+/// The TC programs' object file.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc.o"));
+
+/// Maps that outlive a set of tables.
+const SHARED: [&str; 3] = ["P_CONNECTIONS", "P_FRAGMENTS", "P_REASON_COUNT"];
+/// Maps of one set of tables.
+const OWN: [&str; 10] = [
+    "P_INTERFACES",
+    "P_POLICIES",
+    "P_TOPS",
+    "P_PAGES",
+    "P_ENTRIES",
+    "P_BUCKETS",
+    "P_ADDRESSES",
+    "P_FLAGS",
+    "P_PREFIXES",
+    "P_RULE_COUNT",
+];
+
+/// A set of tables, and the programs that read it.
+pub struct Kernel {
+    ebpf: Ebpf,
+    directory: Option<PathBuf>,
+    sizes: Sizes,
+    interfaces: Mapped<u64>,
+    policies: Mapped<PolicyRow>,
+    tops: Mapped<Top>,
+    pages: Mapped<Page>,
+    entries: Mapped<Entries>,
+    buckets: Mapped<Bucket>,
+    addresses: Mapped<AddressRow>,
+    flags: Mapped<u64>,
+    prefixes: LpmTrie<MapData, [u32; 5], u32>,
+}
+
+impl Kernel {
+    /// Makes empty tables. `root`: what is pinned is pinned below it, beside the sets of others.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn make(sizes: Sizes, salt: u64, root: Option<&Path>) -> Result<Self, BpfError> {
+        let directory = root.map(next_directory).transpose()?;
+        let Sizes { interfaces, policies, tops, pages, entries, addresses, buckets, .. } = sizes;
+        let cpus = cpus();
+        let mask = buckets - 1;
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("ADDRESS_MASK", &mask, true)
+            .override_global("ADDRESS_SALT", &salt, true)
+            .override_global("RULE_ROWS", &sizes.rules, true)
+            .map_max_entries("P_INTERFACES", interfaces)
+            .map_max_entries("P_POLICIES", policies)
+            .map_max_entries("P_TOPS", tops)
+            .map_max_entries("P_PAGES", pages)
+            .map_max_entries("P_ENTRIES", entries)
+            .map_max_entries("P_BUCKETS", buckets)
+            .map_max_entries("P_ADDRESSES", addresses)
+            .map_max_entries("P_PREFIXES", sizes.prefixes)
+            .map_max_entries("P_REASON_COUNT", REASON_ROWS * cpus)
+            .map_max_entries("P_RULE_COUNT", sizes.rules * cpus)
+            .map_max_entries("P_SCRATCH", cpus);
+        if let (Some(root), Some(directory)) = (root, &directory) {
+            for name in SHARED {
+                loader.map_pin_path(name, root.join(format!("v{ABI_VERSION}-{name}")));
+            }
+            for name in OWN {
+                loader.map_pin_path(name, directory.join(name));
+            }
+        }
+        let refused = |detail: String| BpfError::Policy { detail };
+        let mut ebpf = loader.load(OBJECT).map_err(|e| refused(chain(&e)))?;
+        for way in [Way::In, Way::Out] {
+            program(&mut ebpf, way)?.load().map_err(|e| refused(chain(&e)))?;
+        }
+        let Some(Map::LpmTrie(trie)) = ebpf.take_map("P_PREFIXES") else {
+            return Err(BpfError::Map("P_PREFIXES"));
+        };
+        Ok(Self {
+            sizes,
+            interfaces: mapped(&ebpf, "P_INTERFACES")?,
+            policies: mapped(&ebpf, "P_POLICIES")?,
+            tops: mapped(&ebpf, "P_TOPS")?,
+            pages: mapped(&ebpf, "P_PAGES")?,
+            entries: mapped(&ebpf, "P_ENTRIES")?,
+            buckets: mapped(&ebpf, "P_BUCKETS")?,
+            addresses: mapped(&ebpf, "P_ADDRESSES")?,
+            flags: mapped(&ebpf, "P_FLAGS")?,
+            prefixes: LpmTrie::try_from(Map::LpmTrie(trie))
+                .map_err(|_| BpfError::Map("P_PREFIXES"))?,
+            ebpf,
+            directory,
+        })
+    }
+
+    /// How large its tables are.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// The program for packets that go this way.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] when the object has none, which no build leaves out.
+    pub fn program(&mut self, way: Way) -> Result<&mut SchedClassifier, BpfError> {
+        program(&mut self.ebpf, way)
+    }
+
+    /// Live counters, on mappings of their own.
+    ///
+    /// # Errors
+    /// [`BpfError::Mmap`].
+    pub fn counters(&self) -> Result<PolicyCounters, BpfError> {
+        Ok(PolicyCounters {
+            cpus: cpus(),
+            rules: self.sizes.rules,
+            rule: mapped(&self.ebpf, "P_RULE_COUNT")?,
+            reasons: mapped(&self.ebpf, "P_REASON_COUNT")?,
+        })
+    }
+
+    /// Carries out the steps in order.
+    ///
+    /// # Errors
+    /// At the first that the kernel refuses; those before it are done.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        for op in ops {
+            match op {
+                Op::Page(row, page) => self.pages.write(*row, page),
+                Op::Top(row, top) => self.tops.write(*row, top),
+                Op::Entries(first, buckets) => {
+                    for (index, bucket) in (*first..).zip(buckets) {
+                        self.entries.write(index, bucket);
+                    }
+                }
+                Op::Policy(row, policy) => self.policies.write(*row, policy),
+                Op::Interface(index, word) => self.interfaces.store(*index, 0, *word),
+                Op::Address(row, address) => self.addresses.write(*row, address),
+                Op::Bucket { index, way, word } => {
+                    self.buckets.store(*index, usize::from(*way) * 8, *word);
+                }
+                Op::Prefix(net, identity) => self.prefix(*net, Some(*identity))?,
+                Op::RemovePrefix(net) => self.prefix(*net, None)?,
+                Op::HasPrefixes(any) => self.flags.store(0, 0, u64::from(*any)),
+            }
+        }
+        Ok(())
+    }
+
+    fn prefix(&mut self, net: IpNet, identity: Option<Identity>) -> Result<(), ApplyError> {
+        let more = if net.addr().is_ipv4() { 96 } else { 0 };
+        let bits = u32::from(net.prefix_len()) + more;
+        let key = Key::new(32 + bits, Addr::from(net.addr()).with_family());
+        let done = match identity {
+            Some(identity) => self.prefixes.insert(&key, identity, 0),
+            None => self.prefixes.remove(&key),
+        };
+        done.map_err(|error| ApplyError {
+            what: format!("the prefix {net} of policy"),
+            source: io::Error::other(error),
+        })
+    }
+
+    /// Removes every set of tables below `root` but this one.
+    pub fn remove_others(&self, root: &Path) {
+        remove_sets(root, self.directory.as_deref());
+    }
+}
+
+/// Removes every set of policy tables below `root` but `keep`.
+pub fn remove_sets(root: &Path, keep: Option<&Path>) {
+    for (path, _) in sets(root) {
+        if keep == Some(&path) {
+            continue;
+        }
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        if let Err(error) = fs::remove_dir(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove policy tables");
+        }
+    }
+}
+
+/// The directories of sets of this version, with their numbers.
+fn sets(root: &Path) -> Vec<(PathBuf, u32)> {
+    let prefix = format!("v{ABI_VERSION}-policy-");
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix(&prefix)?.parse().ok();
+    entries.filter_map(|entry| Some((entry.path(), number(&entry.path())?))).collect()
+}
+
+fn next_directory(root: &Path) -> Result<PathBuf, BpfError> {
+    let next = sets(root).into_iter().map(|(_, number)| number + 1).max().unwrap_or(0);
+    let path = root.join(format!("v{ABI_VERSION}-policy-{next}"));
+    match fs::create_dir(&path) {
+        Ok(()) => Ok(path),
+        Err(error) => Err(BpfError::Pin { path, detail: error.to_string() }),
+    }
+}
+
+fn program(ebpf: &mut Ebpf, way: Way) -> Result<&mut SchedClassifier, BpfError> {
+    let name = match way {
+        Way::In => "into",
+        Way::Out => "out",
+    };
+    let program = ebpf.program_mut(name).ok_or(BpfError::Map(name))?;
+    program.try_into().map_err(|_| BpfError::Map(name))
+}
+
+fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>, BpfError> {
+    match ebpf.map(name) {
+        Some(Map::Array(map)) => Mapped::new(map, name),
+        _ => Err(BpfError::Map(name)),
+    }
+}
+
+/// Counters of policy in shared memory.
+pub struct PolicyCounters {
+    cpus: u32,
+    rules: u32,
+    rule: Mapped<Counter>,
+    reasons: Mapped<ReasonCounter>,
+}
+
+impl PolicyCounters {
+    /// Packets that a rule decided.
+    #[must_use]
+    pub fn rule(&self, row: u32) -> Count {
+        let mut total = Count::default();
+        if row < self.rules.min(MAX_RULES) {
+            for cpu in 0..self.cpus {
+                let own = self.rule.read(cpu * self.rules + row);
+                total.packets += own.packets;
+                total.bytes += own.bytes;
+            }
+        }
+        total
+    }
+
+    /// Packets of a reason.
+    #[must_use]
+    pub fn reason(&self, reason: Reason) -> Count {
+        let mut total = Count::default();
+        for cpu in 0..self.cpus {
+            let own = self.reasons.read(cpu * REASON_ROWS + reason as u32);
+            total.packets += own.packets;
+            total.bytes += own.bytes;
+        }
+        total
+    }
+}

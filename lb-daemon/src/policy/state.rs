@@ -1,0 +1,212 @@
+//! From what is wanted to operations, in an order in which every packet meets either the old or the new
+//! policy. Pure.
+//!
+//! A number that an address gets must be known to every policy before, and one that it loses until after:
+//! 1. the old rules, compiled with the old and the new identities;
+//! 2. addresses and prefixes get their new identities; prefixes that are no longer named stay;
+//! 3. the new rules, compiled with the old and the new identities;
+//! 4. prefixes that are no longer named go.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use config::{
+    model::Endpoint,
+    policy::{Enforcement, Labels, Rule},
+};
+
+use super::{
+    Identities, Identity,
+    compile::{Compiler, TooManyClasses},
+    identity::{Exhausted, prefixes_of},
+    image::{Attached, Content, Image, Op, Sizes},
+};
+use crate::plan::{Full, alloc::Rows};
+
+/// What is to be in force.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// Endpoints of this machine, with the index of their interface where it exists.
+    pub endpoints: Vec<(Arc<Endpoint>, Option<u32>)>,
+    /// Addresses of this machine and of other nodes, with their reserved identity.
+    pub nodes: BTreeMap<IpAddr, Identity>,
+    /// The rules, in order.
+    pub rules: Arc<Vec<Rule>>,
+    /// Whether endpoints without a rule are open.
+    pub enforcement: Enforcement,
+}
+
+/// Why a wish cannot be put in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// A table is too small.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// Too many ranges of ports.
+    #[error(transparent)]
+    Classes(#[from] TooManyClasses),
+    /// Too many identities.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+}
+
+/// What is in force, and how it got there.
+pub struct State {
+    image: Image,
+    wanted: Wanted,
+    identities: Identities,
+    rules: RuleRows,
+}
+
+/// Rows of rules' counters: a rule keeps its row while there is one of its name.
+struct RuleRows {
+    rows: Rows,
+    by_name: BTreeMap<(String, u32), u32>,
+}
+
+impl RuleRows {
+    /// The row of each rule, and whether any was given back.
+    fn assign(&mut self, rules: &[Rule]) -> Result<Vec<u32>, Full> {
+        let mut seen: HashMap<&str, u32> = HashMap::new();
+        let mut kept = BTreeMap::new();
+        let mut keys = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let nth = seen.entry(&rule.name).or_default();
+            let key = (rule.name.clone(), *nth);
+            *nth += 1;
+            if let Some(row) = self.by_name.remove(&key) {
+                kept.insert(key.clone(), row);
+            }
+            keys.push(key);
+        }
+        for row in std::mem::take(&mut self.by_name).into_values() {
+            self.rows.give(row);
+        }
+        self.by_name = kept;
+        keys.into_iter()
+            .map(|key| {
+                if let Some(&row) = self.by_name.get(&key) {
+                    return Ok(row);
+                }
+                let row = self.rows.take().ok_or(Full("P_RULE_COUNT"))?;
+                self.by_name.insert(key, row);
+                Ok(row)
+            })
+            .collect()
+    }
+}
+
+impl State {
+    /// Nothing is in force, in tables of these sizes.
+    #[must_use]
+    pub fn new(sizes: Sizes, salt: u64) -> Self {
+        Self {
+            image: Image::new(sizes, salt),
+            wanted: Wanted::default(),
+            identities: Identities::default(),
+            rules: RuleRows { rows: Rows::new(sizes.rules), by_name: BTreeMap::new() },
+        }
+    }
+
+    /// Identities in force.
+    #[must_use]
+    pub fn identities(&self) -> &Identities {
+        &self.identities
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Row of the counters of each rule in force, in their order.
+    #[must_use]
+    pub fn rule_rows(&self) -> Vec<u32> {
+        let mut seen: HashMap<&str, u32> = HashMap::new();
+        let row = |rule: &'_ Rule, nth: u32| self.rules.by_name.get(&(rule.name.clone(), nth));
+        let rows = self.wanted.rules.iter().map(|rule| {
+            let nth = seen.entry(&rule.name).or_default();
+            *nth += 1;
+            row(rule, *nth - 1).copied().unwrap_or(0)
+        });
+        rows.collect()
+    }
+
+    /// The image that the operations make.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The programs have left what was given back.
+    pub fn release(&mut self) {
+        self.image.release();
+        self.rules.rows.release();
+    }
+
+    /// Operations that put `wanted` in force.
+    ///
+    /// # Errors
+    /// [`Failure`]; this state is of no use then.
+    pub fn plan(&mut self, wanted: Wanted) -> Result<Vec<Op>, Failure> {
+        let mut ops = Vec::new();
+        let own = prefixes_of(&wanted.rules);
+        let both = own.iter().copied().chain(self.identities.prefixes().keys().copied()).collect();
+        let members = wanted.endpoints.iter().map(|(e, _)| (&e.labels, &e.addresses[..]));
+        let before = self.wanted.endpoints.iter().map(|(e, _)| (&e.labels, &[][..]));
+        let mut identities = self.identities.clone();
+        let nodes = wanted.nodes.iter().map(|(address, identity)| (*address, *identity));
+        identities.set_with(members.chain(before), nodes, &both)?;
+
+        let known = |identity| self.identities.labels(identity).is_some();
+        if !identities.iter().all(|(identity, _)| known(identity)) {
+            let rows = self.rules.assign(&self.wanted.rules)?;
+            let old = self.wanted.clone();
+            self.put(&old, &identities, &rows, &mut ops)?;
+        }
+        self.image.set_addresses(identities.addresses(), &mut ops)?;
+        self.image.add_prefixes(identities.prefixes(), &mut ops)?;
+        let rows = self.rules.assign(&wanted.rules)?;
+        self.put(&wanted, &identities, &rows, &mut ops)?;
+
+        let nodes = wanted.nodes.iter().map(|(address, identity)| (*address, *identity));
+        let members = wanted.endpoints.iter().map(|(e, _)| (&e.labels, &e.addresses[..]));
+        identities.set_with(members, nodes, &own)?;
+        self.image.retain_prefixes(identities.prefixes(), &mut ops);
+        self.identities = identities;
+        self.wanted = wanted;
+        Ok(ops)
+    }
+
+    /// Puts the rules of `wanted` behind its interfaces.
+    fn put(
+        &mut self,
+        wanted: &Wanted,
+        identities: &Identities,
+        rows: &[u32],
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Failure> {
+        let compiler = Compiler::new(&wanted.rules, identities, wanted.enforcement);
+        let mut made: HashMap<&Labels, Arc<Content>> = HashMap::new();
+        let mut interfaces = BTreeMap::new();
+        for (endpoint, index) in &wanted.endpoints {
+            let Some(index) = *index else { continue };
+            let content = match made.get(&endpoint.labels) {
+                Some(content) => Arc::clone(content),
+                None => {
+                    let compiled = compiler.compile(&endpoint.labels)?;
+                    let content = Arc::new(Content::new(&compiled, rows));
+                    made.insert(&endpoint.labels, Arc::clone(&content));
+                    content
+                }
+            };
+            let identity = identities.of_endpoint(&endpoint.labels).unwrap_or(0);
+            interfaces.insert(index, Attached { content, identity, audit: false });
+        }
+        Ok(self.image.set_interfaces(&interfaces, ops)?)
+    }
+}

@@ -1,0 +1,203 @@
+//! Every map and load-time constant, and the tables that the packet code reads through them.
+//!
+//! All arrays are memory-mapped by the daemon, which alone writes them, but for the counters: each CPU
+//! writes its own rows. Sizes here are placeholders that the daemon replaces at load.
+
+use abi::{
+    addr::Addr,
+    limits::{
+        REASON_ROWS,
+        policy::{CONNECTIONS, FRAGMENTS},
+    },
+    policy::{AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, Tables, Top},
+    reason::Reason,
+    table::{Bucket, Counter, ReasonCounter},
+};
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
+    macros::map,
+    maps::{Array, LpmTrie, LruHashMap, lpm_trie::Key},
+};
+
+/// Buckets of the address table, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static ADDRESS_MASK: Global<u32> = Global::new(0);
+/// Salt of the address table.
+#[unsafe(no_mangle)]
+static ADDRESS_SALT: Global<u64> = Global::new(0);
+/// Rows of the rules' counters for each CPU.
+#[unsafe(no_mangle)]
+static RULE_ROWS: Global<u32> = Global::new(1);
+
+#[map(name = "P_INTERFACES")]
+static INTERFACES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_POLICIES")]
+static POLICIES: Array<PolicyRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_TOPS")]
+static TOPS: Array<Top> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_PAGES")]
+static PAGES: Array<Page> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_ENTRIES")]
+static ENTRIES: Array<Entries> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_BUCKETS")]
+static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_ADDRESSES")]
+static ADDRESSES: Array<AddressRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Its one word says whether there are prefixes.
+#[map(name = "P_FLAGS")]
+static FLAGS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_PREFIXES")]
+static PREFIXES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1, 0);
+
+#[map(name = "P_CONNECTIONS")]
+static CONNECTION_TABLE: LruHashMap<ConnectionKey, Connection> =
+    LruHashMap::with_max_entries(CONNECTIONS, 0);
+#[map(name = "P_FRAGMENTS")]
+static FRAGMENT_TABLE: LruHashMap<ConnectionKey, u64> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+
+#[map(name = "P_REASON_COUNT")]
+static REASON_COUNT: Array<ReasonCounter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_RULE_COUNT")]
+static RULE_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// A place for each CPU; see [`Tables::settled`].
+#[map(name = "P_SCRATCH")]
+static SCRATCH: Array<[u64; 8]> = Array::with_max_entries(1, 0);
+
+/// The tables, as the packet code reads them.
+pub(crate) struct Maps {
+    /// The CPU that runs.
+    pub(crate) cpu: u32,
+}
+
+/// Reads a word that the daemon may store to meanwhile.
+#[inline(always)]
+fn live(table: &Array<u64>, index: u32) -> u64 {
+    let Some(word) = table.get_ptr(index) else { return 0 };
+    // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+    unsafe { word.read_volatile() }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn interface(&self, index: u32) -> u64 {
+        live(&INTERFACES, index)
+    }
+
+    #[inline(always)]
+    fn policy(&self, row: u32) -> Option<&PolicyRow> {
+        POLICIES.get(row)
+    }
+
+    #[inline(always)]
+    fn top(&self, row: u32) -> Option<&Top> {
+        TOPS.get(row)
+    }
+
+    #[inline(always)]
+    fn page(&self, row: u32) -> Option<&Page> {
+        PAGES.get(row)
+    }
+
+    #[inline(always)]
+    fn entries(&self, index: u32) -> Option<&Entries> {
+        ENTRIES.get(index)
+    }
+
+    #[inline(always)]
+    fn salt(&self) -> u64 {
+        ADDRESS_SALT.load()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        BUCKETS.get(index & ADDRESS_MASK.load())
+    }
+
+    #[inline(always)]
+    fn address(&self, row: u32) -> Option<&AddressRow> {
+        ADDRESSES.get(row)
+    }
+
+    #[inline(always)]
+    fn prefix(&self, address: Addr) -> u32 {
+        if live(&FLAGS, 0) == 0 {
+            return 0;
+        }
+        PREFIXES.get(Key::new(32 + 128, address.with_family())).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn connection(&self, key: &ConnectionKey) -> Option<Connection> {
+        // SAFETY: an entry is replaced, never written in place; it is copied out at once.
+        unsafe { CONNECTION_TABLE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &ConnectionKey, connection: &Connection) {
+        // A full table evicts; an update that fails all the same denies a reply.
+        let _ = CONNECTION_TABLE.insert(key, connection, 0);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &ConnectionKey) -> Option<u64> {
+        // SAFETY: as in `connection`.
+        unsafe { FRAGMENT_TABLE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &ConnectionKey, ports: u64) {
+        // As in `remember`.
+        let _ = FRAGMENT_TABLE.insert(key, ports, 0);
+    }
+
+    #[inline(always)]
+    fn settled(&self, head: Head) -> Head {
+        const { assert!(size_of::<Head>() <= 64 && align_of::<Head>() <= 8) };
+        let Some(place) = SCRATCH.get_ptr_mut(self.cpu) else { return head };
+        let place = place.cast::<Head>();
+        // SAFETY: the kernel's lookup returned it, large enough and aligned (asserted); only this CPU
+        // uses this row, as in `count_reason`; what is read is what was written.
+        unsafe {
+            place.write_volatile(head);
+            place.read_volatile()
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no arguments, no effect.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: no arguments, no effect.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+#[inline(always)]
+pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
+    if let Some(row) = REASON_COUNT.get_ptr_mut(cpu * REASON_ROWS + reason as u32) {
+        // SAFETY: the kernel's lookup returned it; only this CPU writes this row, and both hooks run
+        // with bottom halves disabled, so that no program interrupts another one of the same CPU.
+        unsafe {
+            (*row).packets += 1;
+            (*row).bytes += bytes;
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn count_rule(cpu: u32, rule: u32, bytes: u64) {
+    if let Some(row) = RULE_COUNT.get_ptr_mut(cpu * RULE_ROWS.load() + rule) {
+        // SAFETY: as in `count_reason`.
+        unsafe {
+            (*row).packets += 1;
+            (*row).bytes += bytes;
+        }
+    }
+}
