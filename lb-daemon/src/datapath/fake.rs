@@ -12,7 +12,7 @@ use abi::{
     flow::{FlowEntry, FlowKey},
     guard::Limit,
     pick,
-    prefix::{self, Block, Bucket6, LINE, ListRow},
+    prefix::{self, Block, Bucket6, Filter6, LINE, ListRow},
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
 };
 
@@ -291,8 +291,15 @@ impl Fake {
 
     fn half_mut(&mut self) -> &mut Image {
         let number = self.number();
-        self.halves[number]
-            .get_or_insert_with(|| Box::new(Image { words: vec![0; 1 << 24], ..Image::default() }))
+        let Capacity { filter6, buckets6, .. } = self.capacity;
+        self.halves[number].get_or_insert_with(|| {
+            Box::new(Image {
+                words: vec![0; 1 << 24],
+                filter: vec![Filter6::default(); filter6 as usize],
+                buckets: vec![Bucket6::default(); buckets6 as usize],
+                ..Image::default()
+            })
+        })
     }
 }
 
