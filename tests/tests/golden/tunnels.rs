@@ -142,6 +142,8 @@ fn what_the_tunnel_headers_say() {
         ("GUE: an extension", with(&gue, GUE, 0x01)),
         ("GUE: variant 2", with(&gue, GUE, 0x80)),
         ("GUE: variant 1, and no IP header", with(&gue, GUE, 0x41)),
+        ("GUE: an inner length of nothing", with(&with(&gue, GUE + 6, 0), GUE + 7, 19)),
+        ("GUE: an inner length beyond the outer one", with(&gue, GUE + 6, 1)),
         ("GUE: a flag", with(&gue, GUE + 2, 0x80)),
         ("GUE: says IPv6", with(&gue, GUE + 1, 41)),
         ("GUE: says ICMP", with(&gue, GUE + 1, 1)),

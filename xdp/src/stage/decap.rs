@@ -7,7 +7,7 @@ use abi::{
     pick, ranges,
     reason::Reason,
     table::{FrontendKey, Kind},
-    wire::{Byte, Eth, Frame, Ip, Ports, Udp, Word, ethertype, protocol},
+    wire::{Eth, Frame, Ip, Ports, Udp, Word, ethertype, protocol},
 };
 
 use crate::{maps::Maps, packet::Packet, stage::forward::split};
@@ -138,14 +138,19 @@ fn strip<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel) -> Resul
     let outer = ip.header + shim::<L3>(packet, ip, tunnel)?;
     let e = announced::<L3>(packet, ip, tunnel).ok_or(Reason::BadInner)?;
     let inner = L3 + outer;
-    let [first, ..] = packet.header::<Byte>(inner).ok_or(Reason::BadInner)?.value();
-    let [_, second, ..] = packet.header::<Ports>(inner).ok_or(Reason::BadInner)?.both();
-    let (shortest, tos) = match (e, first >> 4) {
-        (ethertype::IPV4, 4) if first & 15 >= 5 => (20, second),
-        (ethertype::IPV6, 6) => (40, second >> 4),
+    // Its first eight bytes; the shortest header has more.
+    let head = packet.header::<Word>(inner).ok_or(Reason::BadInner)?.value();
+    let words = usize::from(head[0] & 15);
+    let (least, len, tos) = match (e, head[0] >> 4) {
+        (ethertype::IPV4, 4) if words >= 5 => {
+            (words * 4, usize::from(u16::from_be_bytes([head[2], head[3]])), head[1])
+        }
+        (ethertype::IPV6, 6) => {
+            (40, 40 + usize::from(u16::from_be_bytes([head[4], head[5]])), head[1] >> 4)
+        }
         _ => return Err(Reason::BadInner),
     };
-    if (ip.total as usize) < outer + shortest {
+    if len < least || (ip.total as usize) < outer + len {
         return Err(Reason::BadInner);
     }
     let ecn = outer::ecn(tos, ip.tos).ok_or(Reason::CongestedInner)?;
