@@ -1,9 +1,9 @@
 //! Objects that were set through the API, kept on disk.
 //!
-//! `STATE/services/NAME.json` holds a service as `GET` would show its specification. A file is
-//! written beside its place, synchronised, renamed over it, and the directory is synchronised: after
-//! a power cut the old or the new object is there, whole. Whatever is unreadable is an error and
-//! stays where it is: nothing that was accepted is dropped silently.
+//! A [`Folder`] holds a file for each object. It is written beside its place, synchronised, renamed over
+//! it, and the directory is synchronised: after a power cut the old or the new object is there, whole.
+//! Whatever is unreadable is an error and stays where it is: nothing that was accepted is dropped
+//! silently. [`Store`] keeps services so, [`crate::policy::documents`] rules; `bans::journal` appends.
 
 use std::{
     fs::{self, File},
@@ -13,8 +13,6 @@ use std::{
 
 use config::model::Service;
 
-const SERVICES: &str = "services";
-const SUFFIX: &str = "json";
 /// Suffix of a file that is not whole yet.
 const UNFINISHED: &str = "new";
 
@@ -50,6 +48,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
+/// An error of the operating system, for `map_err`.
 pub(crate) fn io_error<'a>(
     what: &'static str,
     path: &'a Path,
@@ -57,28 +56,120 @@ pub(crate) fn io_error<'a>(
     move |error| StoreError::Io { what, path: path.to_owned(), error }
 }
 
-/// The directory. One process at a time may use it.
+/// A directory with a file for each object. One process at a time may use it.
 #[derive(Debug)]
-pub struct Store {
-    services: PathBuf,
+pub(crate) struct Folder {
+    path: PathBuf,
+    suffix: &'static str,
 }
 
-impl Store {
-    /// Makes the directory if it is missing and removes what an earlier process left unfinished.
+impl Folder {
+    /// Makes it in a state directory if it is missing, and removes what an earlier process left
+    /// unfinished. `suffix`: of the files' names, after the objects' and a dot.
     ///
     /// # Errors
     ///
     /// It cannot be made or read.
-    pub fn open(state: &Path) -> Result<Self, StoreError> {
-        let services = state.join(SERVICES);
-        fs::create_dir_all(&services).map_err(io_error("make", &services))?;
-        for path in files(&services)? {
-            if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
+    pub(crate) fn open(state: &Path, name: &str, suffix: &'static str) -> Result<Self, StoreError> {
+        let path = state.join(name);
+        fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+        for file in files(&path)? {
+            if file.extension().is_some_and(|extension| extension == UNFINISHED) {
+                fs::remove_file(&file).map_err(io_error("remove", &file))?;
             }
         }
         sync(state)?;
-        Ok(Self { services })
+        Ok(Self { path, suffix })
+    }
+
+    /// Every object by name, as `parse` makes it of its name and text.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or `parse` says what is wrong with it.
+    pub(crate) fn load<T>(
+        &self,
+        parse: impl Fn(&str, &[u8]) -> Result<T, String>,
+    ) -> Result<Vec<(String, T)>, StoreError> {
+        let mut paths = files(&self.path)?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == self.suffix));
+        paths.sort();
+        let load = |path: PathBuf| {
+            let text = fs::read(&path).map_err(io_error("read", &path))?;
+            let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            match parse(name, &text) {
+                Ok(object) => Ok((name.to_owned(), object)),
+                Err(fault) => Err(StoreError::Corrupt { path, fault }),
+            }
+        };
+        paths.into_iter().map(load).collect()
+    }
+
+    /// Keeps an object, in the place of one of the same name.
+    ///
+    /// # Errors
+    ///
+    /// It may not be kept.
+    pub(crate) fn put(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        let to = self.file(name, self.suffix);
+        let unfinished = self.file(name, UNFINISHED);
+        let written = write(&unfinished, text)
+            .map_err(io_error("write", &unfinished))
+            .and_then(|()| fs::rename(&unfinished, &to).map_err(io_error("write", &to)));
+        if written.is_err() {
+            // The error to tell is the first one; `open` removes what stays.
+            let _ = fs::remove_file(&unfinished);
+            return written;
+        }
+        sync(&self.path)
+    }
+
+    /// Forgets an object.
+    ///
+    /// # Errors
+    ///
+    /// It may not be forgotten, or was not there.
+    pub(crate) fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.file(name, self.suffix);
+        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        sync(&self.path)
+    }
+
+    /// Names are of letters, digits, `.`, `_`, `:` and `-` (`config` checks them).
+    fn file(&self, name: &str, suffix: &str) -> PathBuf {
+        self.path.join(format!("{name}.{suffix}"))
+    }
+}
+
+fn write(path: &Path, body: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(body)?;
+    file.sync_all()
+}
+
+/// A name that is new or changed is there after a power cut only once its directory is written.
+pub(crate) fn sync(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("synchronise", directory))
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(io_error("read", directory))?;
+    Ok(entries.into_iter().map(|entry| entry.path()).collect())
+}
+
+/// Services: `STATE/services/NAME.json`, as `GET` shows their specification.
+#[derive(Debug)]
+pub struct Store(Folder);
+
+impl Store {
+    /// As [`Folder::open`].
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made or read.
+    pub fn open(state: &Path) -> Result<Self, StoreError> {
+        Folder::open(state, "services", "json").map(Self)
     }
 
     /// Every service, by name.
@@ -87,80 +178,37 @@ impl Store {
     ///
     /// A file cannot be read, or is not a service of that name.
     pub fn load(&self) -> Result<Vec<Service>, StoreError> {
-        let mut paths = files(&self.services)?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == SUFFIX));
-        paths.sort();
-        paths.into_iter().map(|path| self.load_service(path)).collect()
-    }
-
-    fn load_service(&self, path: PathBuf) -> Result<Service, StoreError> {
-        let body = fs::read(&path).map_err(io_error("read", &path))?;
-        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let parsed = config::parse_service_json(name, &body).map_err(|faults| {
-            faults
-                .iter()
-                .map(|fault| match fault.field.as_str() {
+        let all = self.0.load(|name, body| {
+            config::parse_service_json(name, body).map_err(|faults| {
+                let print = |fault: &config::FieldFault| match fault.field.as_str() {
                     "" => fault.message.clone(),
                     field => format!("{field}: {}", fault.message),
-                })
-                .collect::<Vec<_>>()
-                .join("; ")
-        });
-        parsed.map_err(|fault| StoreError::Corrupt { path, fault })
+                };
+                faults.iter().map(print).collect::<Vec<_>>().join("; ")
+            })
+        })?;
+        Ok(all.into_iter().map(|(_, service)| service).collect())
     }
 
     /// Keeps a service, in the place of one of the same name.
     ///
     /// # Errors
     ///
-    /// It is not kept; the one before is.
+    /// It may not be kept.
     pub fn put_service(&self, service: &Service) -> Result<(), StoreError> {
         let mut body = config::service_to_json(service).to_string();
         body.push('\n');
-        let to = self.service(&service.name, SUFFIX);
-        let unfinished = self.service(&service.name, UNFINISHED);
-        let written = write(&unfinished, body.as_bytes())
-            .map_err(io_error("write", &unfinished))
-            .and_then(|()| fs::rename(&unfinished, &to).map_err(io_error("write", &to)));
-        if written.is_err() {
-            // The error to tell is the first one; `open` removes what stays.
-            let _ = fs::remove_file(&unfinished);
-            return written;
-        }
-        sync(&self.services)
+        self.0.put(&service.name, body.as_bytes())
     }
 
     /// Forgets a service.
     ///
     /// # Errors
     ///
-    /// It is not forgotten, or was not there.
+    /// It may not be forgotten, or was not there.
     pub fn delete_service(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.service(name, SUFFIX);
-        fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        sync(&self.services)
+        self.0.delete(name)
     }
-
-    /// Names are of letters, digits, `.`, `_`, `:` and `-` (`config` checks them).
-    fn service(&self, name: &str, suffix: &str) -> PathBuf {
-        self.services.join(format!("{name}.{suffix}"))
-    }
-}
-
-pub(crate) fn write(path: &Path, body: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(body)?;
-    file.sync_all()
-}
-
-pub(crate) fn sync(directory: &Path) -> Result<(), StoreError> {
-    File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("synchronise", directory))
-}
-
-pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let entries = entries.map_err(io_error("read", directory))?;
-    Ok(entries.into_iter().map(|entry| entry.path()).collect())
 }
 
 #[cfg(test)]

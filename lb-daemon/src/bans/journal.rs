@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Change, Lists, again};
-use crate::store::StoreError;
+use crate::store::{StoreError, io_error, sync};
 use config::model::ListAction;
 
 const NAME: &str = "lists.jsonl";
@@ -32,10 +32,6 @@ pub struct Journal {
     kept: u64,
 }
 
-fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
-    move |error| StoreError::Io { what, path: path.to_owned(), error }
-}
-
 impl Journal {
     /// Reads the lists of a state directory, which exists. Entries that ended before `now` are left out.
     ///
@@ -47,7 +43,7 @@ impl Journal {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(failed("read", &path)(error)),
+            Err(error) => return Err(io_error("read", &path)(error)),
         };
         let mut lists = Lists::default();
         let whole = bytes.iter().rposition(|c| *c == b'\n').map_or(0, |end| end + 1);
@@ -63,11 +59,11 @@ impl Journal {
         lists.apply(&changes);
         lists.apply(&lists.ended(now));
         let open = OpenOptions::new().append(true).create(true).open(&path);
-        let file = open.map_err(failed("open", &path))?;
-        sync_directory(&path)?;
+        let file = open.map_err(io_error("open", &path))?;
+        sync(state)?;
         if whole < bytes.len() {
             tracing::warn!(path = %path.display(), "a change was cut short by a crash; it is not kept");
-            file.set_len(whole as u64).map_err(failed("write", &path))?;
+            file.set_len(whole as u64).map_err(io_error("write", &path))?;
         }
         let mut journal = Self { path, file, lines, kept: whole as u64 };
         journal.renew_if_worth_it(&lists)?;
@@ -88,7 +84,7 @@ impl Journal {
         if let Err(error) = written {
             // What half a line there may be must not come before the next one.
             let cut = self.file.set_len(self.kept);
-            return Err(failed("write", &self.path)(cut.err().unwrap_or(error)));
+            return Err(io_error("write", &self.path)(cut.err().unwrap_or(error)));
         }
         self.kept += text.len() as u64;
         self.lines += changes.len();
@@ -125,18 +121,10 @@ impl Journal {
             Ok(file)
         };
         // From the rename on the new file is the one to append to, whatever comes of the rest.
-        self.file = write().map_err(failed("write", &self.path))?;
+        self.file = write().map_err(io_error("write", &self.path))?;
         (self.lines, self.kept) = (lines, text.len() as u64);
-        sync_directory(&self.path)
+        self.path.parent().map_or(Ok(()), sync)
     }
-}
-
-/// A name that is new or changed is there after a power cut only once its directory is written.
-fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    let Some(directory) = path.parent() else { return Ok(()) };
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("synchronise", directory))
 }
 
 fn line(text: &mut Vec<u8>, change: &Change) {

@@ -1,33 +1,23 @@
 //! Documents of rules that were set through the API, kept on disk as they came.
 //!
-//! `STATE/policies/NAME.rules` holds a document. It is written as [`crate::store`] writes, and read again
-//! by the importer, so that a later version reads what it then understands.
+//! `STATE/policies/NAME.rules` holds a document. It is read again by the importer, so that a later
+//! version reads what it then understands.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use config::{
     model::Source,
     policy::{Rule, import},
 };
 
-use crate::store::{StoreError, files, io_error, sync, write};
-
-const SUFFIX: &str = "rules";
-const UNFINISHED: &str = "new";
+use crate::store::{Folder, StoreError};
 
 /// Rules of the API by the name of their document.
 pub type Rules = BTreeMap<String, Arc<Vec<Rule>>>;
 
 /// The directory.
 #[derive(Debug)]
-pub struct Documents {
-    directory: PathBuf,
-}
+pub struct Documents(Folder);
 
 impl Documents {
     /// Makes the directory if it is missing, and reads every document.
@@ -35,53 +25,31 @@ impl Documents {
     /// # Errors
     /// It cannot be made or read, or holds something that is no document of rules.
     pub fn open(state: &Path) -> Result<(Self, Rules), StoreError> {
-        let directory = state.join("policies");
-        fs::create_dir_all(&directory).map_err(io_error("make", &directory))?;
-        let mut all = Rules::new();
-        for path in files(&directory)? {
-            let name =
-                path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some(UNFINISHED) => fs::remove_file(&path).map_err(io_error("remove", &path))?,
-                Some(SUFFIX) => {
-                    let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-                    let rules = import(Path::new(&name), &text).map_err(|faults| {
-                        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                        StoreError::Corrupt { path: path.clone(), fault: faults.join("; ") }
-                    })?;
-                    all.insert(name, Arc::new(of_api(rules)));
-                }
-                _ => {}
-            }
-        }
-        sync(state)?;
-        Ok((Self { directory }, all))
+        let folder = Folder::open(state, "policies", "rules")?;
+        let all = folder.load(|name, text| {
+            let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+            let rules = import(Path::new(name), text).map_err(|faults| {
+                faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            })?;
+            Ok(Arc::new(of_api(rules)))
+        })?;
+        Ok((Self(folder), all.into_iter().collect()))
     }
 
     /// Keeps a document, in the place of one of the same name.
     ///
     /// # Errors
-    /// It is not kept; the one before is.
+    /// It may not be kept.
     pub fn put(&self, name: &str, text: &str) -> Result<(), StoreError> {
-        let to = self.path(name, SUFFIX);
-        let unfinished = self.path(name, UNFINISHED);
-        write(&unfinished, text.as_bytes()).map_err(io_error("write", &unfinished))?;
-        fs::rename(&unfinished, &to).map_err(io_error("write", &to))?;
-        sync(&self.directory)
+        self.0.put(name, text.as_bytes())
     }
 
     /// Forgets a document.
     ///
     /// # Errors
-    /// It is not forgotten, or was not there.
+    /// It may not be forgotten, or was not there.
     pub fn delete(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path(name, SUFFIX);
-        fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        sync(&self.directory)
-    }
-
-    fn path(&self, name: &str, suffix: &str) -> PathBuf {
-        self.directory.join(format!("{name}.{suffix}"))
+        self.0.delete(name)
     }
 }
 
@@ -96,6 +64,8 @@ pub fn of_api(mut rules: Vec<Rule>) -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const RULES: &str = "[{\"endpointSelector\": {}, \"ingress\": [{}]}]";
