@@ -10,6 +10,7 @@ use anyhow::ensure;
 use nix::sys::signal::Signal;
 
 use crate::{
+    eventually,
     netns::{self, Namespace},
     process::{Log, Process},
 };
@@ -43,7 +44,9 @@ impl Capture {
         file: &Path,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new("tcpdump");
-        command.args(["-n", "-U", "--immediate-mode", "-s", "0", "-B", "16384", "-Z", "root"]);
+        // Each packet takes a slot of the snapshot's length: with tcpdump's own, a quarter of a megabyte,
+        // the buffer holds 64, and a busy machine loses some. No frame of a lab is longer than this.
+        command.args(["-n", "-U", "--immediate-mode", "-s", "4096", "-B", "32768", "-Z", "root"]);
         command.args(["-i", interface, "-w"]).arg(file).args(filter.split_whitespace());
         let log = Log::default();
         let process = Process::spawn(namespace, command, &log)?;
@@ -63,6 +66,19 @@ impl Capture {
             log.contains("\n0 packets dropped by kernel"),
             "the capture is not complete: {log}"
         );
+        self.read()
+    }
+
+    /// Waits until what is captured so far fits: a packet that was sent need not be in the file yet.
+    ///
+    /// # Errors
+    ///
+    /// What `fits` says at last.
+    pub fn until(&self, fits: impl Fn(&[String]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        eventually(Duration::from_secs(20), || fits(&self.read()?))
+    }
+
+    fn read(&self) -> anyhow::Result<Vec<String>> {
         let text = netns::output(
             Command::new("tcpdump").args(["-n", "-t", "-e", "-vvv", "-r"]).arg(&self.file),
         )?;

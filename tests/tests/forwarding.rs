@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use lb_tests::{
     capture::{Capture, Checksums},
     edge::{self, Edge, expect_all_answer, expect_answered},
@@ -104,6 +105,19 @@ fn other_packets_pass() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Packets with an outer header.
+fn encapsulated(packets: &[String]) -> usize {
+    const SIGNS: [&str; 6] = [
+        "proto IPIP",
+        "proto IPv6 (41)",
+        "next-header IPIP",
+        "next-header IPv6",
+        "Geneve",
+        ".6080: ",
+    ];
+    packets.iter().filter(|packet| SIGNS.iter().any(|sign| packet.contains(sign))).count()
+}
+
 /// Every packet that leaves the balancer and every answer has right checksums, and the capture holds
 /// what it should: outer headers towards the servers.
 #[test]
@@ -126,22 +140,25 @@ fn every_checksum_is_right() -> anyhow::Result<()> {
         for vip in vips {
             expect_answered(&edge.requests(vip, REQUESTS)?);
         }
+        let expected = |packets: &[String]| {
+            let sums = Checksums::of(packets);
+            ensure!(sums.right >= LEAST, "{} of {} packets", sums.right, packets.len());
+            Ok(())
+        };
+        client.until(expected)?;
+        balancer.until(|packets| {
+            let outers = encapsulated(packets);
+            ensure!(!outer || outers >= LEAST, "{outers} of {} packets", packets.len());
+            expected(packets)
+        })?;
         let forwarded = balancer.packets()?;
         for packets in [&forwarded, &client.packets()?] {
             let sums = Checksums::of(packets);
             assert_eq!(sums.wrong, Vec::<String>::new());
             assert!(sums.right >= LEAST, "{} of {} packets", sums.right, packets.len());
         }
-        let encapsulated = |packet: &&String| {
-            packet.contains("proto IPIP")
-                || packet.contains("proto IPv6 (41)")
-                || packet.contains("next-header IPIP")
-                || packet.contains("next-header IPv6")
-                || packet.contains("Geneve")
-                || packet.contains(".6080: ")
-        };
-        let encapsulated = forwarded.iter().filter(encapsulated).count();
-        assert_eq!(encapsulated >= LEAST, outer, "{encapsulated}\n{}", forwarded.join("\n"));
+        let outers = encapsulated(&forwarded);
+        assert_eq!(outers >= LEAST, outer, "{outers}\n{}", forwarded.join("\n"));
     }
     Ok(())
 }
