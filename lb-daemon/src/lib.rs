@@ -14,5 +14,6 @@ pub mod nexthop;
 pub mod plan;
 pub mod policy;
 pub mod ring;
+mod sorted;
 pub mod store;
 pub mod view;

@@ -80,7 +80,7 @@ impl Rows {
 }
 
 /// Regions of the ring arena, first fit, joined again when freed.
-#[derive(Clone, Debug)]
+#[derive(Default, Clone, Debug)]
 pub struct Arena {
     free: BTreeMap<u32, u32>,
     limbo: Vec<(u32, u32)>,

@@ -62,11 +62,6 @@ impl Planner {
         Ok(ops)
     }
 
-    /// Next hops that are known before there is anything to plan.
-    pub fn know_hops(&mut self, hops: HashMap<IpAddr, NextHop>) {
-        self.hops = hops;
-    }
-
     /// The next hops that are known, for [`Self::inherit_hops`] of the next planner.
     #[must_use]
     pub fn take_hops(&mut self) -> HashMap<IpAddr, NextHop> {

@@ -41,6 +41,7 @@ use self::{
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
+    sorted::{Difference, difference},
 };
 
 /// What there is no room for. Larger tables are the remedy.
@@ -48,7 +49,8 @@ use crate::{
 #[error("the table {0} is full")]
 pub struct Full(pub &'static str);
 
-/// The index of what stands where.
+/// The index of what stands where; by default of nothing, nowhere.
+#[derive(Default)]
 pub struct Planner {
     seed: u64,
     table_size: Option<u32>,
@@ -243,7 +245,13 @@ impl Planner {
             ops.push(Op::Unserved(unserved));
         }
 
-        let (gone, changed) = self.difference(wanted, resized);
+        let standing = self.services.iter().map(|(name, planned)| (&**name, (name, planned)));
+        let specs = wanted.services.iter().map(|(name, spec)| (name.as_str(), spec));
+        let Difference { gone, changed } = difference(standing, specs, |(_, planned), spec| {
+            !resized && planned.spec.as_ref().is_some_and(|standing| Arc::ptr_eq(standing, spec))
+        });
+        let gone: Vec<Arc<str>> = gone.into_iter().map(|(name, _)| Arc::clone(name)).collect();
+        let changed: Vec<&Arc<Service>> = changed.into_iter().map(|(_, spec)| spec).collect();
         for name in gone {
             self.remove_service(&name, tables, &mut buckets, &mut ops);
         }
@@ -255,32 +263,6 @@ impl Planner {
             self.plan_vips(tables, &mut buckets, &mut ops)?;
         }
         Ok(ops)
-    }
-
-    /// Names that are not wanted any more, and services that are not as wanted. Both sides are sorted by
-    /// name, so they are walked side by side.
-    fn difference<'w>(
-        &self,
-        wanted: &'w DesiredState,
-        all: bool,
-    ) -> (Vec<Arc<str>>, Vec<&'w Arc<Service>>) {
-        let mut gone = Vec::new();
-        let mut changed = Vec::new();
-        let mut standing = self.services.iter().peekable();
-        for (name, spec) in &wanted.services {
-            while let Some((other, _)) = standing.next_if(|(other, _)| ***other < **name) {
-                gone.push(Arc::clone(other));
-            }
-            let same = standing
-                .next_if(|(other, _)| ***other == **name)
-                .and_then(|(_, planned)| planned.spec.as_ref())
-                .is_some_and(|standing| Arc::ptr_eq(standing, spec));
-            if !same || all {
-                changed.push(spec);
-            }
-        }
-        gone.extend(standing.map(|(other, _)| Arc::clone(other)));
-        (gone, changed)
     }
 
     /// Tunnels end at these addresses of this machine, and no others; packets are taken from `sources`,
