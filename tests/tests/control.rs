@@ -71,6 +71,37 @@ fn a_service_of_the_api_survives_a_crash() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A file that took the name of a service of the API while no daemon ran wins at the start; the one of
+/// the API is named, and can be deleted.
+#[test]
+fn files_win_at_a_start() -> anyhow::Result<()> {
+    let mut edge = Edge::start(L2)?;
+    lbctl(&edge, SET)?;
+    edge.lb.stop()?;
+    let mut specs = L2();
+    specs.push(edge::Spec { webs: vec![2], ..edge::spec("spare", SPARE_V4, "l2", false) });
+    edge.lb.write_config(&edge::yaml(&specs))?;
+    edge.lb.resume()?;
+    let spare = edge.lb.get("/v1/services/spare")?;
+    assert_eq!(
+        (&spare["source"], spare["backends"].as_array().map(Vec::len)),
+        (&"file".into(), Some(1))
+    );
+    let faults = edge.lb.status()?["config"]["faults"].to_string();
+    assert!(faults.contains("spare"), "{faults}");
+    expect_answered(&edge.requests(SPARE_V4, 10)?);
+
+    lbctl(&edge, "service delete spare")?;
+    eventually(PATIENCE, || {
+        let faults = edge.lb.status()?["config"]["faults"].clone();
+        ensure!(faults.as_array().is_some_and(Vec::is_empty), "{faults}");
+        Ok(())
+    })?;
+    refused(&edge, "service delete spare", &["read-only"]);
+    expect_answered(&edge.requests(SPARE_V4, 10)?);
+    Ok(())
+}
+
 /// Every refusal says what is wrong, and changes nothing.
 #[test]
 fn lbctl_refuses_with_status_1() -> anyhow::Result<()> {

@@ -251,7 +251,14 @@ pub(crate) fn live(view: View) -> ApiState {
                     let _ = reply.send(done);
                 }
                 Command::DeleteService { name, if_match, reply } => {
-                    let done = guard(&view, &name, if_match);
+                    let found = view.services.iter().find(|s| s.spec.name == name);
+                    let done = match found.map(|s| &s.spec.source) {
+                        Some(Source::File { .. }) => {
+                            let origin = "file /etc/lb/edge.yaml:12:5".to_owned();
+                            Err(Refusal::ReadOnly { name: name.clone(), origin })
+                        }
+                        _ => guard(&view, &name, if_match),
+                    };
                     if done.is_ok() {
                         view.services.retain(|service| service.spec.name != name);
                     }

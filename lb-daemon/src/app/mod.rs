@@ -86,7 +86,8 @@ pub async fn run(
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
     let (documents, rules) = Documents::open(&options.state).context("the state directory")?;
-    let (wanted, _) = sources::merge_at_start(&files, &api, &lists);
+    let set = sources::Api { services: &api, lists: &lists, rules: &rules };
+    let (wanted, _) = sources::merge_what_fits(&files, &set);
     let bound = listen::bind(&options.api).await?;
 
     let (links, link_watcher) = Links::open().await.context("reading interfaces")?;

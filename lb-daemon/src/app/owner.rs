@@ -9,8 +9,11 @@
 //! its last store is done; only then is it answered or published. When the kernel refuses a step, what
 //! stands is adopted as after a restart, and the rest is tried again.
 
+mod enforce;
+mod files;
 mod lists;
 mod policy;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,8 +23,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use abi::table::{Control, State};
-use config::model::{BackendState, DesiredState, HealthCheck, Service};
+use abi::table::Control;
+use config::model::{DesiredState, Service};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -35,8 +38,8 @@ use super::{
 };
 use crate::{
     bans::{self, journal::Journal},
-    command::{Command, Refusal},
-    datapath::{ApplyError, Op},
+    command::Command,
+    datapath::ApplyError,
     health::{Change, Checker},
     links::Links,
     nexthop::{NextHop, Resolver},
@@ -50,10 +53,6 @@ use crate::{
 const AT_ONCE: usize = 64;
 /// How much later.
 const GATHER: Duration = Duration::from_millis(100);
-/// First and longest pause before what the kernel refused is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
-/// Nothing needs more rounds of larger tables than there are tables.
-const MAX_GROWTH: usize = 8;
 
 /// Why the wanted state is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +86,13 @@ pub(super) struct Parts {
     pub(super) hops: HashMap<IpAddr, NextHop>,
 }
 
+impl Parts {
+    /// Everything that the API has set.
+    fn set<'a>(&'a self, lists: &'a bans::Lists) -> sources::Api<'a> {
+        sources::Api { services: &self.api, lists, rules: &self.rules }
+    }
+}
+
 /// The channels that it listens to.
 pub(super) struct Inbox {
     pub(super) commands: mpsc::Receiver<Command>,
@@ -104,7 +110,6 @@ pub(super) struct Owner {
     interfaces: Vec<InterfaceView>,
     held: attach::Held,
     policy: Policy,
-    next_rules: Option<Rules>,
     /// Whether the resolver was told of every backend; then of those that come and go.
     resolver_knows: bool,
     versions: BTreeMap<String, (Arc<Service>, u64)>,
@@ -137,17 +142,17 @@ impl Owner {
         mut parts: Parts,
         prefixes: Prefixes,
     ) -> anyhow::Result<(Self, watch::Receiver<Arc<View>>)> {
-        let (mut wanted, faults) =
-            sources::merge_at_start(&parts.files, &parts.api, &parts.lists.read());
+        let (wanted, faults) = {
+            let lists = parts.lists.read();
+            sources::merge_what_fits(&parts.files, &parts.set(&lists))
+        };
         for fault in &faults {
             tracing::error!("left out: {fault}");
         }
-        policy::put(&mut wanted, policy::merged(&parts.files, &parts.rules));
         let counters = Arc::clone(&parts.kernel.counters().policy);
         let policy = Policy::new(&parts.pins, counters);
         sources::warn_skipped(&wanted, &DesiredState::default());
-        let mut planner = Planner::adopt(parts.kernel.tables(), std::iter::empty(), Duration::ZERO);
-        planner.know_hops(std::mem::take(&mut parts.hops));
+        let hops = std::mem::take(&mut parts.hops);
         let started = SystemTime::now();
         let epoch = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let empty = View {
@@ -174,13 +179,12 @@ impl Owner {
         let (view, published) = watch::channel(Arc::new(empty));
         let mut owner = Self {
             wanted,
-            planner,
+            planner: Planner::default(),
             prefixes,
             health: HealthMap::new(),
             interfaces: Vec::new(),
             held: attach::Held::new(),
             policy,
-            next_rules: None,
             resolver_knows: false,
             versions: BTreeMap::new(),
             // A tag of an earlier process must not match one of this one.
@@ -200,7 +204,7 @@ impl Owner {
             view,
             parts,
         };
-        owner.readopt()?;
+        owner.readopt(hops)?;
         owner.presume_down();
         owner.enforce(owner.began)?;
         owner.publish();
@@ -222,7 +226,7 @@ impl Owner {
                 Some(change) = inbox.health.recv() => self.take_health(change),
                 Ok(()) = links.changed() => {
                     links.mark_unchanged();
-                    self.attach().await;
+                    self.attach();
                 }
                 Ok(()) = addresses.changed() => {
                     addresses.mark_unchanged();
@@ -278,141 +282,6 @@ impl Owner {
                 let done = self.delete_service(&name, if_match);
                 let _ = reply.send(done);
             }
-        }
-    }
-
-    fn take_files(&mut self, files: Arc<DesiredState>, noticed: Instant) {
-        notify::reloading();
-        self.pause = None;
-        self.offer(files, noticed);
-        self.publish();
-        notify::ready();
-    }
-
-    /// Puts files in force as a whole, or leaves what is in force and notes why.
-    fn offer(&mut self, files: Arc<DesiredState>, noticed: Instant) {
-        let merged = sources::merge(&files, &self.parts.api, &self.parts.lists.read());
-        let faults = match merged {
-            Ok(mut wanted) => {
-                policy::put(&mut wanted, policy::merged(&files, &self.parts.rules));
-                sources::warn_skipped(&wanted, &self.wanted);
-                let before = std::mem::replace(&mut self.wanted, wanted);
-                match self.enforce(noticed) {
-                    Ok(()) => {
-                        self.parts.files = files;
-                        self.refused = None;
-                        self.faults.clear();
-                        self.pause = None;
-                        return;
-                    }
-                    Err(failure) => {
-                        self.wanted = before;
-                        self.restore(&failure);
-                        vec![format!("could not be put in force: {failure}")]
-                    }
-                }
-            }
-            Err(faults) => faults,
-        };
-        for fault in faults.iter().filter(|fault| !self.faults.contains(*fault)) {
-            tracing::error!("the configuration is not put in force: {fault}");
-        }
-        self.faults = faults;
-        self.refused = Some(files);
-    }
-
-    /// After a change that was not to be: what was in force before is again, and the change is tried
-    /// once more later.
-    fn restore(&mut self, failure: &Failure) {
-        self.fail(failure);
-        match self.enforce(Instant::now()) {
-            Ok(()) => self.retry = self.pause.map(|pause| Instant::now() + pause),
-            Err(failure) => self.fail(&failure),
-        }
-    }
-
-    /// Refused files may contradict less than they did.
-    fn reconsider(&mut self) {
-        if self.refused.is_some() {
-            self.retry = Some(Instant::now());
-        }
-    }
-
-    fn check_version(&self, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
-        let actual = self.versions.get(name).map_or(0, |&(_, version)| version);
-        match if_match {
-            Some(expected) if expected != actual => Err(Refusal::Stale { expected, actual }),
-            _ => Ok(()),
-        }
-    }
-
-    fn put_service(
-        &mut self,
-        service: &Arc<Service>,
-        if_match: Option<u64>,
-    ) -> Result<u64, Refusal> {
-        self.check_version(&service.name, if_match)?;
-        sources::admit(service, &self.parts.files, &self.parts.api)?;
-        let name = service.name.clone();
-        let mut api = self.parts.api.clone();
-        api.insert(name.clone(), Arc::clone(service));
-        self.change_api(api, |store| store.put_service(service))?;
-        Ok(self.versions.get(&name).map_or(0, |&(_, version)| version))
-    }
-
-    fn delete_service(&mut self, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {
-        if let Some(of_file) = self.parts.files.services.get(name) {
-            return Err(sources::read_only(of_file));
-        }
-        if !self.parts.api.contains_key(name) {
-            return Err(Refusal::NotFound { kind: "service", name: name.to_owned() });
-        }
-        self.check_version(name, if_match)?;
-        let mut api = self.parts.api.clone();
-        api.remove(name);
-        self.change_api(api, |store| store.delete_service(name))
-    }
-
-    /// Stores first, so that nothing that was answered is lost; a change that cannot be put in force
-    /// is taken back.
-    fn change_api(
-        &mut self,
-        api: ApiServices,
-        keep: impl FnOnce(&Store) -> Result<(), crate::store::StoreError>,
-    ) -> Result<(), Refusal> {
-        // What contradicts the files since the start stays out; the change itself was admitted.
-        let (mut wanted, _) =
-            sources::merge_at_start(&self.parts.files, &api, &self.parts.lists.read());
-        policy::put(&mut wanted, Arc::clone(&self.wanted.policies));
-        if let Err(error) = keep(&self.parts.store) {
-            // It may stand there all the same, if only the last step failed.
-            self.take_back(&api);
-            return Err(Refusal::Apply(error.to_string()));
-        }
-        let before = std::mem::replace(&mut self.wanted, wanted);
-        if let Err(failure) = self.enforce(Instant::now()) {
-            self.take_back(&api);
-            self.wanted = before;
-            self.restore(&failure);
-            return Err(Refusal::Apply(failure.to_string()));
-        }
-        self.parts.api = api;
-        self.reconsider();
-        self.publish();
-        Ok(())
-    }
-
-    /// Stores the objects of the API as they are, after these were tried.
-    fn take_back(&self, tried: &ApiServices) {
-        let api = &self.parts.api;
-        let gone = tried.keys().filter(|name| !api.contains_key(*name));
-        let results = gone.map(|name| self.parts.store.delete_service(name)).chain(
-            api.iter()
-                .filter(|(name, service)| tried.get(*name) != Some(*service))
-                .map(|(_, service)| self.parts.store.put_service(service)),
-        );
-        for error in results.filter_map(Result::err) {
-            tracing::error!(%error, "the state directory holds a change that is not in force");
         }
     }
 
@@ -480,216 +349,6 @@ impl Owner {
         self.release();
     }
 
-    fn try_again(&mut self) {
-        match self.enforce(Instant::now()) {
-            Err(failure) => self.fail(&failure),
-            Ok(()) => match self.refused.take() {
-                Some(files) => self.offer(files, Instant::now()),
-                None => self.pause = None,
-            },
-        }
-        self.publish();
-    }
-
-    /// Notes why the wanted state is not in force, takes over what stands, and plans another try.
-    fn fail(&mut self, failure: &Failure) {
-        let text = failure.to_string();
-        if self.pause.is_none() || self.failure.as_ref().is_some_and(|before| *before != text) {
-            tracing::error!("not in force, trying again: {text}");
-        }
-        self.failure = Some(text);
-        let pause = self.pause.map_or(RETRY.0, |pause| (pause * 2).min(RETRY.1));
-        self.pause = Some(pause);
-        if let Err(failure) = self.readopt() {
-            tracing::error!("adopting the tables: {failure}");
-        }
-        self.retry = Some(Instant::now() + pause);
-        self.publish_at.get_or_insert(Instant::now());
-    }
-
-    /// Makes the index of what stands anew from the tables.
-    fn readopt(&mut self) -> Result<(), Failure> {
-        let services = &self.wanted.services;
-        let drain = services.values().map(|s| s.drain_timeout).max().unwrap_or_default();
-        let now = self.now();
-        let tables = self.parts.kernel.tables();
-        let names = services.keys().map(String::as_str);
-        let hops = self.planner.take_hops();
-        self.planner = Planner::adopt(tables, names, now + drain);
-        self.resolver_knows = false;
-        let ops = self.planner.inherit_hops(hops, tables, now)?;
-        let lists = self.wanted.prefilter.lists.iter().map(|list| list.name.as_str());
-        let before = std::mem::take(&mut self.prefixes);
-        self.prefixes = Prefixes::adopt(tables, lists).keep_compiled(before);
-        self.parts.kernel.apply(&ops)?;
-        let down: Vec<(String, IpAddr)> = self
-            .health
-            .iter()
-            .filter(|(_, (health, _))| *health == Health::Down)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for (service, backend) in down {
-            let tables = self.parts.kernel.tables();
-            let ops = self.planner.set_health(&service, backend, true, tables, now);
-            self.parts.kernel.apply(&ops)?;
-        }
-        Ok(())
-    }
-
-    /// After a restart: a backend that was down stays so until its health check has decided anew.
-    fn presume_down(&mut self) {
-        let tables = self.parts.kernel.tables();
-        let mut down = Vec::new();
-        for (name, planned) in self.planner.services() {
-            let Some(spec) = self.wanted.services.get(&**name) else { continue };
-            if spec.health_check.is_none() {
-                continue;
-            }
-            for backend in &spec.backends {
-                let Some(member) = planned.members.get(&backend.address) else { continue };
-                let State { down: was_down, .. } = tables.backend(member.row).state();
-                let reachable =
-                    matches!(self.planner.hop(backend.address), Some(NextHop::Resolved(_)));
-                if was_down && reachable && backend.state != BackendState::Maintenance {
-                    down.push((name.to_string(), backend.address));
-                }
-            }
-        }
-        for (service, backend) in down {
-            self.set_down(&service, backend, true);
-            let reason = "down before the daemon started; not checked again yet".to_owned();
-            self.health.insert((service, backend), (Health::Down, Some(reason)));
-        }
-    }
-
-    /// Puts the wanted state in force, in larger tables where it does not fit.
-    fn enforce(&mut self, noticed: Instant) -> Result<(), Failure> {
-        self.retry = None;
-        let mut rounds = 0;
-        loop {
-            match self.try_enforce() {
-                Ok(()) => break,
-                Err(Failure::Full(Full(table))) if rounds < MAX_GROWTH => {
-                    rounds += 1;
-                    self.grow(Some(table))?;
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-        self.failure = None;
-        let next = self.parts.kernel.tables().control().generation() + 1;
-        self.parts.kernel.apply(&[Op::Generation(next)])?;
-        self.last_apply = Some(noticed.elapsed());
-        self.last_success = Some(SystemTime::now());
-        tracing::debug!(generation = next, elapsed = ?self.last_apply, "in force");
-
-        if self.note_versions() {
-            let checks = checks(&self.wanted);
-            self.forget_health(&checks);
-            self.parts.checker.set_wanted(checks);
-        }
-        self.tell_resolver();
-        self.attach_now();
-        self.release();
-        Ok(())
-    }
-
-    fn try_enforce(&mut self) -> Result<(), Failure> {
-        let now = self.now();
-        let control = self.parts.kernel.tables().control();
-        if control.seed() != crate::ring::seed(&self.wanted.maglev.seed) {
-            self.grow(None)?;
-        }
-        let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
-        self.parts.kernel.apply(&ops)?;
-        let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
-        self.parts.kernel.apply(&ops)?;
-        self.put_decap()?;
-        self.enforce_policy()
-    }
-
-    fn put_decap(&mut self) -> Result<(), Failure> {
-        let takes = self.wanted.interfaces.iter().any(|interface| interface.roles.decap);
-        let addresses =
-            if takes { self.parts.links.local_addresses() } else { BTreeSet::default() };
-        let ops = self.planner.set_decap(
-            &addresses,
-            &self.wanted.decap_sources,
-            self.parts.kernel.tables(),
-        )?;
-        self.parts.kernel.apply(&ops)?;
-        Ok(())
-    }
-
-    /// Larger tables: at least twice as large where `table` is full.
-    fn grow(&mut self, table: Option<&str>) -> Result<(), Failure> {
-        let lists = self.prefixes.needs(&self.wanted.prefilter)?;
-        let mut needs = kernel::capacity_for(&self.wanted, lists)?;
-        let now = self.parts.kernel.tables().capacity();
-        let twice = |own: &mut u32, now: u32, name: &str| {
-            *own = (*own).max(if table == Some(name) { now.saturating_mul(2) } else { now });
-        };
-        twice(&mut needs.buckets, now.buckets, "BUCKETS");
-        twice(&mut needs.frontends, now.frontends, "FRONTENDS");
-        twice(&mut needs.slots, now.slots, "SLOTS");
-        twice(&mut needs.backends, now.backends, "BACKENDS");
-        twice(&mut needs.egress, now.egress, "EGRESS");
-        twice(&mut needs.bitmaps, now.bitmaps, "BITMAPS");
-        twice(&mut needs.blocks, now.blocks, "BLOCKS");
-        twice(&mut needs.filter6, now.filter6, "FILTER6");
-        twice(&mut needs.buckets6, now.buckets6, "BUCKETS6");
-        needs.lines = needs.lines.max(now.lines);
-        tracing::info!(full = table, "making larger tables");
-        self.parts.kernel.grow(needs, crate::ring::seed(&self.wanted.maglev.seed))?;
-        self.readopt()
-    }
-
-    /// What is not checked any more is not down any more.
-    fn forget_health(&mut self, wanted: &Checks) {
-        let gone: Vec<(String, IpAddr)> =
-            self.health.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.health.remove(&key);
-            self.set_down(&key.0, key.1, false);
-            self.dirty.insert(key.0);
-        }
-    }
-
-    /// Gives a new version to every service that is not what it was; true if that changes what is
-    /// checked. Both sides are sorted by name, so they are walked side by side.
-    fn note_versions(&mut self) -> bool {
-        let mut gone = Vec::new();
-        let mut changed = Vec::new();
-        let mut known = self.versions.iter().peekable();
-        let mut checked = false;
-        let mut look = |service: &Service| checked |= service.health_check.is_some();
-        for (name, service) in &self.wanted.services {
-            while let Some((other, (old, _))) = known.next_if(|(other, _)| *other < name) {
-                look(old);
-                gone.push(other.clone());
-            }
-            let old = known.next_if(|(other, _)| *other == name).map(|(_, (old, _))| old);
-            if old.is_none_or(|old| !Arc::ptr_eq(old, service)) {
-                old.into_iter().chain([service]).for_each(|service| look(service));
-                changed.push(Arc::clone(service));
-            }
-        }
-        for (other, (old, _)) in known {
-            look(old);
-            gone.push(other.clone());
-        }
-        for name in gone {
-            self.versions.remove(&name);
-            self.dirty.insert(name);
-        }
-        for service in changed {
-            self.next_version += 1;
-            self.dirty.insert(service.name.clone());
-            self.versions.insert(service.name.clone(), (service, self.next_version));
-        }
-        checked
-    }
-
     /// Tells the resolver whose next hops matter.
     fn tell_resolver(&mut self) {
         let (come, gone) = self.planner.take_address_changes();
@@ -701,7 +360,7 @@ impl Owner {
         }
     }
 
-    async fn attach(&mut self) {
+    fn attach(&mut self) {
         self.attach_now();
         self.follow_policy();
         self.publish();
@@ -777,21 +436,6 @@ impl Owner {
 /// Every backend's address.
 pub(super) fn targets(wanted: &DesiredState) -> BTreeSet<IpAddr> {
     wanted.services.values().flat_map(|s| &s.backends).map(|b| b.address).collect()
-}
-
-/// What is checked, by service and backend.
-type Checks = BTreeMap<(String, IpAddr), Arc<HealthCheck>>;
-
-fn checks(wanted: &DesiredState) -> Checks {
-    let mut checks = BTreeMap::new();
-    for service in wanted.services.values() {
-        let Some(check) = &service.health_check else { continue };
-        let check = Arc::new(check.clone());
-        for backend in &service.backends {
-            checks.insert((service.name.clone(), backend.address), Arc::clone(&check));
-        }
-    }
-    checks
 }
 
 /// Waits until then; for ever if there is no such time.

@@ -19,10 +19,19 @@ use crate::{
     bans,
     command::{Command, Refusal},
     plan::service_keys,
+    policy::documents::Rules,
 };
 
 /// Objects of the API, by name.
 pub(super) type ApiServices = BTreeMap<String, Arc<Service>>;
+
+/// Everything that the API has set.
+pub(super) struct Api<'a> {
+    pub(super) services: &'a ApiServices,
+    pub(super) lists: &'a bans::Lists,
+    /// Those of files go before them.
+    pub(super) rules: &'a Rules,
+}
 
 /// One fault as a printable paragraph.
 pub(super) fn print(faults: &[Fault]) -> Vec<String> {
@@ -87,26 +96,25 @@ pub(super) fn warn_skipped(wanted: &DesiredState, before: &DesiredState) {
 /// What contradicts what; printable.
 pub(super) fn merge(
     files: &Arc<DesiredState>,
-    api: &ApiServices,
-    lists: &bans::Lists,
+    api: &Api<'_>,
 ) -> Result<Arc<DesiredState>, Vec<String>> {
-    if api.is_empty() && lists.is_empty() {
-        return Ok(Arc::clone(files));
-    }
-    let (merged, faults) = merge_at_start(files, api, lists);
+    let (merged, faults) = merge_what_fits(files, api);
     if faults.is_empty() { Ok(merged) } else { Err(faults) }
 }
 
-/// The same where there is no good state before that could stay: files win, and what contradicts them
-/// is left out and named.
-pub(super) fn merge_at_start(
+/// The same for files that are in force already, or at a start, when no good state before could stay:
+/// they win, and what contradicts them is left out and named.
+pub(super) fn merge_what_fits(
     files: &Arc<DesiredState>,
-    api: &ApiServices,
-    lists: &bans::Lists,
+    api: &Api<'_>,
 ) -> (Arc<DesiredState>, Vec<String>) {
+    let Api { services, lists, rules } = api;
+    if services.is_empty() && lists.is_empty() && rules.is_empty() {
+        return (Arc::clone(files), Vec::new());
+    }
     let mut faults = Vec::new();
     let mut merged = DesiredState::clone(files);
-    for (name, service) in api {
+    for (name, service) in *services {
         match clash(service, files.services.values()) {
             None => drop(merged.services.insert(name.clone(), Arc::clone(service))),
             Some((_, text)) => {
@@ -124,6 +132,10 @@ pub(super) fn merge_at_start(
         ));
     }
     merged.prefilter = lists.behind(&files.prefilter);
+    if !rules.is_empty() {
+        let of_api = rules.values().flat_map(|rules| rules.iter());
+        merged.policies = Arc::new(files.policies.iter().chain(of_api).cloned().collect());
+    }
     (Arc::new(merged), faults)
 }
 

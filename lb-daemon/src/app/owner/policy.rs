@@ -2,12 +2,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use config::{model::DesiredState, policy::Rule};
+use config::policy::Rule;
 
-use super::{Failure, Owner};
+use super::{
+    Failure, Owner,
+    sources::{self, Api},
+};
 use crate::{
     command::Refusal,
-    policy::documents::{Rules, of_api},
+    policy::documents::{Documents, Rules, of_api},
+    store::StoreError,
 };
 
 impl Owner {
@@ -33,13 +37,7 @@ impl Owner {
     ) -> Result<(), Refusal> {
         let mut all = self.parts.rules.clone();
         all.insert(document.to_owned(), Arc::new(of_api(rules)));
-        self.change_policies(all)?;
-        if let Err(error) = self.parts.documents.put(document, text) {
-            self.undo_policies();
-            return Err(Refusal::Apply(error.to_string()));
-        }
-        self.keep_policies();
-        Ok(())
+        self.change_policies(all, |documents| documents.put(document, text))
     }
 
     pub(super) fn delete_policies(&mut self, document: &str) -> Result<(), Refusal> {
@@ -47,54 +45,29 @@ impl Owner {
         if all.remove(document).is_none() {
             return Err(Refusal::NotFound { kind: "policy document", name: document.to_owned() });
         }
-        self.change_policies(all)?;
-        if let Err(error) = self.parts.documents.delete(document) {
-            self.undo_policies();
+        self.change_policies(all, |documents| documents.delete(document))
+    }
+
+    /// In force first, then kept: rules that could not be kept are taken back.
+    fn change_policies(
+        &mut self,
+        all: Rules,
+        keep: impl FnOnce(&Documents) -> Result<(), StoreError>,
+    ) -> Result<(), Refusal> {
+        let wanted = {
+            let lists = self.parts.lists.read();
+            let set = Api { rules: &all, ..self.parts.set(&lists) };
+            sources::merge_what_fits(&self.parts.files, &set).0
+        };
+        let before = Arc::clone(&self.wanted);
+        let refused = |failure: Failure| Refusal::Apply(failure.to_string());
+        self.enforce_or_restore(wanted, Instant::now()).map_err(refused)?;
+        if let Err(error) = keep(&self.parts.documents) {
+            self.enforce_or_restore(before, Instant::now()).map_err(refused)?;
             return Err(Refusal::Apply(error.to_string()));
         }
-        self.keep_policies();
-        Ok(())
-    }
-
-    /// Puts these rules in force; those before stay known until they are kept.
-    fn change_policies(&mut self, all: Rules) -> Result<(), Refusal> {
-        put(&mut self.wanted, merged(&self.parts.files, &all));
-        self.next_rules = Some(all);
-        if let Err(failure) = self.enforce(Instant::now()) {
-            self.undo_policies();
-            return Err(Refusal::Apply(failure.to_string()));
-        }
-        Ok(())
-    }
-
-    fn undo_policies(&mut self) {
-        self.next_rules = None;
-        put(&mut self.wanted, merged(&self.parts.files, &self.parts.rules));
-        if let Err(failure) = self.enforce(Instant::now()) {
-            self.fail(&failure);
-        }
-    }
-
-    fn keep_policies(&mut self) {
-        if let Some(all) = self.next_rules.take() {
-            self.parts.rules = all;
-        }
+        self.parts.rules = all;
         self.publish();
+        Ok(())
     }
-}
-
-/// Gives a state these rules.
-pub(in super::super) fn put(state: &mut Arc<DesiredState>, rules: Arc<Vec<Rule>>) {
-    if !Arc::ptr_eq(&state.policies, &rules) {
-        Arc::make_mut(state).policies = rules;
-    }
-}
-
-/// Rules of files, then those of documents in the order of their names.
-pub(in super::super) fn merged(files: &DesiredState, api: &Rules) -> Arc<Vec<Rule>> {
-    if api.is_empty() {
-        return Arc::clone(&files.policies);
-    }
-    let all = files.policies.iter().chain(api.values().flat_map(|rules| rules.iter()));
-    Arc::new(all.cloned().collect())
 }

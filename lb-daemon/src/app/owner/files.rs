@@ -1,0 +1,50 @@
+//! What the files say: put in force as a whole, or refused and tried again.
+
+use std::{sync::Arc, time::Instant};
+
+use config::model::DesiredState;
+
+use super::{Owner, sources};
+use crate::app::notify;
+
+impl Owner {
+    pub(super) fn take_files(&mut self, files: Arc<DesiredState>, noticed: Instant) {
+        notify::reloading();
+        self.pause = None;
+        self.offer(files, noticed);
+        self.publish();
+        notify::ready();
+    }
+
+    /// Puts files in force as a whole, or leaves what is in force and notes why.
+    pub(super) fn offer(&mut self, files: Arc<DesiredState>, noticed: Instant) {
+        let merged = {
+            let lists = self.parts.lists.read();
+            sources::merge(&files, &self.parts.set(&lists))
+        };
+        let done = merged.and_then(|wanted| {
+            sources::warn_skipped(&wanted, &self.wanted);
+            let done = self.enforce_or_restore(wanted, noticed);
+            done.map_err(|failure| vec![format!("could not be put in force: {failure}")])
+        });
+        let Err(faults) = done else {
+            self.parts.files = files;
+            self.refused = None;
+            self.faults.clear();
+            self.pause = None;
+            return;
+        };
+        for fault in faults.iter().filter(|fault| !self.faults.contains(*fault)) {
+            tracing::error!("the configuration is not put in force: {fault}");
+        }
+        self.faults = faults;
+        self.refused = Some(files);
+    }
+
+    /// Refused files may contradict less than they did.
+    pub(super) fn reconsider(&mut self) {
+        if self.refused.is_some() {
+            self.retry = Some(Instant::now());
+        }
+    }
+}
