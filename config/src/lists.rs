@@ -59,6 +59,71 @@ pub fn parse_list(name: &Path, bytes: &[u8]) -> Result<PrefixSet, Vec<Fault>> {
     if parsed.wrong == 0 { Ok(parsed.prefixes) } else { Err(parsed.all_faults()) }
 }
 
+/// What a fetched list holds, if it is fit to be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Different prefixes.
+    pub prefixes: usize,
+    /// Lines that are none, and are left out.
+    pub skipped_lines: u64,
+    /// Comments before the first prefix, without their sign: who publishes the list, under which
+    /// licence. At most [`MAX_ATTRIBUTION`] lines.
+    pub attribution: Vec<String>,
+}
+
+/// Lines of attribution that are kept, and bytes of each.
+pub const MAX_ATTRIBUTION: usize = 40;
+const MAX_ATTRIBUTION_LINE: usize = 200;
+
+impl crate::model::Remote {
+    /// Whether a body that was fetched can be used: it has prefixes, and no wrong line unless these are
+    /// skipped and few.
+    ///
+    /// # Errors
+    /// Why it is no list, with the first wrong line.
+    pub fn check(&self, body: &[u8]) -> Result<Checked, String> {
+        let Parsed { prefixes, faults, wrong } = parse(Path::new("line"), body, self.format);
+        let first = faults.first().map(ToString::to_string).unwrap_or_default();
+        if wrong > 0 && (self.on_error == crate::file::OnError::Reject || prefixes.is_empty()) {
+            return Err(format!("it is no list: {wrong} lines are wrong, the first: {first}"));
+        }
+        if prefixes.is_empty() {
+            return Err("it holds no prefix".to_owned());
+        }
+        if wrong > prefixes.len() as u64 {
+            return Err(format!("more of its lines are wrong than right, the first: {first}"));
+        }
+        Ok(Checked {
+            prefixes: prefixes.len(),
+            skipped_lines: wrong,
+            attribution: attribution(body),
+        })
+    }
+}
+
+/// The comments before the first prefix; of JSON, the line that says what the file is.
+fn attribution(body: &[u8]) -> Vec<String> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let lines = body.split(|c| *c == b'\n').map(<[u8]>::trim_ascii);
+    let text = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line);
+        line.chars().filter(|c| !c.is_control()).take(MAX_ATTRIBUTION_LINE).collect::<String>()
+    };
+    if body.trim_ascii_start().starts_with(b"{") {
+        let about = |line: &&[u8]| json_line(line).is_ok_and(|net| net.is_none());
+        return lines.filter(|line| !line.is_empty()).filter(about).take(1).map(text).collect();
+    }
+    lines
+        .take_while(|line| line.is_empty() || line.starts_with(b"#") || line.starts_with(b";"))
+        .map(|line| {
+            let sign = |c: &u8| matches!(c, b'#' | b';' | b' ' | b'\t');
+            text(&line[line.iter().take_while(|c| sign(c)).count()..])
+        })
+        .filter(|line| !line.is_empty())
+        .take(MAX_ATTRIBUTION)
+        .collect()
+}
+
 /// Reads the prefixes of a list file.
 pub(crate) fn parse(path: &Path, bytes: &[u8], format: ListFormat) -> Parsed {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);

@@ -413,6 +413,60 @@ pub struct PrefixList {
     pub skipped: Vec<Fault>,
     /// How many there are.
     pub skipped_lines: u64,
+    /// Where it is fetched from, if it is.
+    pub remote: Option<Arc<Remote>>,
+}
+
+/// Where a list is fetched from, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// `http://` or `https://`, without user name and fragment.
+    pub url: String,
+    /// How often.
+    pub refresh: Duration,
+    /// How long it may take in all.
+    pub timeout: Duration,
+    /// How large its body may be.
+    pub max_bytes: u64,
+    /// Authorities to trust, in the place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How it is written.
+    pub(crate) format: crate::file::ListFormat,
+    /// Whether a wrong line makes it unusable.
+    pub(crate) on_error: crate::file::OnError,
+}
+
+impl Remote {
+    /// A list at this URL, with every default.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            refresh: Duration::from_secs(3600),
+            timeout: Duration::from_secs(30),
+            max_bytes: 64 << 20,
+            ca_file: None,
+            format: crate::file::ListFormat::Auto,
+            on_error: crate::file::OnError::Reject,
+        }
+    }
+
+    /// The URL without its query, which may hold a token.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        match self.url.split_once('?') {
+            Some((path, _)) => format!("{path}?..."),
+            None => self.url.clone(),
+        }
+    }
+
+    /// The name of its copy in the directory of copies. Another URL has another one.
+    #[must_use]
+    pub fn copy_name(&self, list: &str) -> String {
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        std::hash::Hasher::write(&mut hasher, self.url.as_bytes());
+        format!("{list}-{:016x}", std::hash::Hasher::finish(&hasher))
+    }
 }
 
 /// What a list does with a packet.

@@ -102,6 +102,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(read::prefilter_lists))
         .routes(routes!(lists::get_list, lists::put_list, lists::delete_list))
         .routes(routes!(lists::list_entries, lists::add_entries, lists::delete_entry))
+        .routes(routes!(lists::refresh_list))
         .routes(routes!(lists::lookup))
         .routes(routes!(lists::rate_limits))
         .routes(routes!(policy::endpoints))

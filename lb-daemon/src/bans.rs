@@ -105,6 +105,7 @@ impl List {
             prefixes: PrefixSet::default(),
             skipped: Vec::new(),
             skipped_lines: 0,
+            remote: None,
         });
         Self { entries: BTreeMap::new(), compact }
     }

@@ -6,6 +6,7 @@ pub mod bans;
 pub mod command;
 pub mod ctl;
 pub mod datapath;
+pub mod fetch;
 pub mod health;
 pub mod links;
 pub mod metrics;

@@ -108,6 +108,14 @@ metrics! {
         "Packets beyond a rate limit.";
     LIST_SKIPPED: Gauge "lb_prefilter_skipped_lines" ["list"]
         "Lines of a list file that are no prefixes and were left out (`on_error: skip`).";
+    FETCH_SUCCESS: Gauge "lb_list_fetch_last_success_timestamp_seconds" ["list"]
+        "When the server last sent or confirmed a fetched list, in Unix time; 0: never.";
+    FETCH_FAILURES: Gauge "lb_list_fetch_consecutive_failures" ["list"]
+        "Attempts to fetch a list that failed since the last one that succeeded.";
+    FETCHES: Counter "lb_list_fetches_total" ["list", "result"]
+        "Attempts to fetch a list since the daemon started, by result (success, failure).";
+    FETCH_BYTES: Gauge "lb_list_fetch_copy_bytes" ["list"]
+        "Size of the copy of a fetched list.";
     RULE_PACKETS: Counter "lb_policy_rule_packets_total" ["rule"]
         "Packets that a rule of identity policy decided, of all rules of this name; replies are not counted.";
     RULE_BYTES: Counter "lb_policy_rule_bytes_total" ["rule"]
@@ -273,6 +281,32 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
     let mut family = page.family(&LIST_SKIPPED);
     for list in &view.lists {
         family.sample(&[list.name.as_str()], list.skipped_lines);
+    }
+    fetches(page, view);
+}
+
+fn fetches(page: &mut Page, view: &View) {
+    let lists = view.lists.iter().filter(|list| list.remote.is_some());
+    let lists: Vec<_> = lists
+        .map(|list| (list.name.as_str(), view.fetches.get(&list.name).unwrap_or_default()))
+        .collect();
+    let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut family = page.family(&FETCH_SUCCESS);
+    for (list, progress) in &lists {
+        family.sample(&[*list], progress.success.map_or(0, seconds));
+    }
+    let mut family = page.family(&FETCH_FAILURES);
+    for (list, progress) in &lists {
+        family.sample(&[*list], progress.failures);
+    }
+    let mut family = page.family(&FETCHES);
+    for (list, progress) in &lists {
+        family.sample(&[*list, "success"], progress.successes_total);
+        family.sample(&[*list, "failure"], progress.failures_total);
+    }
+    let mut family = page.family(&FETCH_BYTES);
+    for (list, progress) in &lists {
+        family.sample(&[*list], progress.bytes);
     }
 }
 

@@ -13,8 +13,8 @@ use std::{
 
 use config::{
     model::{
-        Backend, Endpoint, Forwarding, ListAction, Port, Prefilter, RateLimit, Roles, Service,
-        Source, XdpMode,
+        Backend, Endpoint, Forwarding, ListAction, Port, Prefilter, RateLimit, Remote, Roles,
+        Service, Source, XdpMode,
     },
     policy::{Enforcement, Labels, Rule},
 };
@@ -42,6 +42,8 @@ pub struct View {
     pub prefilter: Arc<Prefilter>,
     /// Entries of the API's lists, with reason and end. Live: may be newer than the rest.
     pub bans: crate::bans::Shared,
+    /// How fetching lists goes. Live.
+    pub fetches: crate::fetch::Shared,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
     /// Identity policy in force.
@@ -181,6 +183,8 @@ pub struct ListView {
     pub prefixes_v6: u64,
     /// Lines of its file that were left out.
     pub skipped_lines: u64,
+    /// Where it is fetched from, if it is.
+    pub remote: Option<Arc<Remote>>,
     /// Row of its counters.
     pub row: u32,
 }

@@ -94,6 +94,7 @@ fn of(prefixes: PrefixSet) -> Prefilter {
         prefixes,
         skipped: Vec::new(),
         skipped_lines: 0,
+        remote: None,
     };
     Prefilter { lists: vec![Arc::new(list)], ..Prefilter::default() }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Cidr, Field, List, Protocol, RateKey};
+use super::{Cidr, Field, List, Protocol, RateKey, Span};
 
 /// Which sources are dropped at the interface.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -24,7 +24,9 @@ pub(crate) struct Prefilter {
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend(
     "required" = ["name"],
-    "oneOf" = [{"required": ["cidrs"]}, {"required": ["file"]}, {"required": ["directory"]}]
+    "oneOf" = [
+        {"required": ["cidrs"]}, {"required": ["file"]}, {"required": ["directory"]}, {"required": ["url"]}
+    ]
 ))]
 pub(crate) struct PrefixList {
     /// Unique name.
@@ -35,6 +37,16 @@ pub(crate) struct PrefixList {
     pub(crate) file: Field<String>,
     /// A directory of such files: each is a list of its own, named `NAME:FILE` without the file's suffix.
     pub(crate) directory: Field<String>,
+    /// Where such a file is fetched from, over HTTP or HTTPS. The last good copy is kept in `--state`.
+    pub(crate) url: Field<String>,
+    /// How often it is fetched; 1m to 30d. Default: `1h`.
+    pub(crate) refresh: Field<Span>,
+    /// How long fetching it may take in all; 1s to 10m. Default: `30s`.
+    pub(crate) timeout: Field<Span>,
+    /// How large it may be. Default: 67108864 (64 MiB).
+    pub(crate) max_bytes: Field<u64>,
+    /// Certificates (PEM) of the authorities to trust for this URL, in the place of the system's.
+    pub(crate) ca_file: Field<String>,
     /// How the file is written. Default: `auto`.
     pub(crate) format: Field<ListFormat>,
     /// What a line that is no prefix does. Default: `reject`.

@@ -7,6 +7,7 @@
 mod directory;
 mod index;
 mod read;
+mod remote;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ pub struct Loader {
     files: BTreeMap<PathBuf, CachedFile>,
     index: Index,
     lists: ListCache,
+    copies: Option<PathBuf>,
     prefilter: Arc<model::Prefilter>,
 }
 
@@ -81,8 +83,15 @@ impl Loader {
             files: BTreeMap::new(),
             index: Index::default(),
             lists: HashMap::new(),
+            copies: None,
             prefilter: Arc::default(),
         }
+    }
+
+    /// Where copies of fetched lists are, by [`model::Remote::copy_name`]. A list without one is empty.
+    #[must_use]
+    pub fn with_copies(self, directory: impl Into<PathBuf>) -> Self {
+        Self { copies: Some(directory.into()), ..self }
     }
 
     /// What is loaded.
@@ -112,7 +121,7 @@ impl Loader {
         state.node.name.clone_from(&self.host_name);
         let parts = cached().map(|file| (&file.path, &file.fragment));
         index::scalars(parts, &mut state, &mut faults);
-        let prefilter = prefilter(cached(), &mut self.lists, &mut faults);
+        let prefilter = prefilter(cached(), self.copies.as_deref(), &mut self.lists, &mut faults);
 
         if !faults.is_empty() {
             faults.sort();
@@ -134,11 +143,13 @@ impl Loader {
         let lists = self.files.values().flat_map(|file| &file.fragment.lists);
         let list_files = lists.filter_map(|entry| match &entry.body {
             ListBody::File(file) => Some(&file.path),
-            ListBody::Directory(_) | ListBody::Inline(_) => None,
+            ListBody::Directory(_) | ListBody::Inline(_) | ListBody::Remote(..) => None,
         });
         let own = if self.path.is_dir() { &self.path } else { parent(&self.path) };
         let mut directories = BTreeSet::new();
-        let in_directories = self.lists.keys().map(|(path, ..)| path);
+        // Who writes copies says so.
+        let is_copy = |path: &Path| self.copies.as_deref() == Some(parent(path));
+        let in_directories = self.lists.keys().map(|(path, ..)| path).filter(|path| !is_copy(path));
         for path in self.files.keys().chain(list_files).chain(in_directories) {
             directories.insert(parent(path).to_path_buf());
             let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
@@ -311,6 +322,7 @@ fn same_file(one: &model::Source, other: &model::Source) -> bool {
 /// The blocklists of all documents, with those that stand in files of their own.
 fn prefilter<'f>(
     files: impl Iterator<Item = &'f CachedFile>,
+    copies: Option<&Path>,
     cache: &mut ListCache,
     faults: &mut Vec<Fault>,
 ) -> model::Prefilter {
@@ -334,6 +346,12 @@ fn prefilter<'f>(
                     Ok(Err(of_lines)) => faults.extend(of_lines),
                     Err(why) => of_document(file.at, why),
                 },
+                ListBody::Remote(remote, at) => {
+                    match remote::list(entry, remote, *at, copies, cache) {
+                        Ok(list) => lists.push(list),
+                        Err(why) => of_document(*at, why),
+                    }
+                }
                 ListBody::Directory(directory) => match directory::entries(entry, directory) {
                     Ok(entries) => {
                         for (entry, file) in entries {
@@ -376,11 +394,24 @@ fn list_file(
     file: &ListPath,
     cache: &mut ListCache,
 ) -> Result<Result<Arc<model::PrefixList>, Vec<Fault>>, Unreadable> {
-    let ListEntry { name, source, action, body: _ } = entry;
+    let ListEntry { name, source, action, body } = entry;
     let ListPath { path, at: _, format, on_error } = file;
+    let remote = match body {
+        ListBody::Remote(remote, _) => Some(remote),
+        ListBody::File(_) | ListBody::Directory(_) | ListBody::Inline(_) => None,
+    };
     let list = |prefixes, skipped, skipped_lines| {
-        let (name, source, action) = (name.clone(), source.clone(), *action);
-        Arc::new(model::PrefixList { name, source, action, prefixes, skipped, skipped_lines })
+        let (name, source, action, remote) =
+            (name.clone(), source.clone(), *action, remote.cloned());
+        Arc::new(model::PrefixList {
+            name,
+            source,
+            action,
+            prefixes,
+            skipped,
+            skipped_lines,
+            remote,
+        })
     };
     let key = (path.clone(), *format, *on_error);
     let seen = cache.get_mut(&key).map(|cached| {
@@ -408,7 +439,10 @@ fn list_file(
         return Ok(Err(cached.faults.clone()));
     }
     let is_same = |one: &&Arc<model::PrefixList>| {
-        one.name == *name && one.action == *action && same_file(&one.source, source)
+        one.name == *name
+            && one.action == *action
+            && same_file(&one.source, source)
+            && one.remote.as_ref() == remote
     };
     if let Some(built) = cached.built.iter().find(is_same) {
         return Ok(Ok(built.clone()));

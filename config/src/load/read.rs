@@ -41,6 +41,14 @@ impl Stamp {
     }
 }
 
+impl Seen {
+    /// A file that was not there.
+    pub(super) fn nothing() -> Self {
+        let stamp = Stamp { device: 0, inode: 0, size: 0, modified: (0, 0), changed: (0, 0) };
+        Self { stamp, settled: false, hash: 0 }
+    }
+}
+
 /// Time stamps of files advance with the kernel's tick, 10 ms at most: two writes of the same size
 /// within one look alike. A file read so soon after its last change is read again next time.
 const TICK: Duration = Duration::from_millis(25);

@@ -112,15 +112,57 @@ fn a_directory_is_a_list_for_each_file() {
 #[test]
 fn a_list_is_in_one_place() {
     for (list, message) in [
-        ("{name: a, file: x, directory: y}", "two of `cidrs`, `file` and `directory`"),
+        ("{name: a, file: x, directory: y}", "a list has two of"),
         ("{name: a, cidrs: [192.0.2.0/24], on_error: skip}", "`on_error` says how a file"),
         ("{name: a}", "`cidrs` is missing"),
         ("{name: a, directory: not-there}", "cannot read"),
+        ("{name: a, cidrs: [192.0.2.0/24], url: \"http://a/\"}", "a list has two of"),
+        ("{name: a, url: \"ftp://a/\"}", "is not the URL of a list"),
+        ("{name: a, url: \"http://a/\", refresh: 10s}", "`refresh` is 10s"),
+        ("{name: a, url: \"http://a/\", timeout: 1h}", "`timeout` is 1h"),
+        ("{name: a, url: \"http://a/\", max_bytes: 0}", "`max_bytes` is 0"),
+        ("{name: a, cidrs: [192.0.2.0/24], refresh: 1h}", "`refresh` says how a list is fetched"),
     ] {
         let directory = directory(&[("lb.yaml", &lists(list))]);
         let faults = Loader::new(directory.path()).load().unwrap_err();
         assert!(faults[0].to_string().contains(message), "{list}: {faults:?}");
     }
+}
+
+#[test]
+fn a_fetched_list_is_its_copy_and_empty_without_one() {
+    let yaml = lists("{name: feed, url: \"https://example.org/feed.txt?key=secret\", timeout: 5s}");
+    let directory = directory(&[("conf/lb.yaml", &yaml)]);
+    let copies = directory.path().join("copies");
+    fs::create_dir(&copies).unwrap();
+    let mut loader = Loader::new(directory.path().join("conf")).with_copies(&copies);
+    let state = loader.load().unwrap();
+    let list = &state.prefilter.lists[0];
+    let remote = list.remote.as_ref().unwrap();
+    assert!(list.prefixes.is_empty());
+    assert_eq!(remote.shown_url(), "https://example.org/feed.txt?...");
+    assert_eq!((remote.timeout.as_secs(), remote.refresh.as_secs()), (5, 3600));
+    let again = loader.load().unwrap();
+    assert!(Arc::ptr_eq(&again.prefilter, &state.prefilter), "nothing changed");
+    assert!(loader.watch_dirs().is_empty());
+
+    // Checked when it came; what became of it since is no fault of the configuration.
+    let copy = copies.join(remote.copy_name("feed"));
+    fs::write(&copy, "192.0.2.0/24\nrubbish\n").unwrap();
+    let state = loader.load().unwrap();
+    assert_eq!(texts(&state), [("feed".to_owned(), vec!["192.0.2.0/24".to_owned()])]);
+    assert_eq!(state.prefilter.lists[0].skipped_lines, 1);
+    let again = loader.load().unwrap();
+    assert!(Arc::ptr_eq(&again.prefilter, &state.prefilter), "nothing changed");
+    assert!(loader.watch_dirs().is_empty());
+
+    fs::remove_file(copy).unwrap();
+    assert!(loader.load().unwrap().prefilter.lists[0].prefixes.is_empty());
+    let other = yaml.replace("feed.txt", "other.txt");
+    fs::write(directory.path().join("conf/lb.yaml"), other).unwrap();
+    let of_other = Loader::new(directory.path().join("conf")).with_copies(&copies).load().unwrap();
+    let other = of_other.prefilter.lists[0].remote.clone().unwrap();
+    assert_ne!(other.copy_name("feed"), remote.copy_name("feed"));
 }
 
 /// Files that users copy are good, with the lists that the pages about them have.

@@ -1,5 +1,7 @@
 //! `prefilter`.
 
+mod remote;
+
 use std::{path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
@@ -29,6 +31,8 @@ pub(crate) enum ListBody {
     File(ListPath),
     /// In the files of a directory.
     Directory(ListPath),
+    /// In a copy of what the document names at this place.
+    Remote(Arc<model::Remote>, Loc),
 }
 
 /// Where the document names a file or directory of prefixes, and how to read it.
@@ -106,6 +110,7 @@ fn bogons(at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) -> ListEn
         prefixes: prefixes.collect(),
         skipped: Vec::new(),
         skipped_lines: 0,
+        remote: None,
     };
     ListEntry { name, source, action: list.action, body: ListBody::Inline(Arc::new(list)) }
 }
@@ -117,28 +122,33 @@ fn list(
     fragment: &mut Fragment,
 ) -> Option<ListEntry> {
     let report = context.report;
-    let file::PrefixList { name, cidrs, file, directory, format, on_error, action } = list;
+    let file::PrefixList { name, cidrs, file, directory, url, format, on_error, action, .. } = list;
     let name = required_name(name, at, Kind::PrefixList, context, fragment);
     let action = match action.get() {
         None | Some(file::ListAction::Drop) => model::ListAction::Drop,
         Some(file::ListAction::Audit) => model::ListAction::Audit,
     };
-    let places = [cidrs.is_absent(), file.is_absent(), directory.is_absent()];
-    match places.iter().filter(|absent| !**absent).count() {
-        0 => report.missing(
+    let places = [
+        (!cidrs.is_absent(), at),
+        (!file.is_absent(), file.at),
+        (!directory.is_absent(), directory.at),
+        (!url.is_absent(), url.at),
+    ];
+    let places: Vec<Loc> = places.iter().filter(|(is, _)| *is).map(|(_, at)| *at).collect();
+    match places[..] {
+        [] => report.missing(
             at,
             "cidrs",
-            "allowed: cidrs: [192.0.2.0/24], file: lists/drop.txt or directory: lists",
+            "allowed: cidrs: [192.0.2.0/24], file: lists/drop.txt, directory: lists or url: https://...",
         ),
-        1 => {}
-        _ => {
-            let at = if directory.is_absent() { file.at } else { directory.at };
-            let message = "a list has two of `cidrs`, `file` and `directory`";
-            report.fault(at, message, "allowed: one of them");
+        [_] => {}
+        [.., last] => {
+            let message = "a list has two of `cidrs`, `file`, `directory` and `url`";
+            report.fault(last, message, "allowed: one of them");
             return None;
         }
     }
-    if file.is_absent() && directory.is_absent() {
+    if file.is_absent() && directory.is_absent() && url.is_absent() {
         let others = [
             (format.is_absent(), format.at, "format"),
             (on_error.is_absent(), on_error.at, "on_error"),
@@ -151,19 +161,26 @@ fn list(
             );
         }
     }
+    if url.is_absent() {
+        remote::refuse_options(list, report);
+    }
     let name = name?;
     let source = context.source(at);
-    let body = match (file.placed(), directory.placed()) {
-        (Some(path), _) => ListBody::File(list_path(path, "file", list, context)?),
-        (None, Some(path)) => ListBody::Directory(list_path(path, "directory", list, context)?),
-        (None, None) if !file.is_absent() || !directory.is_absent() => return None,
-        (None, None) => ListBody::Inline(Arc::new(model::PrefixList {
+    let body = match (file.placed(), directory.placed(), url.placed()) {
+        (Some(path), ..) => ListBody::File(list_path(path, "file", list, context)?),
+        (_, Some(path), _) => ListBody::Directory(list_path(path, "directory", list, context)?),
+        (.., Some((text, at))) => {
+            ListBody::Remote(Arc::new(remote::remote(text, at, list, context)?), at)
+        }
+        (None, None, None) if places != [at] => return None,
+        (None, None, None) => ListBody::Inline(Arc::new(model::PrefixList {
             name: name.clone(),
             source: source.clone(),
             action,
             prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
             skipped: Vec::new(),
             skipped_lines: 0,
+            remote: None,
         })),
     };
     Some(ListEntry { name, source, action, body })

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     bans::{Ban, Change, Done, MAX_REASON},
     command::Command,
+    fetch::NotNow,
     plan::prefixes::{self, Verdict},
     view::{Count, View},
 };
@@ -162,7 +163,7 @@ pub(super) async fn get_list(
 ) -> Result<Json<PrefixList>, Problem> {
     let find = move |view: &View, counters: &dyn crate::view::Counters| {
         let list = view.lists.iter().find(|list| list.name == name);
-        list.map(|list| PrefixList::of(list, counters))
+        list.map(|list| PrefixList::of(list, view, counters))
             .ok_or_else(|| Problem::not_found("list", &name))
     };
     state.read(find).await?.map(Json)
@@ -214,6 +215,29 @@ pub(super) async fn delete_list(
 ) -> Result<StatusCode, Problem> {
     let Json(_) = state.change(vec![Change::Delete { list: name.into() }]).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has a list fetched now rather than when it is due.
+#[utoipa::path(
+    post, path = "/v1/prefilter/lists/{name}/refresh", tag = "prefilter",
+    params(("name" = String, Path, description = "Name of the list")),
+    responses(
+        (status = 202, description = "Asked for; `fetch` of the list says what came of it"),
+        (status = 404, description = "Not a list that is fetched", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 429, description = "The server was asked a moment ago", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn refresh_list(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+) -> Result<StatusCode, Problem> {
+    let asked = state.view().fetches.refresh(&name);
+    asked.map(|()| StatusCode::ACCEPTED).map_err(|why| match &why {
+        NotNow::NotFetched(_) => Problem::new(Kind::NotFound, why.to_string()),
+        NotNow::TooSoon(_) => Problem::new(Kind::TooManyRequests, why.to_string()),
+    })
 }
 
 /// Which entries are shown, and how.

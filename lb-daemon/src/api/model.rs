@@ -3,6 +3,8 @@
 //! Owns names and units of every field. Made from a [`View`] and live counters alone, so they hold
 //! no state; the client reads the same types back to draw its tables. Fields are only ever added.
 
+mod prefilter;
+
 use std::{
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
@@ -13,6 +15,7 @@ use config::model;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::prefilter::{Fetch, PrefilterStatus, PrefixList};
 use crate::view::{self, Count, Counters, View};
 
 /// A list of objects.
@@ -198,30 +201,6 @@ pub struct NextHop {
     pub reason: Option<String>,
 }
 
-/// A blocklist in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PrefixList {
-    /// Unique name.
-    pub name: String,
-    /// Who it came from.
-    pub source: Source,
-    /// File with line and column, or the Kubernetes object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<String>,
-    /// `drop`, or `audit`: count and let pass.
-    pub action: String,
-    /// IPv4 prefixes.
-    pub prefixes_v4: u64,
-    /// IPv6 prefixes.
-    pub prefixes_v6: u64,
-    /// Lines of its file that were left out because they are no prefixes.
-    pub skipped_lines: u64,
-    /// Packets whose source is in it.
-    pub hits: u64,
-    /// Their bytes.
-    pub hit_bytes: u64,
-}
-
 /// Why packets went the way they went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReasonCount {
@@ -329,19 +308,6 @@ pub struct ServicesStatus {
     pub backends: BackendCounts,
     /// Traffic of all services.
     pub traffic: Traffic,
-}
-
-/// Blocklists, counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PrefilterStatus {
-    /// Lists.
-    pub lists: u32,
-    /// IPv4 prefixes of all lists.
-    pub prefixes_v4: u64,
-    /// IPv6 prefixes of all lists.
-    pub prefixes_v6: u64,
-    /// Hits of all lists.
-    pub hits: u64,
 }
 
 /// A change that came into force.
@@ -572,25 +538,6 @@ impl From<&view::NextHopView> for NextHop {
     }
 }
 
-impl PrefixList {
-    /// A list as of now.
-    #[must_use]
-    pub fn of(list: &view::ListView, counters: &dyn Counters) -> Self {
-        let hits = counters.list(list.row);
-        Self {
-            name: list.name.clone(),
-            source: Source::from(&list.source),
-            origin: origin(&list.source),
-            action: list.action.as_str().to_owned(),
-            prefixes_v4: list.prefixes_v4,
-            prefixes_v6: list.prefixes_v6,
-            skipped_lines: list.skipped_lines,
-            hits: hits.packets,
-            hit_bytes: hits.bytes,
-        }
-    }
-}
-
 /// Name of a verdict in the API and in metrics.
 #[must_use]
 pub fn verdict_name(verdict: Verdict) -> &'static str {
@@ -667,13 +614,6 @@ impl Status {
                 services.traffic.add(counters.frontend(frontend.row).into());
             }
         }
-        let mut prefilter = PrefilterStatus::default();
-        for list in &view.lists {
-            prefilter.lists += 1;
-            prefilter.prefixes_v4 += list.prefixes_v4;
-            prefilter.prefixes_v6 += list.prefixes_v6;
-            prefilter.hits += counters.list(list.row).packets;
-        }
         let not_ready: Vec<_> = not_ready(view).into_iter().map(|(_, reason)| reason).collect();
         Self {
             node: view.node.clone(),
@@ -686,7 +626,7 @@ impl Status {
             config: ConfigStatus::from(&view.config),
             interfaces: view.interfaces.iter().map(Interface::from).collect(),
             services,
-            prefilter,
+            prefilter: PrefilterStatus::of(view, counters),
             drops: counters
                 .reasons()
                 .into_iter()

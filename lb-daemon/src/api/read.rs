@@ -79,7 +79,7 @@ pub(super) async fn prefilter_lists(
     State(state): State<ApiState>,
 ) -> Result<Json<List<PrefixList>>, Problem> {
     list(&state, |view, counters| {
-        view.lists.iter().map(|list| PrefixList::of(list, counters)).collect()
+        view.lists.iter().map(|list| PrefixList::of(list, view, counters)).collect()
     })
     .await
 }

@@ -10,7 +10,7 @@ use std::{
 use abi::reason::Reason;
 use config::model::{
     Backend, BackendState, Forwarding, HealthCheck, ListAction, Port, Probe, Protocol, RateLimit,
-    Roles, Scheduling, Service, Source, XdpMode,
+    Remote, Roles, Scheduling, Service, Source, XdpMode,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -168,6 +168,7 @@ pub(crate) fn view() -> View {
         prefixes_v4: v4,
         prefixes_v6: v6,
         skipped_lines: 0,
+        remote: (name == "watch").then(|| Arc::new(Remote::new("https://example.org/watch.txt"))),
         row,
     };
     let map = |name: &str, entries, capacity, bytes| MapView {
@@ -218,6 +219,7 @@ pub(crate) fn view() -> View {
         }],
         prefilter: Arc::default(),
         bans: crate::bans::Shared::default(),
+        fetches: crate::fetch::Shared::default(),
         policy: Arc::new(policy()),
         policy_documents: Vec::new(),
         maps: vec![

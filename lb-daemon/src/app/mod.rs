@@ -36,6 +36,7 @@ use self::{
 use crate::{
     api::{ApiAddr, ApiState, listen},
     bans::{self, journal::Journal},
+    fetch::{self, Fetcher},
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
     nexthop::{NextHop, Resolver},
@@ -73,7 +74,8 @@ pub async fn run(
     reload: mpsc::Receiver<()>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut loader = Loader::new(&options.config);
+    let copies = options.state.join("lists");
+    let mut loader = Loader::new(&options.config).with_copies(&copies);
     let files = Arc::new(loader.load().map_err(|faults| faulty(&faults))?);
     let (watcher, notices) = Watcher::new(&options.config, loader.watch_dirs())
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
@@ -128,6 +130,10 @@ pub async fn run(
     let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));
     let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
     let counters = kernel.counters();
+    let (copied, new_copies) = mpsc::channel(1);
+    let fetches = fetch::Shared::default();
+    let fetcher = Fetcher::open(&copies, fetches.clone(), copied)
+        .with_context(|| format!("cannot make {}", copies.display()))?;
     let parts = Parts {
         config_path: options.config.clone(),
         pins: options.bpffs.clone(),
@@ -138,6 +144,7 @@ pub async fn run(
         store,
         lists: bans::Shared::new(lists),
         journal,
+        fetches: fetches.clone(),
         documents,
         rules,
         links,
@@ -149,8 +156,8 @@ pub async fn run(
 
     let (commands, inbox) = mpsc::channel(QUEUE);
     let token = stop.clone();
-    let following =
-        sources::follow_files(loader, watcher, notices, reload, commands.clone(), token);
+    let news = sources::News { notices, reload, copies: new_copies };
+    let following = sources::follow_files(loader, watcher, news, commands.clone(), token);
     tasks.spawn(async move {
         following.await?;
         Ok("the watch on the configuration")
@@ -159,6 +166,11 @@ pub async fn run(
     tasks.spawn(async move {
         owner.run(Inbox { commands: inbox, hops, health }, token).await;
         Ok("the owner task")
+    });
+    let (token, lists) = (stop.clone(), view.clone());
+    tasks.spawn(async move {
+        fetcher.run(lists, token).await;
+        Ok("the fetcher of lists")
     });
     let token = stop.clone();
     tasks.spawn(async move {

@@ -38,20 +38,30 @@ pub(super) fn print(faults: &[Fault]) -> Vec<String> {
     faults.iter().map(ToString::to_string).collect()
 }
 
+/// Reasons to load again.
+pub(super) struct News {
+    /// Something changed on disk.
+    pub(super) notices: mpsc::Receiver<Instant>,
+    /// Somebody asks for it.
+    pub(super) reload: mpsc::Receiver<()>,
+    /// A list was fetched.
+    pub(super) copies: mpsc::Receiver<()>,
+}
+
 /// Loads again at each notice of the watcher, and at each request.
 pub(super) async fn follow_files(
     mut loader: Loader,
     watcher: Watcher,
-    mut notices: mpsc::Receiver<Instant>,
-    mut reload: mpsc::Receiver<()>,
+    mut news: News,
     commands: mpsc::Sender<Command>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
         let noticed = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            Some(()) = reload.recv() => Instant::now(),
-            notice = notices.recv() => match notice {
+            Some(()) = news.reload.recv() => Instant::now(),
+            Some(()) = news.copies.recv() => Instant::now(),
+            notice = news.notices.recv() => match notice {
                 Some(at) => at,
                 None => anyhow::bail!("the watch on the configuration has ended"),
             },

@@ -29,6 +29,16 @@ pub(super) enum Verb {
         /// Show what is on this list.
         name: Option<String>,
     },
+    /// One list: size, hits, and how fetching it goes.
+    Get {
+        /// The list.
+        name: String,
+    },
+    /// Fetch a list now rather than when it is due.
+    Refresh {
+        /// The list.
+        name: String,
+    },
     /// Put prefixes on a list of the API.
     Add {
         /// Prefixes without host bits, or addresses.
@@ -111,6 +121,13 @@ impl Verb {
         match self {
             Self::List { name: None } => lists(client, output),
             Self::List { name: Some(name) } => entries(client, output, name),
+            Self::Get { name } => get(client, output, name),
+            Self::Refresh { name } => {
+                let path = format!("{}/refresh", path(name));
+                let value = client.change(Method::POST, &path, None, Guard::default())?;
+                let sentence = format!("asked for; `lbctl prefilter get {name}` says what came");
+                output.done(&value, &sentence)
+            }
             Self::Add { cidrs, entry } => add(client, output, cidrs, entry),
             Self::Delete { cidrs: _, list, all: true } => {
                 client.change(Method::DELETE, &path(list), None, Guard::default())?;
@@ -159,6 +176,39 @@ fn lists(client: &Client, output: &Output) -> anyhow::Result<()> {
                 ]
             }),
         )
+    })
+}
+
+fn get(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
+    let (value, list) = client.get::<PrefixList>(&path(name))?;
+    output.show(&value, || {
+        let mut page = String::new();
+        let mut line = |title: &str, text: String| {
+            if !text.is_empty() {
+                page.push_str(&format!("{title:<14}{text}\n"));
+            }
+        };
+        line("list", list.name);
+        line("action", list.action);
+        line("source", list.origin.unwrap_or_else(|| list.source.as_str().to_owned()));
+        line("prefixes", format!("{} IPv4, {} IPv6", list.prefixes_v4, list.prefixes_v6));
+        line("hits", format!("{} packets, {} bytes", list.hits, list.hit_bytes));
+        if list.skipped_lines > 0 {
+            line("left out", format!("{} lines", list.skipped_lines));
+        }
+        if let Some(fetch) = list.fetch {
+            line("url", fetch.url);
+            line("fetching", fetch.state);
+            line("  error", fetch.error.unwrap_or_default());
+            line("  fetched", fetch.fetched.unwrap_or_default());
+            line("  confirmed", fetch.last_success.unwrap_or_default());
+            line("  asked", fetch.last_attempt.unwrap_or_default());
+            line("  next", fetch.next_attempt.unwrap_or_default());
+            for text in fetch.attribution {
+                line("  publisher", text);
+            }
+        }
+        page
     })
 }
 

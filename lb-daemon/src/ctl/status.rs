@@ -68,6 +68,9 @@ impl Status {
                 count(lists.hits, "hit")
             ),
         );
+        for failing in &lists.failing {
+            line("  fault", failing.clone());
+        }
         if let Some(fullest) = fullest(&status.maps)
             && !self.verbose
         {
