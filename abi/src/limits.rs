@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -100,7 +100,7 @@ pub mod policy {
     /// Identities fit 25 bits of an entry.
     pub const MAX_IDENTITY: u32 = (1 << 25) - 1;
     /// Rules with counters of their own; rows, less the one that an entry's 0 takes.
-    pub const MAX_RULES: u32 = (1 << 22) - 2;
+    pub const MAX_RULES: u32 = (1 << 21) - 2;
     /// Connections that are remembered; the least recently seen make room.
     pub const CONNECTIONS: u32 = 1 << 18;
     /// Datagrams in fragments whose ports are remembered.

@@ -65,6 +65,8 @@ impl Side {
     pub const ANYBODY: u32 = 4;
     /// The other direction is not open: connections opened this way are remembered, for their replies.
     pub const TRACK: u32 = 8;
+    /// What has no entry would be denied: it is counted and passes.
+    pub const AUDIT: u32 = 16;
 
     /// `tops`: row of the port table of TCP, UDP, SCTP, ICMP and ICMPv6, 0 for none; `offset`: first
     /// bucket of the entries; `mask`: their number less one.
@@ -93,7 +95,7 @@ impl Side {
     /// Nothing is ever denied.
     #[inline(always)]
     const fn is_open(&self) -> bool {
-        !self.has(Self::CLOSED | Self::ENTRIES)
+        !self.has(Self::CLOSED | Self::ENTRIES | Self::AUDIT)
     }
 }
 
@@ -159,7 +161,7 @@ impl Top {
 }
 
 /// A verdict, and whom and what it is about, in one word: identity in bits 0..25, class in 25..41, deny
-/// in 41, row of the rule plus one in 42..64. 0 is no entry.
+/// in 41, audit in 42, row of the rule plus one in 43..64. 0 is no entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// 0: everybody.
@@ -168,6 +170,8 @@ pub struct Entry {
     pub class: u16,
     /// Denied, else allowed.
     pub deny: bool,
+    /// It would be denied, and passes.
+    pub audit: bool,
     /// Row of the rule that decides.
     pub rule: u32,
 }
@@ -175,6 +179,8 @@ pub struct Entry {
 impl Entry {
     const KEY: u64 = (1 << 41) - 1;
     const DENY: u64 = 1 << 41;
+    const AUDIT: u64 = 1 << 42;
+    const RULE: u32 = 43;
 
     #[inline(always)]
     const fn key(identity: u32, class: u16) -> u64 {
@@ -185,7 +191,15 @@ impl Entry {
     #[must_use]
     pub const fn to_word(self) -> u64 {
         let deny = if self.deny { Self::DENY } else { 0 };
-        Self::key(self.identity, self.class) | deny | (self.rule as u64 + 1) << 42
+        let audit = if self.audit { Self::AUDIT } else { 0 };
+        Self::key(self.identity, self.class) | deny | audit | (self.rule as u64 + 1) << Self::RULE
+    }
+
+    /// Row plus one of the rule that decides; 0 without an entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rule_of(word: u64) -> u32 {
+        (word >> Self::RULE) as u32
     }
 
     /// The bucket of a key, before masking.
@@ -505,6 +519,13 @@ pub const fn passes(side: &Side, word: u64) -> bool {
     if word == 0 { !side.has(Side::CLOSED) } else { word & Entry::DENY == 0 }
 }
 
+/// Whether a packet with this word, which passes, would be denied if all rules were in force.
+#[inline(always)]
+#[must_use]
+pub const fn is_audited(side: &Side, word: u64) -> bool {
+    if word == 0 { side.has(Side::AUDIT) } else { word & Entry::AUDIT != 0 }
+}
+
 /// What becomes of a packet that goes this way through an endpoint's interface. `frame` is where `head`
 /// was read from.
 #[inline(always)]
@@ -538,8 +559,9 @@ pub fn decide(
     };
     let peer = identity(tables, remote);
     let word = verdict(tables, side, peer, head.protocol, head.port());
-    let rule = (word >> 42) as u32;
-    if passes(side, word) {
+    let rule = Entry::rule_of(word);
+    let (passes, audited) = (passes(side, word), is_audited(side, word));
+    if passes && !audited {
         if head.is_tracked(side.has(Side::TRACK)) {
             remember(tables, index, way, head);
         }
@@ -555,7 +577,10 @@ pub fn decide(
     {
         return Decision { reason: Reason::PolicyRelated, rule: 0, peer };
     }
-    let reason = match (interface.audit, word) {
+    if passes && head.is_tracked(side.has(Side::TRACK)) {
+        remember(tables, index, way, head);
+    }
+    let reason = match (passes || interface.audit, word) {
         (true, _) => Reason::PolicyAudit,
         (false, 0) => Reason::PolicyDefaultDeny,
         (false, _) => Reason::PolicyDenied,

@@ -503,6 +503,10 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Host side of its interface.
     pub interface: String,
+    /// What rules would deny is counted and passes.
+    pub audit: bool,
+    /// In the place of the node's.
+    pub enforcement: Option<Enforcement>,
 }
 
 /// The default tunnel source prefix length beyond which host bits carry no entropy.

@@ -34,6 +34,8 @@ pub struct Rule {
     pub ingress_default_deny: bool,
     /// As `ingress_default_deny`, for what goes out.
     pub egress_default_deny: bool,
+    /// What it denies is counted and passes; what it allows is allowed.
+    pub audit: bool,
     /// What is allowed and denied.
     pub clauses: Vec<Clause>,
 }
@@ -174,7 +176,7 @@ impl Selector {
 }
 
 /// Whether endpoints without a rule are open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Enforcement {
     /// Open, until a rule with default deny selects them.
     #[default]

@@ -46,21 +46,31 @@ pub enum Verdict {
     DeniedByDefault,
     /// Denied by the rule of this index.
     Denied(u32),
+    /// Passes, and the rule of this index, which is in audit, would deny it.
+    WouldDeny(u32),
+    /// Passes; rules in audit would close this direction, and no rule allows it.
+    WouldDenyByDefault,
 }
 
 impl Verdict {
     /// Whether the flow passes.
     #[must_use]
     pub const fn passes(self) -> bool {
-        matches!(self, Self::Open | Self::Allowed(_))
+        !matches!(self, Self::Denied(_) | Self::DeniedByDefault)
+    }
+
+    /// Whether it passes only because of audit.
+    #[must_use]
+    pub const fn is_audited(self) -> bool {
+        matches!(self, Self::WouldDeny(_) | Self::WouldDenyByDefault)
     }
 
     /// The rule that decided.
     #[must_use]
     pub const fn rule(self) -> Option<u32> {
         match self {
-            Self::Allowed(rule) | Self::Denied(rule) => Some(rule),
-            Self::Open | Self::DeniedByDefault => None,
+            Self::Allowed(rule) | Self::Denied(rule) | Self::WouldDeny(rule) => Some(rule),
+            Self::Open | Self::DeniedByDefault | Self::WouldDenyByDefault => None,
         }
     }
 }

@@ -231,6 +231,8 @@ pub struct RuleView {
     pub name: String,
     /// Who it came from.
     pub source: Source,
+    /// What it denies is counted and passes.
+    pub audit: bool,
     /// Row of its counters.
     pub row: u32,
     /// Endpoints of this machine that it selects.

@@ -122,6 +122,8 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
             labels: labels.clone(),
             addresses: vec![address_of(n)],
             interface: format!("veth-{n}"),
+            audit: false,
+            enforcement: None,
         };
         (Arc::new(endpoint), Some(n as u32 + 2))
     });
@@ -170,7 +172,7 @@ fn frame(src: IpAddr, dst: IpAddr, flow: Flow, from: u16, syn: bool) -> Option<V
 #[test]
 fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
     let mut random = Random(9);
-    let (mut passed, mut dropped) = (0, 0);
+    let (mut passed, mut dropped, mut audited) = (0, 0, 0);
     let mut rig: Option<Rig> = None;
     for set in 0..100u16 {
         let rules: Vec<Rule> = (0..1 + random.below(12)).map(|_| random.named()).collect();
@@ -228,6 +230,10 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
                     assert_eq!(action, UNSPEC, "{}", context());
                     passed += 1;
                 }
+                (Verdict::WouldDeny(_) | Verdict::WouldDenyByDefault, Reason::PolicyAudit) => {
+                    assert_eq!(action, UNSPEC, "{}", context());
+                    audited += 1;
+                }
                 (Verdict::DeniedByDefault, Reason::PolicyDefaultDeny)
                 | (Verdict::Denied(_), Reason::PolicyDenied) => {
                     assert_eq!(action, SHOT, "{}", context());
@@ -238,6 +244,7 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
         }
     }
     assert!(passed > 10_000 && dropped > 10_000, "both happen: {passed} {dropped}");
+    assert!(audited > 2_000, "{audited}");
     Ok(())
 }
 

@@ -30,10 +30,16 @@ fn syn(from: u16, to: u16) -> [u8; 20] {
 
 #[test]
 fn words_hold_what_they_are_made_of() {
-    let entry = Entry { identity: 0x1ff_ffff, class: 0xffff, deny: true, rule: limits::MAX_RULES };
+    let entry = Entry {
+        identity: 0x1ff_ffff,
+        class: 0xffff,
+        deny: true,
+        audit: true,
+        rule: limits::MAX_RULES,
+    };
     assert_eq!(entry.to_word(), u64::MAX);
-    let entry = Entry { identity: 256, class: 3, deny: false, rule: 0 };
-    assert_eq!(entry.to_word(), 256 | 3 << 25 | 1 << 42);
+    let entry = Entry { identity: 256, class: 3, deny: false, audit: false, rule: 0 };
+    assert_eq!(entry.to_word(), 256 | 3 << 25 | 1 << 43);
     let interface = Interface { policy: 7, identity: 0x1ff_ffff, audit: true };
     assert_eq!(Interface::from_word(interface.to_word()), Some(interface));
     assert_eq!(Interface::from_word(0), None);

@@ -261,4 +261,8 @@ pub(crate) struct Endpoint {
     pub(crate) addresses: List<Ip>,
     /// Host side of its interface.
     pub(crate) interface: Field<String>,
+    /// What rules would deny is counted and passes. Default: false.
+    pub(crate) audit: Field<bool>,
+    /// In the place of `policy_enforcement`, for this endpoint.
+    pub(crate) enforcement: Field<PolicyEnforcement>,
 }

@@ -38,6 +38,8 @@ pub(crate) struct Policy {
     pub(crate) egress: List<Egress>,
     /// Whom they may not.
     pub(crate) egress_deny: List<Egress>,
+    /// What it denies is counted and passes; what it allows is allowed. Default: false.
+    pub(crate) audit: Field<bool>,
     /// Whether what no rule allows is denied; default: in each direction that the rule speaks of.
     pub(crate) enable_default_deny: Field<DefaultDeny>,
 }

@@ -83,6 +83,7 @@ pub(crate) fn rule_of(
         subject: read.selector_of(&policy.endpoint_selector, true),
         ingress_default_deny: ingress,
         egress_default_deny: egress,
+        audit: policy.audit.get().copied().unwrap_or(false),
         clauses: read.clauses(policy),
     }
 }
@@ -197,6 +198,7 @@ impl Import<'_, '_> {
             subject: read.selector_of(&policy.endpoint_selector, true),
             ingress_default_deny: ingress,
             egress_default_deny: egress,
+            audit: policy.audit.get().copied().unwrap_or(false),
             clauses: read.clauses(&policy),
         };
         self.rules.push(rule);

@@ -16,7 +16,8 @@ pub(super) fn endpoints(
 ) {
     let report = context.report;
     for (endpoint, at) in endpoints.elements() {
-        let file::Endpoint { name, labels: of, addresses, interface } = endpoint;
+        let file::Endpoint { name, labels: of, addresses, interface, audit, enforcement } =
+            endpoint;
         let name = required_name(name, at, Kind::Endpoint, context, fragment);
         if addresses.is_absent() {
             report.missing(at, "addresses", "allowed: one address or more");
@@ -44,6 +45,8 @@ pub(super) fn endpoints(
             labels: labels(of, context),
             addresses: own,
             interface: interface.clone(),
+            audit: audit.get().copied().unwrap_or(false),
+            enforcement: enforcement.get().copied().map(enforcement_of),
         };
         fragment.endpoints.push(Arc::new(endpoint));
     }
@@ -89,9 +92,13 @@ pub(super) fn policies(
 pub(super) fn policy_enforcement(field: &Field<file::PolicyEnforcement>, fragment: &mut Fragment) {
     let Some((enforcement, at)) = field.placed() else { return };
     fragment.scalars.push(("policy_enforcement", at));
-    fragment.enforcement = Some(match enforcement {
+    fragment.enforcement = Some(enforcement_of(*enforcement));
+}
+
+const fn enforcement_of(enforcement: file::PolicyEnforcement) -> Enforcement {
+    match enforcement {
         file::PolicyEnforcement::Default => Enforcement::Default,
         file::PolicyEnforcement::Always => Enforcement::Always,
         file::PolicyEnforcement::Never => Enforcement::Never,
-    });
+    }
 }

@@ -17,6 +17,7 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
         ingress_deny,
         egress,
         egress_deny,
+        audit: _,
         enable_default_deny: _,
     } = policy;
     if endpoint_selector.is_absent() {

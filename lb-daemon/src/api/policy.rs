@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use axum::{Json, extract::State, http::StatusCode};
+use config::policy::Enforcement;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,6 +39,10 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Host side of its interface.
     pub interface: String,
+    /// Whether what rules would deny passes.
+    pub audit: bool,
+    /// Enforcement of its own: `default`, `always`, `never`; `node`: that of `policy_enforcement`.
+    pub enforcement: String,
     /// `tcx`, or `none` when policy is not enforced there.
     pub attached: String,
     /// Why it is not.
@@ -64,6 +69,8 @@ pub struct Policy {
     /// File with line and column, or the Kubernetes object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// What it denies is counted and passes.
+    pub audit: bool,
     /// Endpoints of this machine that it selects.
     pub endpoints: u64,
     /// Packets that it decided; replies are not counted.
@@ -96,6 +103,14 @@ impl From<&EndpointView> for Endpoint {
             identity: *identity,
             addresses: spec.addresses.clone(),
             interface: spec.interface.clone(),
+            audit: spec.audit,
+            enforcement: match spec.enforcement {
+                None => "node",
+                Some(Enforcement::Default) => "default",
+                Some(Enforcement::Always) => "always",
+                Some(Enforcement::Never) => "never",
+            }
+            .to_owned(),
             attached: attached.to_owned(),
             reason,
         }
@@ -109,6 +124,7 @@ impl Policy {
             name: rule.name.clone(),
             source: Source::from(&rule.source),
             origin: origin(&rule.source),
+            audit: rule.audit,
             endpoints: rule.endpoints,
             packets: count.packets,
             bytes: count.bytes,

@@ -74,10 +74,13 @@ fn policy() -> PolicyView {
         labels: [("id".to_owned(), "app1".to_owned())].into(),
         addresses: vec!["10.15.0.2".parse().unwrap()],
         interface: "veth-app1".to_owned(),
+        audit: false,
+        enforcement: None,
     };
     let attached = crate::policy::kernel::Attachment::Tcx;
     let endpoint = EndpointView { spec: Arc::new(spec), identity: 256, attached };
-    let rule = RuleView { name: "r".to_owned(), source: Source::Api, row: 0, endpoints: 1 };
+    let rule =
+        RuleView { name: "r".to_owned(), source: Source::Api, audit: false, row: 0, endpoints: 1 };
     PolicyView { endpoints: vec![endpoint], rules: vec![rule], ..PolicyView::default() }
 }
 

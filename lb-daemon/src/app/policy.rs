@@ -204,6 +204,7 @@ impl Policy {
         let rules = wanted.rules.iter().zip(rows).map(|(rule, row)| RuleView {
             name: rule.name.clone(),
             source: rule.source.clone(),
+            audit: rule.audit,
             row,
             endpoints: wanted
                 .endpoints

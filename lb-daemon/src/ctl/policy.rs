@@ -149,11 +149,12 @@ fn import(client: &Client, output: &Output, paths: &[PathBuf]) -> anyhow::Result
 
 fn policies(rules: Vec<Policy>) -> String {
     table(
-        ["RULE", "#ENDPOINTS", "#PACKETS", "#BYTES", "SOURCE"],
+        ["RULE", "MODE", "#ENDPOINTS", "#PACKETS", "#BYTES", "SOURCE"],
         rules.into_iter().map(|rule| {
             let source = rule.origin.unwrap_or_else(|| rule.source.as_str().to_owned());
             [
                 rule.name.into(),
+                if rule.audit { "audit" } else { "enforce" }.into(),
                 number(rule.endpoints),
                 number(rule.packets),
                 bytes(rule.bytes),
@@ -181,9 +182,13 @@ impl EndpointVerb {
 
 fn endpoints(all: Vec<Endpoint>) -> String {
     table(
-        ["ENDPOINT", "#IDENTITY", "LABELS", "ADDRESSES", "INTERFACE", "ATTACHED"],
+        ["ENDPOINT", "#IDENTITY", "LABELS", "ADDRESSES", "INTERFACE", "MODE", "ATTACHED"],
         all.into_iter().map(|one| {
             let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
+            let mode = match (one.audit, one.enforcement) {
+                (true, mode) => format!("{mode}, audit"),
+                (false, mode) => mode,
+            };
             let attached = match one.reason {
                 Some(why) => format!("{}: {why}", one.attached),
                 None => one.attached,
@@ -194,6 +199,7 @@ fn endpoints(all: Vec<Endpoint>) -> String {
                 labels(&one.labels).into(),
                 addresses.join(" ").into(),
                 one.interface.into(),
+                mode.into(),
                 attached.into(),
             ]
         }),

@@ -178,12 +178,20 @@ fn one_way(
         Verdict::Allowed(by) => format!("allowed by {}", rule(by)),
         Verdict::Denied(by) => format!("denied by {}", rule(by)),
         Verdict::DeniedByDefault => "denied: no rule allows it".to_owned(),
+        Verdict::WouldDeny(by) => {
+            format!("passes, would be denied by {}, which is in audit", rule(by))
+        }
+        Verdict::WouldDenyByDefault => {
+            "passes, would be denied: no rule allows it, and rules in audit close this direction"
+                .to_owned()
+        }
     };
     writeln!(out, "{way} {}: {decision}", shown.join(","))?;
     for (what, which) in [
         ("selected by", &why.selecting),
         ("would be allowed by", &why.allowing),
         ("would be denied by", &why.denying),
+        ("would be denied in audit by", &why.auditing),
     ] {
         for index in which.iter().filter(|index| why.verdict.rule() != Some(**index)) {
             writeln!(out, "  {what} {}", rule(*index))?;

@@ -39,6 +39,8 @@ pub struct Compiled {
 pub struct Table {
     /// What has no entry is denied.
     closed: bool,
+    /// What has no entry would be, by rules in audit.
+    audited: bool,
     /// Disjoint and in order.
     classes: Vec<(Ports, u16)>,
     entries: BTreeMap<(Identity, u16), Verdict>,
@@ -157,18 +159,32 @@ impl<'c> Compiler<'c> {
     /// # Errors
     /// When the rules cut the ports into too many parts.
     pub fn compile(&self, subject: &Labels) -> Result<Compiled, TooManyClasses> {
-        if self.enforcement == Enforcement::Never {
+        self.compile_as(subject, self.enforcement)
+    }
+
+    /// The same, for an endpoint with an enforcement of its own.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn compile_as(
+        &self,
+        subject: &Labels,
+        enforcement: Enforcement,
+    ) -> Result<Compiled, TooManyClasses> {
+        if enforcement == Enforcement::Never {
             return Ok(Compiled::default());
         }
         let selected = self.selecting(subject);
-        let always = self.enforcement == Enforcement::Always;
-        let table = |direction, closed: fn(&Rule) -> bool| {
-            let closed = always || selected.iter().any(|(_, rule)| closed(rule));
+        let always = enforcement == Enforcement::Always;
+        let table = |direction, closes: fn(&Rule) -> bool| {
+            let closed =
+                |audit| selected.iter().any(|(_, rule)| rule.audit == audit && closes(rule));
+            let closed = (always || closed(false), closed(true));
             let clauses = selected.iter().flat_map(|(index, rule)| {
                 rule.clauses
                     .iter()
                     .filter(move |clause| clause.direction == direction)
-                    .map(|clause| (*index, clause))
+                    .map(|clause| (*index, rule.audit, clause))
             });
             Table::new(closed, &clauses.collect::<Vec<_>>(), &|clause| self.peers(clause))
         };
@@ -204,36 +220,45 @@ impl Compiled {
 
 impl Table {
     fn new<'c>(
-        closed: bool,
-        clauses: &[(u32, &'c Clause)],
+        (closed, audited): (bool, bool),
+        clauses: &[(u32, bool, &'c Clause)],
         peers: &dyn Fn(&'c Clause) -> Rc<BTreeSet<Identity>>,
     ) -> Result<Self, TooManyClasses> {
         let classes = classes(clauses)?;
-        let mut entries = BTreeMap::new();
-        for (rule, clause) in clauses {
-            let verdict =
-                if clause.deny { Verdict::Denied(*rule) } else { Verdict::Allowed(*rule) };
+        let mut cells: BTreeMap<(Identity, u16), Cell> = BTreeMap::new();
+        for (rule, audit, clause) in clauses {
+            let own = Cell::of(clause.deny, *audit, *rule);
             let touched = touched(clause, &classes);
             for peer in peers(clause).iter() {
                 for class in &touched {
-                    merge(&mut entries, (*peer, *class), verdict);
+                    cells.entry((*peer, *class)).or_default().merge(own);
                 }
             }
         }
-        let anybody: Vec<(u16, Verdict)> =
-            entries.range((ANYBODY, 0)..=(ANYBODY, u16::MAX)).map(|(key, v)| (key.1, *v)).collect();
-        for ((_, class), verdict) in entries.range_mut((ANYBODY + 1, 0)..) {
+        let anybody: Vec<(u16, Cell)> =
+            cells.range((ANYBODY, 0)..=(ANYBODY, u16::MAX)).map(|(key, c)| (key.1, *c)).collect();
+        for ((_, class), cell) in cells.range_mut((ANYBODY + 1, 0)..) {
             if let Ok(at) = anybody.binary_search_by_key(class, |(class, _)| *class) {
-                *verdict = stronger(*verdict, anybody[at].1);
+                cell.merge(anybody[at].1);
             }
         }
-        Ok(Self { closed, classes, entries })
+        let entries = cells
+            .into_iter()
+            .filter_map(|(key, cell)| Some((key, cell.verdict(closed)?)))
+            .collect();
+        Ok(Self { closed, audited: audited && !closed, classes, entries })
     }
 
     /// What has no entry is denied.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// What has no entry would be denied, and passes.
+    #[must_use]
+    pub fn is_audited(&self) -> bool {
+        self.audited
     }
 
     /// Ranges of ports and their classes, disjoint and in order.
@@ -251,7 +276,11 @@ impl Table {
     fn verdict(&self, peer: Identity, flow: Flow) -> Verdict {
         let class = self.class(flow);
         let probe = |identity| self.entries.get(&(identity, class)).copied();
-        let default = if self.closed { Verdict::DeniedByDefault } else { Verdict::Open };
+        let default = match (self.closed, self.audited) {
+            (true, _) => Verdict::DeniedByDefault,
+            (false, true) => Verdict::WouldDenyByDefault,
+            (false, false) => Verdict::Open,
+        };
         probe(peer).or_else(|| probe(ANYBODY)).unwrap_or(default)
     }
 
@@ -270,10 +299,10 @@ impl Table {
 
 /// Cuts the ports wherever a clause begins or ends; parts that the same clauses speak of are one
 /// class.
-fn classes(clauses: &[(u32, &Clause)]) -> Result<Vec<(Ports, u16)>, TooManyClasses> {
+fn classes(clauses: &[(u32, bool, &Clause)]) -> Result<Vec<(Ports, u16)>, TooManyClasses> {
     let ranges: BTreeSet<Ports> = clauses
         .iter()
-        .filter_map(|(_, clause)| clause.ports.as_deref())
+        .filter_map(|(_, _, clause)| clause.ports.as_deref())
         .flatten()
         .copied()
         .collect();
@@ -298,7 +327,7 @@ fn classes(clauses: &[(u32, &Clause)]) -> Result<Vec<(Ports, u16)>, TooManyClass
         }
         let part = Ports { protocol, first, last };
         let about: Vec<usize> =
-            (0..clauses.len()).filter(|at| speaks(clauses[*at].1, part)).collect();
+            (0..clauses.len()).filter(|at| speaks(clauses[*at].2, part)).collect();
         if about.is_empty() {
             continue;
         }
@@ -361,15 +390,38 @@ fn name(entity: Entity) -> &'static str {
     }
 }
 
-fn merge(entries: &mut BTreeMap<(Identity, u16), Verdict>, key: (Identity, u16), new: Verdict) {
-    entries.entry(key).and_modify(|old| *old = stronger(*old, new)).or_insert(new);
+/// The first rules that deny, would deny and allow a peer and class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    deny: Option<u32>,
+    audit: Option<u32>,
+    allow: Option<u32>,
 }
 
-/// Deny wins; among equals the first rule is the one that is named.
-fn stronger(a: Verdict, b: Verdict) -> Verdict {
-    match (a.passes(), b.passes()) {
-        (true, false) => b,
-        (false, true) => a,
-        _ => a.min(b),
+impl Cell {
+    fn of(deny: bool, audit: bool, rule: u32) -> Self {
+        match (deny, audit) {
+            (true, false) => Self { deny: Some(rule), ..Self::default() },
+            (true, true) => Self { audit: Some(rule), ..Self::default() },
+            (false, _) => Self { allow: Some(rule), ..Self::default() },
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        let first = |a: Option<u32>, b: Option<u32>| a.into_iter().chain(b).min();
+        self.deny = first(self.deny, other.deny);
+        self.audit = first(self.audit, other.audit);
+        self.allow = first(self.allow, other.allow);
+    }
+
+    /// Deny wins, of whatever rule. What passes and a rule in audit denies would be denied. `None`:
+    /// as if there were no entry.
+    fn verdict(self, closed: bool) -> Option<Verdict> {
+        match self {
+            Self { deny: Some(rule), .. } => Some(Verdict::Denied(rule)),
+            Self { audit: Some(_), allow: None, .. } if closed => None,
+            Self { audit: Some(rule), .. } => Some(Verdict::WouldDeny(rule)),
+            Self { allow, .. } => allow.map(Verdict::Allowed),
+        }
     }
 }

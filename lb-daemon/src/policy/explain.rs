@@ -32,6 +32,8 @@ pub struct Explanation {
     pub allowing: Vec<u32>,
     /// Those of them with a clause about the flow that denies it.
     pub denying: Vec<u32>,
+    /// Those of them in audit with a clause about the flow that would deny it.
+    pub auditing: Vec<u32>,
 }
 
 /// Says what becomes of a flow between the endpoint `subject` and the `other` side, and why.
@@ -45,37 +47,46 @@ pub fn explain(
     flow: Flow,
 ) -> Explanation {
     let mut closed = enforcement == Enforcement::Always;
+    let mut audited = false;
     let mut why = Explanation {
         verdict: Verdict::Open,
         selecting: Vec::new(),
         allowing: Vec::new(),
         denying: Vec::new(),
+        auditing: Vec::new(),
     };
     for (index, rule) in (0u32..).zip(rules) {
         if !rule.subject.selects(subject) {
             continue;
         }
         why.selecting.push(index);
-        closed |= match direction {
+        let closes = match direction {
             Direction::Ingress => rule.ingress_default_deny,
             Direction::Egress => rule.egress_default_deny,
         };
+        closed |= closes && !rule.audit;
+        audited |= closes && rule.audit;
         let mut about = rule.clauses.iter().filter(|clause| {
             clause.direction == direction && has_port(clause, flow) && has_peer(clause, other)
         });
         if about.clone().any(|clause| clause.deny) {
-            why.denying.push(index);
+            if rule.audit { &mut why.auditing } else { &mut why.denying }.push(index);
         }
         if about.any(|clause| !clause.deny) {
             why.allowing.push(index);
         }
     }
-    why.verdict = match (why.denying.first(), why.allowing.first()) {
-        _ if enforcement == Enforcement::Never => Verdict::Open,
+    let enforced = match (why.denying.first(), why.allowing.first()) {
         (Some(rule), _) => Verdict::Denied(*rule),
         (None, Some(rule)) => Verdict::Allowed(*rule),
         (None, None) if closed => Verdict::DeniedByDefault,
+        (None, None) if audited => Verdict::WouldDenyByDefault,
         (None, None) => Verdict::Open,
+    };
+    why.verdict = match why.auditing.first() {
+        _ if enforcement == Enforcement::Never => Verdict::Open,
+        Some(rule) if enforced.passes() => Verdict::WouldDeny(*rule),
+        _ => enforced,
     };
     why
 }

@@ -105,7 +105,9 @@ impl Content {
     #[must_use]
     pub fn new(compiled: &Compiled, rows: &[u32]) -> Self {
         let [into, out] = [Direction::Ingress, Direction::Egress].map(|way| compiled.table(way));
-        let open = |table: &Table| !table.is_closed() && table.verdicts().is_empty();
+        let open = |table: &Table| {
+            !table.is_closed() && !table.is_audited() && table.verdicts().is_empty()
+        };
         Self {
             sides: [
                 SideContent::new(into, open(out), rows),
@@ -120,6 +122,7 @@ impl SideContent {
         let mut flags = 0;
         let mut flag = |on: bool, flag: u32| flags |= if on { flag } else { 0 };
         flag(table.is_closed(), Side::CLOSED);
+        flag(table.is_audited(), Side::AUDIT);
         flag(!table.verdicts().is_empty(), Side::ENTRIES);
         flag(table.verdicts().range((0, 0)..(1, 0)).next().is_some(), Side::ANYBODY);
         flag(!open_back, Side::TRACK);
@@ -130,7 +133,8 @@ impl SideContent {
         let entries = table.verdicts().iter().map(|(&(identity, class), verdict)| {
             let rule =
                 verdict.rule().and_then(|rule| rows.get(rule as usize)).copied().unwrap_or(0);
-            let entry = Entry { identity, class, deny: !verdict.passes(), rule };
+            let (deny, audit) = (!verdict.passes(), verdict.is_audited());
+            let entry = Entry { identity, class, deny, audit, rule };
             (identity, class, entry.to_word())
         });
         Self { flags, tops, entries: entries.collect() }

@@ -191,21 +191,23 @@ impl State {
         ops: &mut Vec<Op>,
     ) -> Result<(), Failure> {
         let compiler = Compiler::new(&wanted.rules, identities, wanted.enforcement);
-        let mut made: HashMap<&Labels, Arc<Content>> = HashMap::new();
+        let mut made: HashMap<(&Labels, Enforcement), Arc<Content>> = HashMap::new();
         let mut interfaces = BTreeMap::new();
         for (endpoint, index) in &wanted.endpoints {
             let Some(index) = *index else { continue };
-            let content = match made.get(&endpoint.labels) {
+            let enforcement = endpoint.enforcement.unwrap_or(wanted.enforcement);
+            let key = (&endpoint.labels, enforcement);
+            let content = match made.get(&key) {
                 Some(content) => Arc::clone(content),
                 None => {
-                    let compiled = compiler.compile(&endpoint.labels)?;
+                    let compiled = compiler.compile_as(&endpoint.labels, enforcement)?;
                     let content = Arc::new(Content::new(&compiled, rows));
-                    made.insert(&endpoint.labels, Arc::clone(&content));
+                    made.insert(key, Arc::clone(&content));
                     content
                 }
             };
             let identity = identities.of_endpoint(&endpoint.labels).unwrap_or(0);
-            interfaces.insert(index, Attached { content, identity, audit: false });
+            interfaces.insert(index, Attached { content, identity, audit: endpoint.audit });
         }
         Ok(self.image.set_interfaces(&interfaces, ops)?)
     }

@@ -15,7 +15,7 @@ use super::{Flow, Identities, Verdict, compile, explain, explain::Other, identit
 #[test]
 fn the_tables_say_what_the_rules_say() {
     let mut random = Random(5);
-    let mut seen = [0usize; 4];
+    let mut seen = [0usize; 6];
     for set in 0..100 {
         let rules: Vec<Rule> = (0..1 + random.below(12)).map(|_| random.rule()).collect();
         let endpoints: Vec<Labels> = (0..12).map(|_| random.labels()).collect();
@@ -62,10 +62,12 @@ fn the_tables_say_what_the_rules_say() {
                 Verdict::Allowed(_) => 1,
                 Verdict::DeniedByDefault => 2,
                 Verdict::Denied(_) => 3,
+                Verdict::WouldDeny(_) => 4,
+                Verdict::WouldDenyByDefault => 5,
             }] += 1;
         }
     }
-    assert!(seen.iter().all(|n| *n > 1000), "every verdict is exercised: {seen:?}");
+    assert!(seen.iter().all(|n| *n > 200), "every verdict is exercised: {seen:?}");
 }
 
 pub(super) const PUBLISHED: &str = r#"[{

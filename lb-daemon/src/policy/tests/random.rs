@@ -121,6 +121,7 @@ impl Random {
             subject: self.selector(),
             ingress_default_deny: self.chance(60),
             egress_default_deny: self.chance(60),
+            audit: self.chance(35),
         }
     }
 }

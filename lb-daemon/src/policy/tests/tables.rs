@@ -144,6 +144,8 @@ fn endpoint(name: &str, labels: Labels, address: &str) -> Arc<Endpoint> {
         labels,
         addresses: vec![address.parse().expect("an address")],
         interface: format!("veth-{name}"),
+        audit: false,
+        enforcement: None,
     })
 }
 
@@ -227,7 +229,7 @@ impl Question {
         let peer = policy::identity(fake, self.peer.into());
         let Flow { protocol, port } = self.flow;
         let word = policy::verdict(fake, side, peer, protocol, port);
-        Some((policy::passes(side, word), word >> 42))
+        Some((policy::passes(side, word), policy::Entry::rule_of(word).into()))
     }
 }
 
@@ -412,6 +414,29 @@ fn a_connection_ends_with_the_rule_that_allowed_it() {
     let ops = state.plan(wanted(&labels, rules, Enforcement::Default)).expect("room");
     ops.iter().for_each(|op| fake.apply(op));
     assert_eq!(decide(&fake, Way::In, &reply), Reason::PolicyDefaultDeny);
+}
+
+#[test]
+fn an_endpoint_may_be_in_audit_and_enforce_by_itself() {
+    let labels = [id("app1"), id("app2")];
+    let rules = import(Path::new("l3.json"), super::PUBLISHED).expect("rules");
+    let mut wanted = wanted(&labels, rules, Enforcement::Default);
+    let app3 = "10.9.9.9".parse().expect("an address");
+    let app1 = address_of(0).parse().expect("an address");
+    for (audit, enforcement, reason) in [
+        (false, None, Reason::PolicyDefaultDeny),
+        (true, None, Reason::PolicyAudit),
+        (false, Some(Enforcement::Never), Reason::PolicyOpen),
+        (true, Some(Enforcement::Always), Reason::PolicyAudit),
+    ] {
+        let endpoint = Endpoint { audit, enforcement, ..(*wanted.endpoints[0].0).clone() };
+        wanted.endpoints[0].0 = Arc::new(endpoint);
+        let mut state = State::new(SIZES, SALT);
+        let mut fake = Fake::new();
+        let ops = state.plan(wanted.clone()).expect("room");
+        ops.iter().for_each(|op| fake.apply(op));
+        assert_eq!(decide(&fake, Way::In, &head(app3, app1, 6, 9, 9, true)), reason);
+    }
 }
 
 #[test]
