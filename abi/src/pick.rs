@@ -5,6 +5,7 @@
 //! could send it elsewhere than where it is connected.
 
 use crate::{
+    addr::Addr,
     flow::{FlowEntry, FlowKey},
     hash::{self, Tuple},
     limits::{ALTERNATES, MAX_PROBES},
@@ -16,6 +17,10 @@ use crate::{
 pub trait Tables {
     /// Salt of the frontend table.
     fn salt(&self) -> u64;
+    /// 64 less the binary logarithm of the bits that the filter of VIPs has.
+    fn vip_shift(&self) -> u32;
+    /// A word of the filter of VIPs.
+    fn vip_word(&self, index: u32) -> Option<u64>;
     /// A bucket; the index is taken modulo the table's size.
     fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// A frontend row.
@@ -40,6 +45,22 @@ pub enum Phase {
     Established = 1,
     /// UDP: nothing.
     Unknown = 2,
+}
+
+/// Whether the address can be a VIP: `false` is certain. One load, where a lookup takes two or more, and of
+/// far less memory: most packets that are not for a service need no more than this.
+#[inline(always)]
+pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr) -> bool {
+    let (index, bit) = vip_place(addr, tables.salt(), tables.vip_shift());
+    tables.vip_word(index).is_some_and(|word| word & bit != 0)
+}
+
+/// Word and bit of an address in the filter of VIPs.
+#[inline(always)]
+#[must_use]
+pub const fn vip_place(addr: Addr, salt: u64, shift: u32) -> (u32, u64) {
+    let place = hash::vip(addr, salt) >> (shift & 63);
+    ((place >> 6) as u32, 1 << (place & 63))
 }
 
 /// Finds the row of exactly this key.
@@ -167,4 +188,31 @@ fn own_slot<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
     }
     let index = ring.offset.wrapping_add(hash::slot(hash, ring.size));
     tables.slot(index).map(Slot::from_word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// VIPs and other addresses of the same networks: one in 16 bits set lets about one in 16 through.
+    #[test]
+    fn the_filter_keeps_neighbours_out() {
+        let shift = 64 - 16;
+        // 4,096 VIPs of a /16, each 16th address; then as many in steps over the whole of 10.0.0.0/8.
+        for step in [16u32, 4099] {
+            let at = |n: u32| Addr::v4((0x0a01_0000 + n * step).to_be());
+            let mut words = [0u64; 1 << 10];
+            for n in 0..4096 {
+                let (index, bit) = vip_place(at(n), 7, shift);
+                words[index as usize] |= bit;
+            }
+            let passes = (0..4096u32).filter(|n| {
+                let other = Addr::v4((0x0a01_0000 + n * step + 1).to_be());
+                let (index, bit) = vip_place(other, 7, shift);
+                words[index as usize] & bit != 0
+            });
+            let passes = passes.count();
+            assert!(passes < 2 * 4096 / 16, "{passes} of 4096, step {step}");
+        }
+    }
 }

@@ -123,6 +123,13 @@ mod tests {
     struct Words(Vec<u64>);
 
     impl Tables for Words {
+        fn vip_shift(&self) -> u32 {
+            58
+        }
+        fn vip_word(&self, _index: u32) -> Option<u64> {
+            None
+        }
+
         fn salt(&self) -> u64 {
             0
         }

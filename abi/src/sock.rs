@@ -151,6 +151,13 @@ mod tests {
     }
 
     impl Tables for Vectors {
+        fn vip_shift(&self) -> u32 {
+            58
+        }
+        fn vip_word(&self, _index: u32) -> Option<u64> {
+            None
+        }
+
         fn salt(&self) -> u64 {
             5
         }

@@ -44,6 +44,17 @@ impl Tables for Maps {
         SALT.load()
     }
 
+    /// Not needed, nor the next: a lookup at the socket is once for a connection.
+    #[inline(always)]
+    fn vip_shift(&self) -> u32 {
+        58
+    }
+
+    #[inline(always)]
+    fn vip_word(&self, _index: u32) -> Option<u64> {
+        None
+    }
+
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         BUCKETS.get(index & BUCKET_MASK.load())

@@ -30,6 +30,9 @@ static FEATURES: Global<u32> = Global::new(0);
 /// Buckets of the frontend table, less one; the number is a power of two.
 #[unsafe(no_mangle)]
 static BUCKET_MASK: Global<u32> = Global::new(0);
+/// 64 less the binary logarithm of the bits of the filter of VIPs.
+#[unsafe(no_mangle)]
+static VIP_SHIFT: Global<u32> = Global::new(58);
 /// Salt of the frontend table.
 #[unsafe(no_mangle)]
 static SALT: Global<u64> = Global::new(0);
@@ -67,6 +70,8 @@ pub(crate) mod feature {
 static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BUCKETS")]
 static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "VIPS")]
+static VIPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "FRONTENDS")]
 static FRONTENDS: Array<Frontend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "SLOTS")]
@@ -128,6 +133,18 @@ impl Tables for Maps {
     #[inline(always)]
     fn salt(&self) -> u64 {
         SALT.load()
+    }
+
+    #[inline(always)]
+    fn vip_shift(&self) -> u32 {
+        VIP_SHIFT.load()
+    }
+
+    #[inline(always)]
+    fn vip_word(&self, index: u32) -> Option<u64> {
+        let word = VIPS.get_ptr(index)?;
+        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]

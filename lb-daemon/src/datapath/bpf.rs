@@ -40,8 +40,9 @@ use crate::view::{Count, Counters};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 23] = [
     "CONTROL",
+    "VIPS",
     "BUCKETS",
     "FRONTENDS",
     "SLOTS",
@@ -223,6 +224,7 @@ pub struct Bpf {
     instances: BTreeMap<u32, Instance>,
     pins: Option<PathBuf>,
     control: Mapped<Control>,
+    vips: Mapped<u64>,
     buckets: Mapped<Bucket>,
     frontends: Mapped<Frontend>,
     slots: Mapped<u64>,
@@ -267,6 +269,7 @@ impl Bpf {
         let bpf = Self {
             capacity,
             control: source.mapped("CONTROL")?,
+            vips: source.mapped("VIPS")?,
             buckets: source.mapped("BUCKETS")?,
             frontends: source.mapped("FRONTENDS")?,
             slots: source.mapped("SLOTS")?,
@@ -345,7 +348,8 @@ impl Bpf {
     /// Bytes of all tables that are mapped, without counters.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.buckets.bytes()
+        self.vips.bytes()
+            + self.buckets.bytes()
             + self.frontends.bytes()
             + self.slots.bytes()
             + self.backends.bytes()
@@ -397,7 +401,7 @@ fn instance(
     let Capacity { buckets, frontends, slots, backends, egress, .. } = capacity;
     let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
     let cpus = control.cpus();
-    let mask = buckets - 1;
+    let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
     let (salt, seed) = (control.salt(), control.seed());
     let mut loader = EbpfLoader::new();
     loader
@@ -407,6 +411,8 @@ fn instance(
         .override_global("SEED", &seed, true)
         .override_global("FRONTEND_ROWS", &frontends, true)
         .override_global("BACKEND_ROWS", &backends, true)
+        .override_global("VIP_SHIFT", &vip_shift, true)
+        .map_max_entries("VIPS", capacity.vip_words())
         .map_max_entries("BUCKETS", buckets)
         .map_max_entries("FRONTENDS", frontends)
         .map_max_entries("SLOTS", slots)
@@ -542,6 +548,10 @@ impl Tables for Bpf {
         self.control.read(0)
     }
 
+    fn vip_word(&self, index: u32) -> u64 {
+        self.vips.word(index, 0).load(Ordering::Relaxed)
+    }
+
     fn bucket(&self, index: u32) -> Bucket {
         self.buckets.read(index)
     }
@@ -631,6 +641,7 @@ impl Bpf {
                 fence(Ordering::Release);
             }
             Op::FrontendAny(row, word) => self.frontends.store(row, Frontend::ANY, word),
+            Op::VipWord(index, word) => self.vips.store(index, 0, word),
             Op::Bucket { index, way, word } => {
                 self.buckets.store(index, usize::from(way) * 8, word);
             }

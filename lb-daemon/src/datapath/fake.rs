@@ -22,6 +22,7 @@ pub struct Fake {
     capacity: Capacity,
     control: Control,
     generation: u64,
+    vips: Vec<u64>,
     buckets: Vec<[u64; 4]>,
     frontends: Vec<Frontend>,
     slots: Vec<u64>,
@@ -50,6 +51,7 @@ impl Fake {
             capacity,
             control: Control::new(0, salt, seed, 1),
             generation: 0,
+            vips: vec![0; capacity.vip_words() as usize],
             buckets: vec![[0; 4]; capacity.buckets as usize],
             frontends: vec![frontend; capacity.frontends as usize],
             slots: vec![0; capacity.slots as usize],
@@ -95,6 +97,14 @@ impl pick::Tables for View<'_> {
         self.fake.control.salt()
     }
 
+    fn vip_shift(&self) -> u32 {
+        self.fake.capacity.vip_shift()
+    }
+
+    fn vip_word(&self, index: u32) -> Option<u64> {
+        self.fake.vips.get(index as usize).copied()
+    }
+
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get((index & (self.fake.capacity.buckets - 1)) as usize)
     }
@@ -127,6 +137,10 @@ impl Tables for Fake {
 
     fn control(&self) -> Control {
         self.control
+    }
+
+    fn vip_word(&self, index: u32) -> u64 {
+        self.vips[index as usize]
     }
 
     fn bucket(&self, index: u32) -> Bucket {
@@ -251,6 +265,7 @@ impl Fake {
                 self.slots[at..at + words.len()].copy_from_slice(words);
             }
             Op::FrontendAny(row, word) => self.frontends[row as usize].set_any(word),
+            Op::VipWord(index, word) => self.vips[index as usize] = word,
             Op::Bucket { index, way, word } => {
                 self.buckets[index as usize][usize::from(way)] = word;
             }

@@ -38,12 +38,29 @@ pub struct Capacity {
     pub buckets6: u32,
 }
 
+impl Capacity {
+    /// Words of the filter of VIPs, a power of two: 16 bits for each place of a bucket, which leaves about one
+    /// address in twenty to the buckets when half of them are taken.
+    #[must_use]
+    pub const fn vip_words(&self) -> u32 {
+        if self.buckets > 4 { self.buckets / 4 } else { 1 }
+    }
+
+    /// As [`abi::pick::Tables::vip_shift`].
+    #[must_use]
+    pub const fn vip_shift(&self) -> u32 {
+        58 - self.vip_words().ilog2()
+    }
+}
+
 /// Read access to the tables in force.
 pub trait Tables {
     /// Sizes.
     fn capacity(&self) -> Capacity;
     /// The control row.
     fn control(&self) -> Control;
+    /// A word of the filter of VIPs.
+    fn vip_word(&self, index: u32) -> u64;
     /// A bucket.
     fn bucket(&self, index: u32) -> Bucket;
     /// A frontend row.
@@ -112,6 +129,8 @@ pub enum Op {
         /// They.
         words: Vec<u64>,
     },
+    /// Stores a word of the filter of VIPs.
+    VipWord(u32, u64),
     /// Stores an entry of a bucket.
     Bucket {
         /// Index of the bucket.

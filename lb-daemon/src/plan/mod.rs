@@ -15,6 +15,7 @@ mod hops;
 pub mod prefixes;
 pub mod ranges;
 mod services;
+pub(crate) mod vips;
 pub use services::keys as service_keys;
 #[cfg(test)]
 mod tests;

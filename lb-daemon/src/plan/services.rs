@@ -14,7 +14,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, Vip, buckets::Buckets, ranges, stable_id};
+use super::{Full, Member, Planned, Planner, buckets::Buckets, ranges, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -302,51 +302,6 @@ impl Planner {
                 self.address_changes.insert(address);
             }
         }
-    }
-
-    /// The rows of addresses as a whole: one for each VIP of any service.
-    pub(super) fn plan_vips(
-        &mut self,
-        tables: &dyn Tables,
-        buckets: &mut Buckets,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), Full> {
-        let mut wanted: std::collections::BTreeMap<Addr, [Option<u32>; 2]> = Default::default();
-        for service in self.services.values() {
-            for (key, &row) in &service.frontends {
-                let any = wanted.entry(key.addr).or_default();
-                if key.port_protocol & 0xffff == 0 {
-                    any[usize::from(key.port_protocol >> 16 != 6)] = Some(row);
-                }
-            }
-        }
-        let gone: Vec<Addr> =
-            self.vips.keys().filter(|a| !wanted.contains_key(a)).copied().collect();
-        for addr in gone {
-            if let Some(vip) = self.vips.remove(&addr) {
-                buckets.replace(tables, &FrontendKey::vip(addr), vip.row, None, ops);
-                self.frontends.give(vip.row);
-            }
-        }
-        for (addr, [tcp, udp]) in wanted {
-            let any = Frontend::any_word(tcp, udp);
-            match self.vips.get_mut(&addr) {
-                Some(vip) if vip.any == any => {}
-                Some(vip) => {
-                    vip.any = any;
-                    ops.push(Op::FrontendAny(vip.row, any));
-                }
-                None => {
-                    let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-                    ops.push(Op::Frontend(row, Frontend::vip(addr, tcp, udp)));
-                    buckets
-                        .insert(tables, &FrontendKey::vip(addr), row, ops)
-                        .map_err(|_| Full("BUCKETS"))?;
-                    self.vips.insert(addr, Vip { row, any });
-                }
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn settle_service(

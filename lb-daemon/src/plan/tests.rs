@@ -278,6 +278,7 @@ fn removing_everything_leaves_empty_tables() {
     rig.plan(&wanted([]), 1);
     rig.planner.release();
     assert_eq!(rig.planner.used(), (0, 0, 0));
+    assert!((0..64).all(|i| rig.fake.vip_word(i) == 0));
     for i in 0..256 {
         assert!(
             rig.fake.bucket(i).words().iter().all(|&w| abi::table::Bucket::decode(w).is_none())
@@ -370,6 +371,13 @@ proptest! {
             let rows: BTreeSet<IpAddr> = rig.planner.services()[name.as_str()].members.keys().copied().collect();
             let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
             prop_assert_eq!(rows, want);
+        }
+        let vips: BTreeSet<IpAddr> = second.services.keys().map(|name| vip(name[1..].parse().unwrap())).collect();
+        let mut filter = Vec::new();
+        super::vips::plan_filter(vips.iter().map(|&a| a.into()), &rig.fake, &mut filter);
+        prop_assert_eq!(filter, vec![], "the filter has a bit for each VIP and no other");
+        for vip in vips {
+            prop_assert!(abi::pick::may_be_vip(&rig.fake.view(), vip.into()));
         }
         for n in 1..6u8 {
             if !second.services.contains_key(&format!("s{n}")) {

@@ -44,6 +44,9 @@ type Found = (u32, &'static Frontend, Transport);
 
 #[inline(always)]
 fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
+    if !pick::may_be_vip(&Maps, ip.dst) {
+        return Err(Reason::NotOurs);
+    }
     let balanced = balances(ip.protocol);
     // Not an `Option`: the compiler leaves the inside of `None` unset and still moves it between
     // registers, which the verifier refuses.

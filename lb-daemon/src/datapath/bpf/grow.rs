@@ -1,10 +1,10 @@
 //! From one set of tables to a larger one: rows keep their numbers, so that entries of flows stay
 //! right; only the buckets, whose places depend on the table's size, are filled anew.
 
-use abi::table::{Bucket, Frontend};
+use abi::table::{Bucket, Frontend, Kind};
 
 use super::{ApplyError, Bpf, BpfError, Counter, Datapath, Mapped, MappedCounters, Pod, Tables};
-use crate::plan::buckets::Buckets;
+use crate::plan::{buckets::Buckets, vips};
 
 impl Bpf {
     /// Copies everything but prefixes from `old` into these tables, which are empty and not smaller.
@@ -24,17 +24,21 @@ impl Bpf {
         self.control.store(0, abi::table::Control::GENERATION, old.control().generation());
 
         let mut ops = Vec::new();
-        let mut buckets = Buckets::default();
+        let (mut buckets, mut vips) = (Buckets::default(), Vec::new());
         for index in 0..old.capacity.buckets {
             for word in old.bucket(index).words() {
                 let Some((_, row)) = Bucket::decode(word) else { continue };
                 let frontend: Frontend = old.frontend(row);
+                if frontend.kind() == Kind::Vip {
+                    vips.push(frontend.key().addr);
+                }
                 buckets.insert(self, &frontend.key(), row, &mut ops).map_err(|_| ApplyError {
                     what: "a larger frontend table".to_owned(),
                     source: std::io::Error::from_raw_os_error(libc::ENOSPC),
                 })?;
             }
         }
+        vips::plan_filter(vips.into_iter(), self, &mut ops);
         self.apply(&ops)
     }
 

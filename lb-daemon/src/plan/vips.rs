@@ -1,0 +1,81 @@
+//! Addresses as a whole: a row for each VIP of any service, and the filter that tells other addresses from
+//! them at one load.
+
+use std::collections::BTreeMap;
+
+use abi::{
+    addr::Addr,
+    pick,
+    table::{Frontend, FrontendKey},
+};
+
+use super::{Full, Planner, Vip, buckets::Buckets};
+use crate::datapath::{Op, Tables};
+
+impl Planner {
+    /// The rows of addresses as a whole: one for each VIP of any service.
+    pub(super) fn plan_vips(
+        &mut self,
+        tables: &dyn Tables,
+        buckets: &mut Buckets,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let mut wanted: BTreeMap<Addr, [Option<u32>; 2]> = Default::default();
+        for service in self.services.values() {
+            for (key, &row) in &service.frontends {
+                let any = wanted.entry(key.addr).or_default();
+                if key.port_protocol & 0xffff == 0 {
+                    any[usize::from(key.port_protocol >> 16 != 6)] = Some(row);
+                }
+            }
+        }
+        let gone: Vec<Addr> =
+            self.vips.keys().filter(|a| !wanted.contains_key(a)).copied().collect();
+        for addr in gone {
+            if let Some(vip) = self.vips.remove(&addr) {
+                buckets.replace(tables, &FrontendKey::vip(addr), vip.row, None, ops);
+                self.frontends.give(vip.row);
+            }
+        }
+        for (addr, [tcp, udp]) in wanted {
+            let any = Frontend::any_word(tcp, udp);
+            match self.vips.get_mut(&addr) {
+                Some(vip) if vip.any == any => {}
+                Some(vip) => {
+                    vip.any = any;
+                    ops.push(Op::FrontendAny(vip.row, any));
+                }
+                None => {
+                    let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
+                    ops.push(Op::Frontend(row, Frontend::vip(addr, tcp, udp)));
+                    buckets
+                        .insert(tables, &FrontendKey::vip(addr), row, ops)
+                        .map_err(|_| Full("BUCKETS"))?;
+                    self.vips.insert(addr, Vip { row, any });
+                }
+            }
+        }
+        plan_filter(self.vips.keys().copied(), tables, ops);
+        Ok(())
+    }
+}
+
+/// The operations that make the filter one of these addresses and no others. Between them and those of the
+/// buckets any order will do: an address that only one of the two has is passed up, as one that neither has.
+pub(crate) fn plan_filter(
+    vips: impl Iterator<Item = Addr>,
+    tables: &dyn Tables,
+    ops: &mut Vec<Op>,
+) {
+    let (capacity, salt) = (tables.capacity(), tables.control().salt());
+    let mut wanted = vec![0u64; capacity.vip_words() as usize];
+    for addr in vips {
+        let (index, bit) = pick::vip_place(addr, salt, capacity.vip_shift());
+        wanted[index as usize] |= bit;
+    }
+    for (index, word) in (0..).zip(wanted) {
+        if tables.vip_word(index) != word {
+            ops.push(Op::VipWord(index, word));
+        }
+    }
+}
