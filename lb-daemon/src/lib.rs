@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod nexthop;
 pub mod plan;
 pub mod policy;
+mod refusal;
 pub mod ring;
 mod sorted;
 pub mod store;

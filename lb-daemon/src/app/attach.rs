@@ -18,6 +18,7 @@ use config::model::{Interface, InterfaceSelect, Roles, XdpMode};
 use crate::{
     datapath::bpf::Bpf,
     links::{AttachedMode, Link, matches},
+    refusal::{RIGHTS, chain},
     view::{Attachment, InterfaceView},
 };
 
@@ -223,10 +224,9 @@ fn explain(error: &ProgramError, link: &Link) -> String {
             };
             format!("{name} (a {}, driver {driver}) has no native XDP: {hint}", link.kind)
         }
-        Some(libc::EPERM | libc::EACCES) => format!(
-            "the kernel refuses to attach to {name}: the daemon needs CAP_BPF, CAP_NET_ADMIN and \
-             CAP_PERFMON"
-        ),
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("the kernel refuses to attach to {name}: {RIGHTS}")
+        }
         Some(libc::ENODEV) => format!("{name} has gone"),
         _ => format!(
             "attaching to {name} failed: {}; `dmesg` may say more (an MTU too large for the driver, \
@@ -234,14 +234,4 @@ fn explain(error: &ProgramError, link: &Link) -> String {
             chain(error)
         ),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(c) = cause {
-        text = format!("{text}: {c}");
-        cause = c.source();
-    }
-    text
 }

@@ -31,6 +31,7 @@ use crate::{
         bpf::{Bpf, BpfError, MappedCounters},
     },
     plan::prefixes::Needs,
+    refusal::RIGHTS,
     ring,
     view::{Count, Counters},
 };
@@ -97,9 +98,7 @@ pub(super) enum KernelError {
     #[error(transparent)]
     Bpf(#[from] BpfError),
     /// Loading, without the right to do it.
-    #[error(
-        "{0}: the daemon needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; run it as root or by its systemd unit"
-    )]
+    #[error("{0}: {RIGHTS}")]
     Privileges(BpfError),
     /// Filling larger tables.
     #[error(transparent)]

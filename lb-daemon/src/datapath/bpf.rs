@@ -34,7 +34,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use siphasher::sip::SipHasher13;
 
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
-use crate::view::{Count, Counters};
+use crate::{
+    refusal::chain,
+    view::{Count, Counters},
+};
 
 /// The XDP program's object file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
@@ -526,17 +529,6 @@ impl Source<'_> {
     fn mapped<T: Pod>(&self, name: &'static str) -> Result<Mapped<T>, BpfError> {
         Mapped::new(&self.open(name)?, name)
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(c) = cause {
-        text = format!("{text}: {c}");
-        cause = c.source();
-    }
-    text
 }
 
 impl Tables for Bpf {

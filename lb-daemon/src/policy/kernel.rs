@@ -39,8 +39,9 @@ use super::{
 use crate::{
     datapath::{
         ApplyError,
-        bpf::{BpfError, Mapped, chain, cpus},
+        bpf::{BpfError, Mapped, cpus},
     },
+    refusal::chain,
     view::Count,
 };
 

@@ -7,7 +7,8 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 
-use super::{Bpf, BpfError, Mapped, chain, pin_of};
+use super::{Bpf, BpfError, Mapped, pin_of};
+use crate::refusal::chain;
 
 /// The object file of the programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sock.o"));

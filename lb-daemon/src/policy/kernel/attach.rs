@@ -14,7 +14,7 @@ use aya::programs::{
 };
 
 use super::Kernel;
-use crate::datapath::bpf::chain;
+use crate::refusal::{RIGHTS, chain};
 
 /// What came of attaching to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,10 +122,9 @@ fn explain(error: &ProgramError, name: &str) -> String {
         Some(libc::EINVAL) => {
             format!("{name}: this kernel has no TCX; policy needs Linux 6.6 or later")
         }
-        Some(libc::EPERM | libc::EACCES) => format!(
-            "the kernel refuses to attach to {name}: the daemon needs CAP_BPF, CAP_NET_ADMIN and \
-             CAP_PERFMON"
-        ),
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("the kernel refuses to attach to {name}: {RIGHTS}")
+        }
         _ => format!("attaching policy to {name} failed: {}", chain(error)),
     }
 }
