@@ -22,7 +22,7 @@ pub use api::{parse_service_json, service_to_json};
 pub use duration::{format_duration, parse_duration};
 pub use fault::{Fault, FieldFault};
 pub use file::parse_prefix;
-pub use lists::{Checked, MAX_ATTRIBUTION, parse_list};
+pub use lists::{Checked, ListLines, MAX_ATTRIBUTION, parse_list};
 pub use load::Loader;
 pub use prefixes::{Net4, PrefixSet};
 pub use schema::schema;

@@ -4,7 +4,7 @@
 //! published lists have them; anything else that is wrong is a fault of its line. Lines that are plain
 //! IPv4, nearly all of the large lists, take a short way of their own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
@@ -59,11 +59,51 @@ pub fn parse_list(name: &Path, bytes: &[u8]) -> Result<PrefixSet, Vec<Fault>> {
     if parsed.wrong == 0 { Ok(parsed.prefixes) } else { Err(parsed.all_faults()) }
 }
 
+/// Reads a list file a line at a time, as it arrives. Its form is told by the first line that says something.
+#[derive(Clone, Debug)]
+pub struct ListLines {
+    name: PathBuf,
+    line: u32,
+    is_json: Option<bool>,
+}
+
+impl ListLines {
+    /// Reads what `name` stands for in faults.
+    #[must_use]
+    pub fn new(name: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), line: 0, is_json: None }
+    }
+
+    /// Reads the next line, with or without its end. Host bits are cleared.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(&mut self, line: &[u8]) -> Result<Option<IpNet>, Fault> {
+        self.line = self.line.saturating_add(1);
+        let line = match self.line {
+            1 => line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line),
+            _ => line,
+        };
+        if let Some((net, _)) = plain_v4(line) {
+            self.is_json.get_or_insert(false);
+            return Ok(Some(IpNet::V4(net.into())));
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let Some(first) = line.trim_ascii_start().first() else { return Ok(None) };
+        let read = match *self.is_json.get_or_insert(*first == b'{') {
+            true => json_line(line),
+            false => text_line(line, b"#;"),
+        };
+        let net = read.map_err(|why| fault(&self.name, line, self.line, why))?;
+        Ok(net.map(|net| net.trunc()))
+    }
+}
+
 /// What a fetched list holds, if it is fit to be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Different prefixes.
-    pub prefixes: usize,
+    /// Its prefixes.
+    pub prefixes: PrefixSet,
     /// Lines that are none, and are left out.
     pub skipped_lines: u64,
     /// Comments before the first prefix, without their sign: who publishes the list, under which
@@ -93,11 +133,7 @@ impl crate::model::Remote {
         if wrong > prefixes.len() as u64 {
             return Err(format!("more of its lines are wrong than right, the first: {first}"));
         }
-        Ok(Checked {
-            prefixes: prefixes.len(),
-            skipped_lines: wrong,
-            attribution: attribution(body),
-        })
+        Ok(Checked { prefixes, skipped_lines: wrong, attribution: attribution(body) })
     }
 }
 
@@ -353,6 +389,26 @@ mod tests {
         let faults = parse_list(Path::new(PATH), many.as_bytes()).unwrap_err();
         assert_eq!(faults.len(), MAX_FAULTS + 1);
         assert!(faults[MAX_FAULTS].message.starts_with("5 more lines"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_line_at_a_time_is_as_all_at_once() {
+        let plain = "\u{feff}# c\n192.0.2.7/24\r\n\n 2001:db8::1/32 ; c\nx\n10.0.0.1";
+        let json = "{\"cidr\":\"192.0.2.0/24\"}\n{\"type\":\"metadata\"}\n{\"cidr\":1}\n";
+        for text in [plain, json] {
+            let whole = parse(Path::new(PATH), text.as_bytes(), ListFormat::Auto);
+            let mut lines = ListLines::new(PATH);
+            let (mut nets, mut faults) = (Vec::new(), Vec::new());
+            for line in text.as_bytes().split_inclusive(|c| *c == b'\n') {
+                match lines.read(line) {
+                    Ok(net) => nets.extend(net),
+                    Err(fault) => faults.push(fault),
+                }
+            }
+            assert_eq!(nets.into_iter().collect::<PrefixSet>(), whole.prefixes);
+            assert_eq!(faults, whole.faults);
+            assert_eq!(faults.len(), 1);
+        }
     }
 
     proptest! {

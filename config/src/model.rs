@@ -415,6 +415,8 @@ pub struct PrefixList {
     pub skipped_lines: u64,
     /// Where it is fetched from, if it is.
     pub remote: Option<Arc<Remote>>,
+    /// It may cover addresses that this machine needs.
+    pub force: bool,
 }
 
 /// Where a list is fetched from, and how.

@@ -21,6 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     command::Command,
+    guard::Guard,
     view::{Counters, View},
 };
 
@@ -51,6 +52,8 @@ pub struct ApiState {
     pub commands: mpsc::Sender<Command>,
     /// Live counters.
     pub counters: Arc<dyn Counters>,
+    /// What lists should not cover.
+    pub guard: Guard,
 }
 
 #[derive(OpenApi)]
@@ -101,7 +104,15 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(services::patch_backend))
         .routes(routes!(read::prefilter_lists))
         .routes(routes!(lists::get_list, lists::put_list, lists::delete_list))
-        .routes(routes!(lists::list_entries, lists::add_entries, lists::delete_entry))
+        .routes(routes!(
+            lists::entries::list_entries,
+            lists::entries::add_entries,
+            lists::entries::delete_entry
+        ))
+        .routes(routes!(lists::entries::remove_entries))
+        .routes(routes!(lists::safety::plan))
+        .routes(routes!(lists::safety::confirm))
+        .routes(routes!(lists::safety::rollback))
         .routes(routes!(lists::refresh_list))
         .routes(routes!(lists::lookup))
         .routes(routes!(lists::rate_limits))

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub mod journal;
+pub mod pending;
 
 /// Entries of all lists together.
 pub const MAX_ENTRIES: usize = 4_000_000;
@@ -106,6 +107,7 @@ impl List {
             skipped: Vec::new(),
             skipped_lines: 0,
             remote: None,
+            force: false,
         });
         Self { entries: BTreeMap::new(), compact }
     }

@@ -65,8 +65,17 @@ pub enum Command {
     ChangeLists {
         /// In order.
         changes: Vec<bans::Change>,
+        /// Taken back after this time, unless it is confirmed.
+        confirm: Option<std::time::Duration>,
         /// What it came to.
         reply: oneshot::Sender<Result<bans::Done, Refusal>>,
+    },
+    /// Keeps the change of lists that waits for it, or takes it back.
+    ConfirmLists {
+        /// Which.
+        keep: bool,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
     },
 }
 
@@ -105,6 +114,9 @@ pub enum Refusal {
         /// What it contradicts and what is allowed.
         message: String,
     },
+    /// There is nothing to be confirmed.
+    #[error("no change waits for confirmation; it may have been taken back already")]
+    NothingWaits,
     /// The tables could not be written; the state before is in force.
     #[error("could not be put in force: {0}")]
     Apply(String),

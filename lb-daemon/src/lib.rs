@@ -7,6 +7,7 @@ pub mod command;
 pub mod ctl;
 pub mod datapath;
 pub mod fetch;
+pub mod guard;
 pub mod health;
 pub mod links;
 pub mod metrics;

@@ -108,6 +108,8 @@ metrics! {
         "Packets beyond a rate limit.";
     LIST_SKIPPED: Gauge "lb_prefilter_skipped_lines" ["list"]
         "Lines of a list file that are no prefixes and were left out (`on_error: skip`).";
+    UNCONFIRMED: Gauge "lb_prefilter_unconfirmed_changes" []
+        "Changes of lists that are taken back by themselves unless they are confirmed; 0 or 1.";
     FETCH_SUCCESS: Gauge "lb_list_fetch_last_success_timestamp_seconds" ["list"]
         "When the server last sent or confirmed a fetched list, in Unix time; 0: never.";
     FETCH_FAILURES: Gauge "lb_list_fetch_consecutive_failures" ["list"]
@@ -282,6 +284,7 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
     for list in &view.lists {
         family.sample(&[list.name.as_str()], list.skipped_lines);
     }
+    page.family(&UNCONFIRMED).sample::<&str>(&[], u32::from(view.unconfirmed.is_some()));
     fetches(page, view);
 }
 

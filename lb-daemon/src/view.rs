@@ -44,6 +44,8 @@ pub struct View {
     pub bans: crate::bans::Shared,
     /// How fetching lists goes. Live.
     pub fetches: crate::fetch::Shared,
+    /// A change of lists that waits for confirmation.
+    pub unconfirmed: Option<UnconfirmedView>,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
     /// Identity policy in force.
@@ -187,6 +189,15 @@ pub struct ListView {
     pub remote: Option<Arc<Remote>>,
     /// Row of its counters.
     pub row: u32,
+}
+
+/// A change of lists that is taken back unless it is confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnconfirmedView {
+    /// What was changed.
+    pub what: String,
+    /// When it is taken back.
+    pub until: SystemTime,
 }
 
 /// A rate limit in force.

@@ -95,6 +95,7 @@ fn of(prefixes: PrefixSet) -> Prefilter {
         skipped: Vec::new(),
         skipped_lines: 0,
         remote: None,
+        force: false,
     };
     Prefilter { lists: vec![Arc::new(list)], ..Prefilter::default() }
 }

@@ -53,6 +53,9 @@ pub(crate) struct PrefixList {
     pub(crate) on_error: Field<OnError>,
     /// Default: `drop`.
     pub(crate) action: Field<ListAction>,
+    /// It may cover gateways, name servers, backends, addresses of this machine, and whoever is logged in over
+    /// SSH. Default: false.
+    pub(crate) force: Field<bool>,
 }
 
 /// How a list file is written.

@@ -306,6 +306,7 @@ fn keep_unchanged(fragment: &mut Fragment, old: &CachedFile) {
 fn is_same_list(one: &model::PrefixList, other: &model::PrefixList) -> bool {
     one.name == other.name
         && one.action == other.action
+        && one.force == other.force
         && same_file(&one.source, &other.source)
         && one.prefixes == other.prefixes
 }
@@ -394,7 +395,7 @@ fn list_file(
     file: &ListPath,
     cache: &mut ListCache,
 ) -> Result<Result<Arc<model::PrefixList>, Vec<Fault>>, Unreadable> {
-    let ListEntry { name, source, action, body } = entry;
+    let ListEntry { name, source, action, force, body } = entry;
     let ListPath { path, at: _, format, on_error } = file;
     let remote = match body {
         ListBody::Remote(remote, _) => Some(remote),
@@ -411,6 +412,7 @@ fn list_file(
             skipped,
             skipped_lines,
             remote,
+            force: *force,
         })
     };
     let key = (path.clone(), *format, *on_error);
@@ -441,6 +443,7 @@ fn list_file(
     let is_same = |one: &&Arc<model::PrefixList>| {
         one.name == *name
             && one.action == *action
+            && one.force == *force
             && same_file(&one.source, source)
             && one.remote.as_ref() == remote
     };

@@ -47,6 +47,7 @@ fn empty(
         skipped: Vec::new(),
         skipped_lines: 0,
         remote: Some(Arc::clone(remote)),
+        force: entry.force,
     };
     let key = (copy.path.clone(), copy.format, copy.on_error);
     if let Some(cached) = cache.get_mut(&key)

@@ -19,6 +19,7 @@ pub(crate) struct ListEntry {
     pub(crate) name: String,
     pub(crate) source: model::Source,
     pub(crate) action: model::ListAction,
+    pub(crate) force: bool,
     pub(crate) body: ListBody,
 }
 
@@ -111,8 +112,15 @@ fn bogons(at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) -> ListEn
         skipped: Vec::new(),
         skipped_lines: 0,
         remote: None,
+        force: false,
     };
-    ListEntry { name, source, action: list.action, body: ListBody::Inline(Arc::new(list)) }
+    ListEntry {
+        name,
+        source,
+        action: list.action,
+        force: false,
+        body: ListBody::Inline(Arc::new(list)),
+    }
 }
 
 fn list(
@@ -122,7 +130,9 @@ fn list(
     fragment: &mut Fragment,
 ) -> Option<ListEntry> {
     let report = context.report;
-    let file::PrefixList { name, cidrs, file, directory, url, format, on_error, action, .. } = list;
+    let file::PrefixList {
+        name, cidrs, file, directory, url, format, on_error, action, force, ..
+    } = list;
     let name = required_name(name, at, Kind::PrefixList, context, fragment);
     let action = match action.get() {
         None | Some(file::ListAction::Drop) => model::ListAction::Drop,
@@ -166,6 +176,7 @@ fn list(
     }
     let name = name?;
     let source = context.source(at);
+    let force = force.get().copied().unwrap_or(false);
     let body = match (file.placed(), directory.placed(), url.placed()) {
         (Some(path), ..) => ListBody::File(list_path(path, "file", list, context)?),
         (_, Some(path), _) => ListBody::Directory(list_path(path, "directory", list, context)?),
@@ -181,9 +192,10 @@ fn list(
             skipped: Vec::new(),
             skipped_lines: 0,
             remote: None,
+            force,
         })),
     };
-    Some(ListEntry { name, source, action, body })
+    Some(ListEntry { name, source, action, force, body })
 }
 
 fn list_path(

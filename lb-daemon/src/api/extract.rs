@@ -3,11 +3,12 @@
 //! Owns the bounds on bodies and the reading of preconditions. Refuses bodies that are not declared
 //! as JSON, queries with unknown keys and entity tags that this API never gave out.
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -61,18 +62,29 @@ fn body_problem(rejection: &BytesRejection) -> Problem {
     Problem::new(Kind::Malformed, format!("the body could not be read: {rejection}"))
 }
 
-/// A body of many prefixes, as JSON or as the text of a list file; at most [`limits::BULK_BYTES`] long.
+/// A body of many prefixes, to be read as it arrives; at most [`limits::BULK_BYTES`] long.
 #[derive(Debug)]
 pub(super) struct BulkBody {
-    /// `text/plain`, else `application/json`.
-    pub(super) is_text: bool,
-    /// All of it.
-    pub(super) bytes: Bytes,
+    /// How it is written.
+    pub(super) kind: BulkKind,
+    /// Nothing of it is read yet.
+    pub(super) body: Body,
     /// Lets the next one in when it is dropped.
-    _room: SemaphorePermit<'static>,
+    pub(super) _room: SemaphorePermit<'static>,
 }
 
-/// Bodies that may be in memory at a time.
+/// How a body of many prefixes is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BulkKind {
+    /// `application/json`.
+    Json,
+    /// `application/x-ndjson`: an object per line.
+    Ndjson,
+    /// `text/plain`: a list file.
+    Text,
+}
+
+/// Bodies that may be read at a time.
 static BULK_ROOM: Semaphore = Semaphore::const_new(limits::BULK_BODIES);
 
 impl<S: Send + Sync> FromRequest<S> for BulkBody {
@@ -80,25 +92,59 @@ impl<S: Send + Sync> FromRequest<S> for BulkBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let declared = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let is_text = declared.is_some_and(|kind| kind.trim_start().starts_with("text/plain"));
-        if !is_text {
-            expect_json(request.headers())?;
-        }
+        let essence = declared.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let kind = match essence.to_ascii_lowercase().as_str() {
+            "text/plain" => BulkKind::Text,
+            "application/x-ndjson" | "application/ndjson" | "application/jsonl" => BulkKind::Ndjson,
+            _ => {
+                expect_json(request.headers())?;
+                BulkKind::Json
+            }
+        };
         let busy = || Problem::new(Kind::TooManyRequests, "other lists are being read; try again");
         let room = tokio::time::timeout(limits::BODY_TIMEOUT, BULK_ROOM.acquire());
         let room = room.await.map_err(|_| busy())?.map_err(|_| busy())?;
-        let read = axum::body::to_bytes(request.into_body(), limits::BULK_BYTES);
-        let Ok(bytes) = tokio::time::timeout(limits::BODY_TIMEOUT, read).await else {
-            return Err(Problem::new(Kind::Slow, "the body did not arrive in time"));
+        Ok(Self { kind, body: request.into_body(), _room: room })
+    }
+}
+
+impl BulkBody {
+    /// Reads it piece by piece.
+    pub(super) async fn each_frame(
+        self,
+        mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let Self { kind: _, mut body, _room } = self;
+        let slow = |_| Problem::new(Kind::Slow, "the body did not arrive in time");
+        let all = async {
+            let mut bytes = 0;
+            loop {
+                let next = tokio::time::timeout(limits::BODY_TIMEOUT, body.frame()).await;
+                let Some(frame) = next.map_err(slow)? else { return Ok(()) };
+                let frame = frame.map_err(|error| {
+                    Problem::new(Kind::Malformed, format!("the body breaks off: {error}"))
+                })?;
+                let Some(data) = frame.data_ref() else { continue };
+                bytes += data.len();
+                if bytes > limits::BULK_BYTES {
+                    let detail = format!("the body has more than {} bytes", limits::BULK_BYTES);
+                    return Err(Problem::new(Kind::TooLarge, detail));
+                }
+                take(data)?;
+            }
         };
-        let bytes = bytes.map_err(|error| {
-            let detail = format!(
-                "the body breaks off or has more than {} bytes: {error}",
-                limits::BULK_BYTES
-            );
-            Problem::new(Kind::TooLarge, detail)
-        })?;
-        Ok(Self { is_text, bytes, _room: room })
+        tokio::time::timeout(limits::BULK_TIMEOUT, all).await.map_err(slow)?
+    }
+
+    /// Reads it as a whole.
+    pub(super) async fn whole(self) -> Result<Vec<u8>, Problem> {
+        let mut bytes = Vec::new();
+        self.each_frame(|frame| {
+            bytes.extend_from_slice(frame);
+            Ok(())
+        })
+        .await?;
+        Ok(bytes)
     }
 }
 

@@ -23,6 +23,9 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for a request's body to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Time for all of such a body to arrive.
+pub const BULK_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Time for the owner task to accept a command and to answer it.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -15,7 +15,7 @@ use config::model;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::prefilter::{Fetch, PrefilterStatus, PrefixList};
+pub use self::prefilter::{Fetch, PrefilterStatus, PrefixList, Unconfirmed};
 use crate::view::{self, Count, Counters, View};
 
 /// A list of objects.

@@ -228,7 +228,7 @@ pub(super) async fn put_document(
     if !config::is_name(&name) {
         return Err(invalid("name", "allowed: letters, digits, `.`, `_`, `:` and `-`".to_owned()));
     }
-    let text = String::from_utf8(body.bytes.to_vec())
+    let text = String::from_utf8(body.whole().await?)
         .map_err(|error| invalid("", format!("the body is not UTF-8: {error}")))?;
     let document = name.clone();
     // Ten thousand rules take longer to read than other requests should wait.

@@ -65,6 +65,8 @@ pub enum Kind {
     ReadOnly,
     /// Contradicts something in force.
     Conflict,
+    /// It would cut off this machine or what it needs, and does not say that this is meant.
+    CutsOff,
     /// `If-Match` or `If-None-Match` does not hold.
     Stale,
     /// Not to be had on this listener.
@@ -102,6 +104,7 @@ impl Kind {
             Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "Invalid object"),
             Self::ReadOnly => (StatusCode::CONFLICT, "read-only", "Read-only object"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "Conflict"),
+            Self::CutsOff => (StatusCode::CONFLICT, "cuts-off", "Would cut something off"),
             Self::Stale => (StatusCode::PRECONDITION_FAILED, "stale", "Version does not match"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "Forbidden here"),
             Self::Misdirected => {
@@ -185,7 +188,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::NotFound { .. } => Self::new(Kind::NotFound, detail),
+            Refusal::NotFound { .. } | Refusal::NothingWaits => Self::new(Kind::NotFound, detail),
             Refusal::ReadOnly { .. } => Self::new(Kind::ReadOnly, detail),
             Refusal::Stale { .. } => Self::new(Kind::Stale, detail),
             Refusal::Conflict { field, message } => {

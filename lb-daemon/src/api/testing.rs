@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::ApiState;
 use crate::{
     command::{Command, Refusal},
+    guard::Guard,
     view::{
         Attachment, BackendView, ConfigView, Count, Counters, EndpointView, FrontendView, Health,
         InterfaceView, LimitView, ListView, MapView, NextHopView, PolicyView, RuleView,
@@ -223,6 +224,7 @@ pub(crate) fn view() -> View {
         prefilter: Arc::default(),
         bans: crate::bans::Shared::default(),
         fetches: crate::fetch::Shared::default(),
+        unconfirmed: None,
         policy: Arc::new(policy()),
         policy_documents: Vec::new(),
         maps: vec![
@@ -237,7 +239,7 @@ pub(crate) fn view() -> View {
 pub(crate) fn read_only(view: View) -> ApiState {
     let (commands, _) = mpsc::channel(1);
     let (_, view) = watch::channel(Arc::new(view));
-    ApiState { view, commands, counters: Arc::new(FakeCounters) }
+    ApiState { view, commands, counters: Arc::new(FakeCounters), guard: Guard::default() }
 }
 
 /// A state over `view` with an owner task that carries out changes of services.
@@ -273,7 +275,7 @@ pub(crate) fn live(view: View) -> ApiState {
                 Command::PutPolicies { reply, .. } | Command::DeletePolicies { reply, .. } => {
                     let _ = reply.send(Ok(()));
                 }
-                Command::ChangeLists { changes, reply } => {
+                Command::ChangeLists { changes, reply, .. } => {
                     let (done, _) = view.bans.apply(&changes);
                     view.prefilter = view.bans.read().behind(&Arc::default());
                     publish.send_replace(Arc::new(view.clone()));
@@ -283,7 +285,12 @@ pub(crate) fn live(view: View) -> ApiState {
             }
         }
     });
-    ApiState { view: published, commands, counters: Arc::new(FakeCounters) }
+    ApiState {
+        view: published,
+        commands,
+        counters: Arc::new(FakeCounters),
+        guard: Guard::default(),
+    }
 }
 
 fn guard(view: &View, name: &str, if_match: Option<u64>) -> Result<(), Refusal> {

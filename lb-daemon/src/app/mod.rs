@@ -35,8 +35,9 @@ use self::{
 };
 use crate::{
     api::{ApiAddr, ApiState, listen},
-    bans::{self, journal::Journal},
+    bans::{self, journal::Journal, pending::Slot},
     fetch::{self, Fetcher},
+    guard::Guard,
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
     nexthop::{NextHop, Resolver},
@@ -87,6 +88,7 @@ pub async fn run(
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
+    let (slot, pending) = Slot::open(&options.state).context("the state directory")?;
     let (documents, rules) = Documents::open(&options.state).context("the state directory")?;
     let set = sources::Api { services: &api, lists: &lists, rules: &rules };
     let (wanted, _) = sources::merge_what_fits(&files, &set);
@@ -130,9 +132,10 @@ pub async fn run(
     let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));
     let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
     let counters = kernel.counters();
+    let guard = Guard::new(links.clone());
     let (copied, new_copies) = mpsc::channel(1);
     let fetches = fetch::Shared::default();
-    let fetcher = Fetcher::open(&copies, fetches.clone(), copied)
+    let fetcher = Fetcher::open(&copies, fetches.clone(), copied, guard.clone())
         .with_context(|| format!("cannot make {}", copies.display()))?;
     let parts = Parts {
         config_path: options.config.clone(),
@@ -145,6 +148,9 @@ pub async fn run(
         lists: bans::Shared::new(lists),
         journal,
         fetches: fetches.clone(),
+        slot,
+        pending,
+        guard: guard.clone(),
         documents,
         rules,
         links,
@@ -174,7 +180,7 @@ pub async fn run(
     });
     let token = stop.clone();
     tasks.spawn(async move {
-        bound.serve(ApiState { view, commands, counters }, token).await;
+        bound.serve(ApiState { view, commands, counters, guard }, token).await;
         Ok("the API")
     });
     give_memory_back();

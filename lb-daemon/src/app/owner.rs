@@ -12,6 +12,7 @@
 mod enforce;
 mod files;
 mod lists;
+mod pending;
 mod policy;
 mod services;
 
@@ -37,10 +38,15 @@ use super::{
     views::{self, HealthMap},
 };
 use crate::{
-    bans::{self, journal::Journal},
+    bans::{
+        self,
+        journal::Journal,
+        pending::{Pending, Slot},
+    },
     command::Command,
     datapath::ApplyError,
     fetch,
+    guard::Guard,
     health::{Change, Checker},
     links::Links,
     nexthop::{NextHop, Resolver},
@@ -80,6 +86,9 @@ pub(super) struct Parts {
     pub(super) lists: bans::Shared,
     pub(super) journal: Journal,
     pub(super) fetches: fetch::Shared,
+    pub(super) slot: Slot,
+    pub(super) pending: Option<Pending>,
+    pub(super) guard: Guard,
     pub(super) documents: Documents,
     pub(super) rules: Rules,
     pub(super) links: Links,
@@ -132,6 +141,8 @@ pub(super) struct Owner {
     services: BTreeMap<String, Arc<ServiceView>>,
     dirty: BTreeSet<String>,
     publish_at: Option<Instant>,
+    /// When the change of lists that waits for confirmation is taken back.
+    roll_back_at: Option<Instant>,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -175,6 +186,7 @@ impl Owner {
             prefilter: Arc::default(),
             bans: parts.lists.clone(),
             fetches: parts.fetches.clone(),
+            unconfirmed: None,
             maps: Vec::new(),
             policy: Arc::default(),
             policy_documents: Vec::new(),
@@ -204,9 +216,11 @@ impl Owner {
             services: BTreeMap::new(),
             dirty: BTreeSet::new(),
             publish_at: None,
+            roll_back_at: None,
             view,
             parts,
         };
+        owner.await_confirmation();
         owner.readopt(hops)?;
         owner.presume_down();
         owner.enforce(owner.began)?;
@@ -238,6 +252,7 @@ impl Owner {
                 () = at(settle) => self.settle(),
                 () = at(self.retry) => self.try_again(),
                 () = at(ends) => self.end_entries(),
+                () = at(self.roll_back_at) => drop(self.roll_back_lists()),
                 () = at(self.publish_at) => self.publish(),
                 () = heart.beat() => {}
             }
@@ -269,8 +284,12 @@ impl Owner {
                 // Who asked may have given up meanwhile; the change stands.
                 let _ = reply.send(done);
             }
-            Command::ChangeLists { changes, reply } => {
-                let done = self.change_lists(&changes);
+            Command::ChangeLists { changes, confirm, reply } => {
+                let done = self.change_lists(&changes, confirm);
+                let _ = reply.send(done);
+            }
+            Command::ConfirmLists { keep, reply } => {
+                let done = if keep { self.confirm_lists() } else { self.roll_back_lists() };
                 let _ = reply.send(done);
             }
             Command::PutPolicies { document, text, rules, reply } => {
@@ -429,6 +448,7 @@ impl Owner {
             prefilter: Arc::clone(&self.wanted.prefilter),
             bans: self.parts.lists.clone(),
             fetches: self.parts.fetches.clone(),
+            unconfirmed: self.parts.pending.as_ref().map(views::unconfirmed),
             policy: self.policy.view(),
             policy_documents: documents,
             maps: views::maps(self.parts.kernel.bpf(), &self.planner),

@@ -1,15 +1,22 @@
 //! Makes the published [`View`](crate::view::View) of what the owner holds. Decides nothing.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use config::model::{DesiredState, Service};
 
 use crate::{
+    bans::pending::Pending,
     datapath::{Tables, bpf::Bpf},
     nexthop::NextHop,
     plan::{Planned, Planner, prefixes::Prefixes, service_keys},
     view::{
         BackendView, FrontendView, Health, LimitView, ListView, MapView, NextHopView, ServiceView,
+        UnconfirmedView,
     },
 };
 
@@ -102,6 +109,12 @@ pub(super) fn lists(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<ListView>
             row: prefixes.number_of(&list.name).unwrap_or(0).into(),
         })
         .collect()
+}
+
+/// The change that waits for confirmation.
+pub(super) fn unconfirmed(pending: &Pending) -> UnconfirmedView {
+    let until = UNIX_EPOCH + Duration::from_millis(pending.until);
+    UnconfirmedView { what: pending.what.clone(), until }
 }
 
 /// The rate limits in force.

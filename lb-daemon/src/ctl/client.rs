@@ -1,6 +1,6 @@
 //! Requests to a daemon's API, one connection each, over its Unix socket or TCP.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use http_body_util::{BodyExt as _, Full};
@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::api::{ApiAddr, problem::Problem};
+use crate::api::{ApiAddr, lists::SESSION, problem::Problem};
 
 /// How long a daemon may take to answer; longer than it lets its own work take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -105,6 +105,9 @@ impl Client {
         if let Some((kind, _)) = &body {
             request = request.header(header::CONTENT_TYPE, *kind);
         }
+        if let Some(from) = session() {
+            request = request.header(SESSION, from.to_string());
+        }
         if let Some(version) = guard.version {
             request = request.header(header::IF_MATCH, format!("\"{version}\""));
         }
@@ -161,6 +164,18 @@ fn refused(status: StatusCode, body: &[u8]) -> anyhow::Error {
         Ok(problem) => anyhow!("{}", problem.detail),
         Err(_) => anyhow!("the daemon answers {status}: {}", String::from_utf8_lossy(body)),
     }
+}
+
+/// Where the user is logged in from, if that is over SSH. `sudo` may have dropped it; the daemon looks at open
+/// connections too.
+fn session() -> Option<IpAddr> {
+    let of = |name: &str| {
+        let value = std::env::var(name).ok()?;
+        let address = value.split_ascii_whitespace().next()?;
+        // A link-local address has its interface behind it.
+        address.split('%').next()?.parse().ok()
+    };
+    of("SSH_CONNECTION").or_else(|| of("SSH_CLIENT"))
 }
 
 /// A name as a segment of a path (RFC 3986, section 3.3).

@@ -1,13 +1,9 @@
 //! `lbctl prefilter`: blocklists, and bans on lists of the API.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    net::IpAddr,
-    path::PathBuf,
-};
+mod change;
 
-use anyhow::{Context as _, bail};
+use std::{net::IpAddr, path::PathBuf};
+
 use clap::{Args, Subcommand, ValueEnum};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -17,7 +13,7 @@ use super::{
     output::{Output, bytes, number, table},
 };
 use crate::api::{
-    lists::{Changed, DEFAULT_LIST, Entries, Entry, Lookup, NewEntry, RateLimit},
+    lists::{DEFAULT_LIST, Entries, Entry, Lookup, RateLimit},
     model::{List, PrefixList},
 };
 
@@ -39,6 +35,22 @@ pub(super) enum Verb {
         /// The list.
         name: String,
     },
+    /// What putting prefixes on a list would do, and whether it would cut something off; changes nothing.
+    Plan {
+        /// Prefixes without host bits, or addresses.
+        #[arg(required_unless_present = "file", value_name = "CIDR")]
+        cidrs: Vec<String>,
+        /// A list file in their place; `-` is standard input.
+        #[arg(long, conflicts_with = "cidrs", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// The list.
+        #[arg(long, value_name = "NAME", default_value = DEFAULT_LIST)]
+        list: String,
+    },
+    /// Keep the change that waits for it.
+    Confirm,
+    /// Take back the change that waits for confirmation.
+    Rollback,
     /// Put prefixes on a list of the API.
     Add {
         /// Prefixes without host bits, or addresses.
@@ -46,6 +58,8 @@ pub(super) enum Verb {
         cidrs: Vec<String>,
         #[command(flatten)]
         entry: EntryOptions,
+        #[command(flatten)]
+        safety: SafetyOptions,
     },
     /// Take prefixes off a list of the API, or remove the list.
     Delete {
@@ -65,6 +79,11 @@ pub(super) enum Verb {
         file: PathBuf,
         #[command(flatten)]
         entry: EntryOptions,
+        #[command(flatten)]
+        safety: SafetyOptions,
+        /// Leave out what is wrong and report it, rather than refusing the whole.
+        #[arg(long)]
+        skip_errors: bool,
     },
     /// Which lists hold an address, by which prefix, and what becomes of its packets.
     Lookup {
@@ -88,6 +107,8 @@ pub(super) enum Verb {
         /// drop, or audit: count and let pass.
         #[arg(value_parser = ["drop", "audit"])]
         action: String,
+        #[command(flatten)]
+        safety: SafetyOptions,
     },
 }
 
@@ -103,6 +124,17 @@ pub(super) struct EntryOptions {
     /// Why, for people.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+}
+
+/// How careful to be.
+#[derive(Debug, Args)]
+pub(super) struct SafetyOptions {
+    /// Also if it cuts off this machine, its gateways, name servers, backends, or your own session.
+    #[arg(long)]
+    force: bool,
+    /// Take the change back after this time, as 60s, unless Enter is pressed or `lbctl prefilter confirm` run.
+    #[arg(long, value_name = "DURATION")]
+    confirm: Option<String>,
 }
 
 /// Forms of an export.
@@ -128,28 +160,31 @@ impl Verb {
                 let sentence = format!("asked for; `lbctl prefilter get {name}` says what came");
                 output.done(&value, &sentence)
             }
-            Self::Add { cidrs, entry } => add(client, output, cidrs, entry),
+            Self::Plan { cidrs, file, list } => {
+                change::plan(client, output, cidrs, file.as_deref(), list)
+            }
+            Self::Confirm => {
+                client.change(Method::POST, change::CONFIRM, None, Guard::default())?;
+                output.done(&Value::Null, "confirmed: the change stays")
+            }
+            Self::Rollback => {
+                let path = "/v1/prefilter/rollback";
+                client.change(Method::POST, path, None, Guard::default())?;
+                output.done(&Value::Null, "the change is taken back")
+            }
+            Self::Add { cidrs, entry, safety } => change::add(client, output, cidrs, entry, safety),
             Self::Delete { cidrs: _, list, all: true } => {
                 client.change(Method::DELETE, &path(list), None, Guard::default())?;
                 output.done(&Value::Null, &format!("the list {list} is removed"))
             }
-            Self::Delete { cidrs, list, all: false } => {
-                for cidr in cidrs {
-                    let path = format!("{}/entries?cidr={}", path(list), segment(cidr));
-                    client.change(Method::DELETE, &path, None, Guard::default())?;
-                }
-                output.done(&Value::Null, &format!("{} off the list {list}", cidrs.join(", ")))
+            Self::Delete { cidrs, list, all: false } => change::delete(client, output, cidrs, list),
+            Self::Import { file, entry, safety, skip_errors } => {
+                change::import(client, output, file, entry, safety, *skip_errors)
             }
-            Self::Import { file, entry } => import(client, output, file, entry),
             Self::Limits => limits(client, output),
             Self::Lookup { ip } => lookup(client, output, *ip),
             Self::Export { name, format } => export(client, output, name, *format),
-            Self::Set { name, action } => {
-                let body = json!({ "action": action });
-                let value =
-                    client.change(Method::PUT, &path(name), Some(&body), Guard::default())?;
-                output.done(&value, &format!("packets of the list {name} meet: {action}"))
-            }
+            Self::Set { name, action, safety } => change::set(client, output, name, action, safety),
         }
     }
 }
@@ -238,59 +273,6 @@ fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
             }),
         )
     })
-}
-
-fn add(
-    client: &Client,
-    output: &Output,
-    cidrs: &[String],
-    EntryOptions { list, ttl, reason }: &EntryOptions,
-) -> anyhow::Result<()> {
-    let entry =
-        |cidr: &String| NewEntry { cidr: cidr.clone(), ttl: ttl.clone(), reason: reason.clone() };
-    let body = serde_json::to_value(cidrs.iter().map(entry).collect::<Vec<_>>())?;
-    let path = format!("{}/entries", path(list));
-    let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
-    changed(output, &value, list)
-}
-
-fn import(
-    client: &Client,
-    output: &Output,
-    file: &PathBuf,
-    EntryOptions { list, ttl, reason }: &EntryOptions,
-) -> anyhow::Result<()> {
-    let text = if file.as_os_str() == "-" {
-        let mut text = Vec::new();
-        io::stdin().read_to_end(&mut text).context("standard input")?;
-        text
-    } else {
-        fs::read(file).with_context(|| format!("{}", file.display()))?
-    };
-    // Its faults name lines of the file; the daemon's would name those of the request.
-    if let Err(faults) = config::parse_list(file, &text) {
-        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        bail!("nothing is put on the list:\n{}", faults.join("\n"));
-    }
-    let mut path = format!("{}/entries", path(list));
-    let options = [("ttl", ttl), ("reason", reason)];
-    for (n, (key, value)) in
-        options.into_iter().filter_map(|(k, v)| Some((k, v.as_ref()?))).enumerate()
-    {
-        let sign = if n == 0 { '?' } else { '&' };
-        path.push_str(&format!("{sign}{key}={}", segment(value)));
-    }
-    let value = client.upload(&path, text)?;
-    changed(output, &value, list)
-}
-
-fn changed(output: &Output, value: &Value, list: &str) -> anyhow::Result<()> {
-    let Changed { added, replaced, .. } = serde_json::from_value(value.clone())?;
-    let sentence = match replaced {
-        0 => format!("{added} on the list {list}, in force"),
-        _ => format!("{added} on the list {list} and {replaced} renewed, in force"),
-    };
-    output.done(value, &sentence)
 }
 
 fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {

@@ -68,6 +68,9 @@ impl Status {
                 count(lists.hits, "hit")
             ),
         );
+        if let Some(model::Unconfirmed { what, until }) = &lists.unconfirmed {
+            line("  waits", format!("{what}: taken back at {until} unless confirmed"));
+        }
         for failing in &lists.failing {
             line("  fault", failing.clone());
         }

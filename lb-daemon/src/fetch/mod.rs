@@ -21,7 +21,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use config::model::Remote;
+use config::{
+    Checked,
+    model::{ListAction, PrefixList, Remote},
+};
 use hyper::header::{self, HeaderValue};
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -35,7 +38,10 @@ use self::{
     copies::{Copies, Record},
     schedule::{LEAST, Past},
 };
-use crate::view::View;
+use crate::{
+    guard::{self, Guard},
+    view::View,
+};
 
 /// Lists that are fetched at the same time.
 const AT_ONCE: usize = 4;
@@ -126,11 +132,15 @@ impl Shared {
 #[derive(Debug)]
 struct Job {
     remote: Arc<Remote>,
+    guarded: bool,
     copy: String,
     record: Record,
     next: u64,
     busy: bool,
 }
+
+/// A list that is to be fetched: from where, and whether it must not cover what this machine needs.
+type Wanted = (Arc<Remote>, bool);
 
 /// What came of an attempt.
 struct Outcome {
@@ -171,6 +181,7 @@ pub struct Fetcher {
     jobs: BTreeMap<String, Job>,
     chance: RandomState,
     reload: mpsc::Sender<()>,
+    guard: Guard,
 }
 
 impl Fetcher {
@@ -178,9 +189,15 @@ impl Fetcher {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn open(directory: &Path, shared: Shared, reload: mpsc::Sender<()>) -> io::Result<Self> {
+    pub fn open(
+        directory: &Path,
+        shared: Shared,
+        reload: mpsc::Sender<()>,
+        guard: Guard,
+    ) -> io::Result<Self> {
         let copies = Copies::open(directory)?;
-        Ok(Self { copies, shared, jobs: BTreeMap::new(), chance: RandomState::new(), reload })
+        let (jobs, chance) = (BTreeMap::new(), RandomState::new());
+        Ok(Self { copies, shared, jobs, chance, reload, guard })
     }
 
     /// Fetches the lists that the view has, until `cancel`.
@@ -188,7 +205,7 @@ impl Fetcher {
         let mut running: JoinSet<Outcome> = JoinSet::new();
         view.mark_changed();
         loop {
-            self.start_due(&mut running);
+            self.start_due(&mut running, &view);
             let wait = self.wait(running.len());
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -210,23 +227,24 @@ impl Fetcher {
     }
 
     /// Takes over which lists there are.
-    fn follow(&mut self, wanted: BTreeMap<String, Arc<Remote>>) {
+    fn follow(&mut self, wanted: BTreeMap<String, Wanted>) {
         let same = self.jobs.len() == wanted.len()
-            && wanted
-                .iter()
-                .all(|(name, remote)| self.jobs.get(name).is_some_and(|job| job.remote == *remote));
+            && wanted.iter().all(|(name, (remote, guarded))| {
+                let job = self.jobs.get(name);
+                job.is_some_and(|job| job.remote == *remote && job.guarded == *guarded)
+            });
         if same {
             return;
         }
         let now = unix_now();
         let mut before = std::mem::take(&mut self.jobs);
-        for (list, remote) in wanted {
+        for (list, (remote, guarded)) in wanted {
             let copy = remote.copy_name(&list);
             let job = match before.remove(&list).filter(|job| job.copy == copy) {
-                Some(job) => Job { remote, ..job },
+                Some(job) => Job { remote, guarded, ..job },
                 None => {
                     let record = tokio::task::block_in_place(|| self.copies.record(&copy));
-                    Job { remote, copy, record, next: now, busy: false }
+                    Job { remote, guarded, copy, record, next: now, busy: false }
                 }
             };
             self.jobs.insert(list.clone(), job);
@@ -265,7 +283,7 @@ impl Fetcher {
         };
     }
 
-    fn start_due(&mut self, running: &mut JoinSet<Outcome>) {
+    fn start_due(&mut self, running: &mut JoinSet<Outcome>, view: &watch::Receiver<Arc<View>>) {
         let now = unix_now();
         for (list, job) in &mut self.jobs {
             if running.len() >= AT_ONCE {
@@ -278,8 +296,10 @@ impl Fetcher {
             let get = request(&job.remote, &job.record);
             let (copies, copy) = (self.copies.clone(), job.copy.clone());
             let (list, remote) = (list.clone(), Arc::clone(&job.remote));
+            let guard = job.guarded.then(|| (self.guard.clone(), view.clone()));
             running.spawn(async move {
-                let came = fetch(&get, &remote, &copies, &copy).await;
+                let check = Check { list: list.clone(), remote: Arc::clone(&remote), guard };
+                let came = fetch(&get, check, &copies, &copy).await;
                 Outcome { list, remote, came }
             });
         }
@@ -330,9 +350,34 @@ impl Fetcher {
 }
 
 /// The lists of a view that are fetched.
-fn wanted(view: &View) -> BTreeMap<String, Arc<Remote>> {
-    let lists = view.prefilter.lists.iter();
-    lists.filter_map(|list| Some((list.name.clone(), Arc::clone(list.remote.as_ref()?)))).collect()
+fn wanted(view: &View) -> BTreeMap<String, Wanted> {
+    let of = |list: &Arc<PrefixList>| {
+        let guarded = list.action == ListAction::Drop && !list.force;
+        Some((list.name.clone(), (Arc::clone(list.remote.as_ref()?), guarded)))
+    };
+    view.prefilter.lists.iter().filter_map(of).collect()
+}
+
+/// Whether what came can be used.
+struct Check {
+    list: String,
+    remote: Arc<Remote>,
+    guard: Option<(Guard, watch::Receiver<Arc<View>>)>,
+}
+
+impl Check {
+    fn check(&self, body: &[u8]) -> Result<Checked, String> {
+        let checked = self.remote.check(body)?;
+        if let Some((guard, view)) = &self.guard {
+            let view = Arc::clone(&view.borrow());
+            let covered = guard.covered(&view, &self.list, &checked.prefixes, None);
+            if !covered.is_empty() {
+                let covered = guard::listed(&covered);
+                return Err(format!("it would cut off what this machine needs: {covered}"));
+            }
+        }
+        Ok(checked)
+    }
 }
 
 fn request(remote: &Remote, record: &Record) -> Get {
@@ -351,12 +396,7 @@ fn request(remote: &Remote, record: &Record) -> Get {
     }
 }
 
-async fn fetch(
-    get: &Get,
-    remote: &Arc<Remote>,
-    copies: &Copies,
-    copy: &str,
-) -> Result<Came, Failed> {
+async fn fetch(get: &Get, check: Check, copies: &Copies, copy: &str) -> Result<Came, Failed> {
     let failed = |why: String| Failed { why, retry_after: None };
     let (bytes, etag, last_modified) = match client::get(get).await? {
         Answer::NotModified if get.headers.is_empty() => {
@@ -367,9 +407,9 @@ async fn fetch(
         Answer::NotModified => return Ok(Came::Same),
         Answer::Body { bytes, etag, last_modified } => (bytes, etag, last_modified),
     };
-    let (remote, copies, copy) = (Arc::clone(remote), copies.clone(), copy.to_owned());
+    let (copies, copy) = (copies.clone(), copy.to_owned());
     let keep = tokio::task::spawn_blocking(move || {
-        let checked = remote.check(&bytes)?;
+        let checked = check.check(&bytes)?;
         copies
             .write_body(&copy, &bytes)
             .map_err(|error| format!("cannot keep the copy: {error}"))?;

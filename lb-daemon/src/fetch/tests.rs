@@ -52,7 +52,8 @@ impl Site {
         self.server.will(act);
         let remote = self.remote();
         let (get, copy) = (request(&remote, &self.record), remote.copy_name("feed"));
-        let came = fetch(&get, &remote, &self.copies, &copy).await;
+        let check = Check { list: "feed".to_owned(), remote, guard: None };
+        let came = fetch(&get, check, &self.copies, &copy).await;
         note(&mut self.record, came, 1000, "feed");
         self.copies.write_record(&copy, &self.record).unwrap();
         self.record = self.copies.record(&copy);
@@ -216,7 +217,7 @@ async fn the_task_fetches_what_the_view_has() {
     let directory = site.dir.path().join("lists");
     fs::create_dir_all(&directory).unwrap();
     fs::write(directory.join("of-no-list-0000"), "").unwrap();
-    let fetcher = Fetcher::open(&directory, shared.clone(), copied).unwrap();
+    let fetcher = Fetcher::open(&directory, shared.clone(), copied, Guard::default()).unwrap();
     let stop = CancellationToken::new();
     site.server.will(answer("200 OK", "ETag: \"v1\"\r\n", "# by us\n192.0.2.0/24\n"));
     let task = tokio::spawn(fetcher.run(views, stop.clone()));

@@ -115,8 +115,16 @@ fn the_kernel_blocks_what_the_lists_say() {
         let list = |name: &str, action, prefixes| {
             let (name, source) = (name.to_owned(), Source::Api);
             let (skipped, skipped_lines) = (Vec::new(), 0);
-            let list =
-                PrefixList { name, source, action, prefixes, skipped, skipped_lines, remote: None };
+            let list = PrefixList {
+                name,
+                source,
+                action,
+                prefixes,
+                skipped,
+                skipped_lines,
+                remote: None,
+                force: false,
+            };
             std::sync::Arc::new(list)
         };
         let lists = vec![

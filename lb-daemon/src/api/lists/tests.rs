@@ -64,7 +64,7 @@ async fn one_entry_with_all_it_has() {
 async fn a_hundred_thousand_at_once_and_back_in_pages() {
     let state = live(view());
     let text: String =
-        (0..100_000u32).map(|n| format!("10.{}.{}.{}\n", n >> 16, n >> 8 & 255, n & 255)).collect();
+        (0..100_000u32).map(|n| format!("11.{}.{}.{}\n", n >> 16, n >> 8 & 255, n & 255)).collect();
     let path = format!("{F}?ttl=1d&reason=feed");
     let (status, body) = ask(&state, "POST", &path, "text/plain", &text).await;
     assert_eq!((status, &body["added"]), (200, &json!(100_000)), "{body}");
@@ -80,13 +80,13 @@ async fn a_hundred_thousand_at_once_and_back_in_pages() {
     let plain = get(&state, &format!("{F}?format=plain")).await;
     let lines = plain.as_str().unwrap().lines();
     assert_eq!(lines.clone().count(), 100_000);
-    assert_eq!(lines.last(), Some("10.1.134.159/32"));
+    assert_eq!(lines.last(), Some("11.1.134.159/32"));
 }
 
 #[tokio::test]
 async fn exports_for_nft() {
     let state = live(view());
-    let body = json!([{"cidr": "192.0.2.0/24"}, {"cidr": "2001:db8::/48"}]);
+    let body = json!([{"cidr": "192.0.2.0/24"}, {"cidr": "2001:db8:1::/48"}]);
     assert_eq!(json(&state, "POST", F, body).await.0, 200);
     let text = get(&state, &format!("{F}?format=nft")).await;
     let text = text.as_str().unwrap();
@@ -118,6 +118,128 @@ async fn what_is_wrong_is_named_and_nothing_is_added() {
     assert_eq!(json(&state, "GET", F, Value::Null).await.0, 404);
     let format = "/v1/prefilter/lookup?ip=nobody";
     assert_eq!(json(&state, "GET", format, Value::Null).await.0, 422);
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_bans_arrive_line_by_line() {
+    let state = live(view());
+    let line = |n: u32| {
+        let [_, b, c, d] = n.to_be_bytes();
+        format!(
+            "{{\"cidr\": \"11.{b}.{c}.{d}\", \"ttl\": \"{}s\", \"reason\": \"r{}\"}}\n",
+            60 + n % 9,
+            n % 7
+        )
+    };
+    let text: String = (0..100_000).map(line).collect();
+    // Pieces that end anywhere, as they come from a network.
+    let pieces: Vec<Result<Vec<u8>, std::io::Error>> =
+        text.as_bytes().chunks(1013).map(|piece| Ok(piece.to_vec())).collect();
+    let began = std::time::Instant::now();
+    let body = Body::from_stream(futures::stream::iter(pieces));
+    let request = Request::post(F).header("content-type", "application/x-ndjson").body(body);
+    let response = router(state.clone()).oneshot(request.unwrap()).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(response.status(), 200);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["added"], 100_000);
+    println!(
+        "100,000 bans in one request of {} bytes: {took:?}, without the kernel's part",
+        text.len()
+    );
+    let page = get(&state, &format!("{F}?limit=2")).await;
+    assert_eq!((&page["total"], &page["items"][1]["reason"]), (&json!(100_000), &json!("r1")));
+}
+
+#[tokio::test]
+async fn what_is_wrong_refuses_all_or_is_left_out() {
+    let state = live(view());
+    let lines =
+        "{\"cidr\": \"192.0.2.1\"}\n\n{\"cidr\": \"x\"}\nrubbish\n{\"cidr\": \"192.0.2.2\"}";
+    for (kind, body) in
+        [("application/x-ndjson", lines), ("text/plain", "192.0.2.1\n\nx\ny\n192.0.2.2")]
+    {
+        let (status, answer) = ask(&state, "POST", F, kind, body).await;
+        assert_eq!(status, 422, "{answer}");
+        assert_eq!(answer["errors"].as_array().unwrap().len(), 2, "{answer}");
+        assert_eq!(json(&state, "GET", F, Value::Null).await.0, 404, "nothing is added");
+    }
+    let (status, answer) =
+        ask(&state, "POST", &format!("{F}?on_error=skip"), "application/x-ndjson", lines).await;
+    assert_eq!(
+        (status, &answer["added"], &answer["skipped"]),
+        (200, &json!(2), &json!(2)),
+        "{answer}"
+    );
+    let errors = answer["errors"].as_array().unwrap();
+    assert!(errors[0]["message"].as_str().unwrap().starts_with("line 3: "), "{answer}");
+    assert!(errors[1]["message"].as_str().unwrap().starts_with("line 4: "), "{answer}");
+    let odd = format!("{F}?on_error=maybe");
+    assert_eq!(ask(&state, "POST", &odd, "text/plain", "192.0.2.1").await.0, 422);
+
+    let remove = "/v1/prefilter/lists/f2b/remove";
+    let body = json!([{"cidr": "192.0.2.1"}, {"cidr": "192.0.2.9"}]);
+    let (status, answer) = json(&state, "POST", remove, body).await;
+    let (gone, missing) = (json!(["192.0.2.1/32"]), json!(["192.0.2.9/32"]));
+    assert_eq!((status, &answer["removed"], &answer["missing"]), (200, &gone, &missing));
+    assert_eq!(get(&state, F).await["total"], 1);
+}
+
+/// The view has backends at 10.0.1.11 and 2001:db8::12.
+#[tokio::test]
+async fn what_would_cut_something_off_needs_force() {
+    let state = live(view());
+    let wide = json!([{"cidr": "10.0.0.0/16"}, {"cidr": "198.51.100.0/24"}]);
+    let plan = "/v1/prefilter/lists/f2b/plan";
+    let (status, answer) = json(&state, "POST", plan, wide.clone()).await;
+    assert_eq!(
+        (status, &answer["new"], &answer["addresses_v4"]),
+        (200, &json!(2), &json!(65536 + 256))
+    );
+    assert_eq!(
+        (&answer["needs_force"], &answer["covered"][0]["address"]),
+        (&json!(true), &json!("10.0.1.11"))
+    );
+    assert_eq!(answer["covered"][0]["roles"], json!(["a backend of api", "a backend of web"]));
+
+    let (status, answer) = json(&state, "POST", F, wide.clone()).await;
+    assert_eq!((status, &answer["type"]), (409, &json!("urn:lb:problem:cuts-off")), "{answer}");
+    let detail = answer["detail"].as_str().unwrap();
+    assert!(detail.contains("10.0.1.11") && detail.contains("--force"), "{answer}");
+    assert_eq!(json(&state, "GET", F, Value::Null).await.0, 404, "nothing is added");
+    let narrow = json!({"cidr": "198.51.100.7"});
+    assert_eq!(json(&state, "POST", F, narrow.clone()).await.0, 200);
+
+    // From there the caller is logged in.
+    let session = |body: &Value| {
+        let request = Request::post("/v1/prefilter/lists/other/entries");
+        let request = request.header("content-type", "application/json");
+        let request = request.header("lb-session", "198.51.100.8");
+        request.body(Body::from(body.to_string())).unwrap()
+    };
+    let net = json!({"cidr": "198.51.100.0/24"});
+    let response = router(state.clone()).oneshot(session(&net)).await.unwrap();
+    assert_eq!(response.status(), 409);
+    let response = router(state.clone()).oneshot(session(&narrow)).await.unwrap();
+    assert_eq!(response.status(), 200);
+
+    // A list that only counts cuts nothing off, until it drops.
+    let watch = "/v1/prefilter/lists/watch-it";
+    assert_eq!(json(&state, "PUT", watch, json!({"action": "audit"})).await.0, 200);
+    assert_eq!(json(&state, "POST", &format!("{watch}/entries"), wide.clone()).await.0, 200);
+    assert_eq!(json(&state, "PUT", watch, json!({"action": "drop"})).await.0, 409);
+    assert_eq!(
+        json(&state, "PUT", &format!("{watch}?force=true"), json!({"action": "drop"})).await.0,
+        200
+    );
+    // They are dropped already: it gets no worse.
+    assert_eq!(json(&state, "POST", F, wide).await.0, 200);
+
+    for confirm in ["0s", "2h", "soon"] {
+        let path = format!("{F}?confirm={confirm}");
+        assert_eq!(json(&state, "POST", &path, narrow.clone()).await.0, 422, "{confirm}");
+    }
 }
 
 #[tokio::test]

@@ -85,6 +85,18 @@ pub struct PrefilterStatus {
     /// force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<String>,
+    /// A change that is taken back unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// A change that is taken back unless it is confirmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Unconfirmed {
+    /// What was changed.
+    pub what: String,
+    /// When it is taken back.
+    pub until: String,
 }
 
 impl PrefixList {
@@ -150,7 +162,9 @@ impl PrefilterStatus {
     /// All lists together, as of now.
     #[must_use]
     pub fn of(view: &View, counters: &dyn Counters) -> Self {
-        let mut status = Self::default();
+        let waits = view.unconfirmed.as_ref();
+        let waits = waits.map(|w| Unconfirmed { what: w.what.clone(), until: rfc3339(w.until) });
+        let mut status = Self { unconfirmed: waits, ..Self::default() };
         for list in &view.lists {
             status.lists += 1;
             status.prefixes_v4 += list.prefixes_v4;

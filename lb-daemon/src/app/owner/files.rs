@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Instant};
 use config::model::DesiredState;
 
 use super::{Owner, sources};
-use crate::app::notify;
+use crate::{
+    app::notify,
+    guard::{self, Protected},
+};
 
 impl Owner {
     pub(super) fn take_files(&mut self, files: Arc<DesiredState>, noticed: Instant) {
@@ -23,6 +26,7 @@ impl Owner {
             sources::merge(&files, &self.parts.set(&lists))
         };
         let done = merged.and_then(|wanted| {
+            self.refuse_to_cut_off(&files, &wanted)?;
             sources::warn_skipped(&wanted, &self.wanted);
             let done = self.enforce_or_restore(wanted, noticed);
             done.map_err(|failure| vec![format!("could not be put in force: {failure}")])
@@ -39,6 +43,28 @@ impl Owner {
         }
         self.faults = faults;
         self.refused = Some(files);
+    }
+
+    /// Lists of files that would newly drop packets from what this machine needs, or from itself.
+    fn refuse_to_cut_off(
+        &self,
+        files: &Arc<DesiredState>,
+        wanted: &DesiredState,
+    ) -> Result<(), Vec<String>> {
+        if Arc::ptr_eq(&files.prefilter, &self.parts.files.prefilter) {
+            return Ok(());
+        }
+        let mut protected = Protected::clone(&self.parts.guard.around());
+        protected.add_backends(wanted.services.values());
+        let covered = protected.cut_off(&self.wanted.prefilter, &wanted.prefilter);
+        if covered.is_empty() {
+            return Ok(());
+        }
+        Err(vec![format!(
+            "lists would cut off what this machine needs: {}; put it under `allow`, or, if it is meant, set \
+             `force: true` in the list",
+            guard::listed(&covered)
+        )])
     }
 
     /// Refused files may contradict less than they did.

@@ -24,25 +24,51 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const MAX_WAITING: usize = 1024;
 
 impl Owner {
-    /// In force first, then kept, then answered: a ban should not wait for the disk.
-    pub(super) fn change_lists(&mut self, changes: &[Change]) -> Result<Done, Refusal> {
+    /// In force first, then kept, then answered: a ban should not wait for the disk. One that is taken back
+    /// unless it is confirmed is noted first of all.
+    pub(super) fn change_lists(
+        &mut self,
+        changes: &[Change],
+        confirm: Option<Duration>,
+    ) -> Result<Done, Refusal> {
         self.admit_lists(changes)?;
+        if confirm.is_some()
+            && let Some(pending) = &self.parts.pending
+        {
+            let message = format!(
+                "another change waits for confirmation ({}); `lbctl prefilter confirm` or `rollback` first",
+                pending.what
+            );
+            return Err(Refusal::Conflict { field: "confirm".to_owned(), message });
+        }
+        self.put_lists(changes, confirm)
+    }
+
+    pub(super) fn put_lists(
+        &mut self,
+        changes: &[Change],
+        confirm: Option<Duration>,
+    ) -> Result<Done, Refusal> {
         let (done, undo) = self.parts.lists.apply(changes);
         if undo.is_empty() {
             return Ok(done);
         }
-        let kept = match self.enforce_lists() {
+        let noted = self.note_pending(changes, &undo, confirm);
+        let kept = noted.and_then(|()| match self.enforce_lists() {
             Ok(()) => tokio::task::block_in_place(|| self.parts.journal.append(changes))
                 .map_err(|error| error.to_string()),
             Err(failure) => {
                 self.fail(&failure);
                 Err(failure.to_string())
             }
-        };
+        });
         if let Err(why) = kept {
             self.parts.lists.apply(&undo);
             if let Err(failure) = self.enforce_lists() {
                 self.fail(&failure);
+            }
+            if confirm.is_some() {
+                self.forget_pending();
             }
             return Err(Refusal::Apply(why));
         }
@@ -142,6 +168,6 @@ impl Owner {
     }
 }
 
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

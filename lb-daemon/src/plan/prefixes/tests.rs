@@ -59,7 +59,16 @@ fn of_source(
 ) -> Arc<PrefixList> {
     let (name, prefixes) = (name.to_owned(), prefixes.into_iter().collect());
     let (skipped, skipped_lines) = (Vec::new(), 0);
-    Arc::new(PrefixList { name, source, action, prefixes, skipped, skipped_lines, remote: None })
+    Arc::new(PrefixList {
+        name,
+        source,
+        action,
+        prefixes,
+        skipped,
+        skipped_lines,
+        remote: None,
+        force: false,
+    })
 }
 
 /// What the documentation promises, by trying every prefix.

@@ -1,0 +1,277 @@
+//! Care with changes of lists: what one would cut off, refusing it unless it is meant, and changes that are
+//! taken back by themselves unless they are confirmed.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, State},
+    http::{StatusCode, request::Parts},
+};
+use config::{
+    Net4, PrefixSet,
+    model::{ListAction, PrefixList as Compact},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{NewEntry, body, entries, invalid, list_name};
+use crate::{
+    api::{
+        ApiState,
+        extract::{BulkBody, PathOf},
+        problem::{FieldError, Kind, Problem},
+    },
+    bans::Change,
+    command::Command,
+    guard::{self, MAX_LISTED},
+    view::View,
+};
+
+/// Header in which a client says where its user is logged in from, if that is over the network.
+pub const SESSION: &str = "lb-session";
+/// How long a change may wait for its confirmation.
+const CONFIRM: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// Where the caller's user is logged in from, as the client says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::api) struct Session(Option<IpAddr>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Session {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get(SESSION) else { return Ok(Self(None)) };
+        let address = value.to_str().ok().and_then(|text| text.parse().ok());
+        let wrong = || Problem::new(Kind::Malformed, format!("{SESSION} is not an IP address"));
+        Ok(Self(Some(address.ok_or_else(wrong)?)))
+    }
+}
+
+/// How careful to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Safety {
+    force: bool,
+    /// After how long the change is taken back.
+    pub(super) confirm: Option<Duration>,
+}
+
+impl Safety {
+    pub(super) fn read(force: bool, confirm: Option<&str>) -> Result<Self, Problem> {
+        let confirm = confirm.map(config::parse_duration).transpose();
+        let confirm = confirm.map_err(|message| invalid("confirm", message))?;
+        if confirm.is_some_and(|time| !CONFIRM.contains(&time)) {
+            return Err(invalid("confirm", "allowed: 1s to 1h"));
+        }
+        Ok(Self { force, confirm })
+    }
+}
+
+/// What a change of a list would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// The list.
+    pub list: String,
+    /// What it does: `drop` or `audit`.
+    pub action: String,
+    /// Prefixes that it has not yet.
+    pub new: u64,
+    /// Prefixes that it has already.
+    pub known: u64,
+    /// IPv4 addresses in the prefixes, each counted once.
+    pub addresses_v4: u64,
+    /// What would be cut off and should not be: at most 20.
+    pub covered: Vec<Covered>,
+    /// How many there are.
+    pub covered_total: u64,
+    /// Whether the change needs `force`.
+    pub needs_force: bool,
+}
+
+/// An address that would be cut off and should not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Covered {
+    /// The address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Why it should not be.
+    pub roles: Vec<String>,
+    /// The longest prefix that covers it.
+    #[schema(value_type = String)]
+    pub prefix: IpNet,
+}
+
+impl From<&guard::Covered> for Covered {
+    fn from(covered: &guard::Covered) -> Self {
+        let guard::Covered { address, roles, prefix, list: _ } = covered;
+        let roles = roles.iter().map(ToString::to_string).collect();
+        Self { address: *address, roles, prefix: *prefix }
+    }
+}
+
+/// What putting prefixes on a list would do; changes nothing. The body is as for adding.
+#[utoipa::path(
+    post, path = "/v1/prefilter/lists/{name}/plan", tag = "prefilter",
+    params(("name" = String, Path, description = "Name of the list; it need not exist")),
+    request_body = Vec<NewEntry>,
+    responses(
+        (status = 200, body = Plan),
+        (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::api) async fn plan(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+    session: Session,
+    body: BulkBody,
+) -> Result<Json<Plan>, Problem> {
+    let list = list_name(&name)?;
+    let common = entries::Common::default();
+    let read = body::read(body, &list, &common, SystemTime::now()).await?;
+    if read.wrong > 0 {
+        return Err(entries::refused(read));
+    }
+    let guard = state.guard.clone();
+    state
+        .read(move |view, _| {
+            let set = added(&read.changes);
+            let before = view.prefilter.lists.iter().find(|before| *before.name == *list);
+            let action = before.map_or(ListAction::Drop, |before| before.action);
+            let is_known = |net: &IpNet| before.is_some_and(|list| list.prefixes.contains(*net));
+            let known = set.iter().filter(is_known).count();
+            let covered = match action {
+                ListAction::Drop => guard.covered(view, &list, &set, session.0),
+                ListAction::Audit => Vec::new(),
+            };
+            Plan {
+                list: list.to_string(),
+                action: action.as_str().to_owned(),
+                new: (set.len() - known) as u64,
+                known: known as u64,
+                addresses_v4: addresses(&set),
+                covered: covered.iter().take(MAX_LISTED).map(Covered::from).collect(),
+                covered_total: covered.len() as u64,
+                needs_force: !covered.is_empty(),
+            }
+        })
+        .await
+        .map(Json)
+}
+
+/// Addresses of the IPv4 prefixes, each once: they are in order, and nest or are apart.
+fn addresses(set: &PrefixSet) -> u64 {
+    let (mut count, mut end) = (0, 0u64);
+    for net in set.v4() {
+        let (first, last) = (u64::from(Net4::first(*net)), u64::from(Net4::last(*net)) + 1);
+        count += last.saturating_sub(first.max(end));
+        end = end.max(last);
+    }
+    count
+}
+
+fn added(changes: &[Change]) -> PrefixSet {
+    let nets = changes.iter().filter_map(|change| match change {
+        Change::Add { cidr, .. } => Some(*cidr),
+        Change::Remove { .. } | Change::Set { .. } | Change::Delete { .. } => None,
+    });
+    nets.collect()
+}
+
+/// Keeps the change that waits for it.
+#[utoipa::path(
+    post, path = "/v1/prefilter/confirm", tag = "prefilter",
+    responses(
+        (status = 204, description = "The change stays"),
+        (status = 404, description = "No change waits: it may have been taken back", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::api) async fn confirm(State(state): State<ApiState>) -> Result<StatusCode, Problem> {
+    state.command(|reply| Command::ConfirmLists { keep: true, reply }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes back the change that waits for confirmation, now rather than when its time is over.
+#[utoipa::path(
+    post, path = "/v1/prefilter/rollback", tag = "prefilter",
+    responses(
+        (status = 204, description = "The change is taken back"),
+        (status = 404, description = "No change waits", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(in crate::api) async fn rollback(State(state): State<ApiState>) -> Result<StatusCode, Problem> {
+    state.command(|reply| Command::ConfirmLists { keep: false, reply }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl ApiState {
+    /// Refuses changes that would cut off what should not be, unless that is meant.
+    pub(super) async fn careful(
+        &self,
+        changes: Vec<Change>,
+        safety: &Safety,
+        session: Session,
+    ) -> Result<Vec<Change>, Problem> {
+        if safety.force {
+            return Ok(changes);
+        }
+        let guard = self.guard.clone();
+        let checked = self.read(move |view, _| {
+            let covered = covered(&guard, view, &changes, session);
+            if covered.is_empty() { Ok(changes) } else { Err(cuts_off(&covered)) }
+        });
+        checked.await?
+    }
+}
+
+fn covered(
+    guard: &guard::Guard,
+    view: &View,
+    changes: &[Change],
+    Session(session): Session,
+) -> Vec<guard::Covered> {
+    let Some(list) = changes.first().map(Change::list) else { return Vec::new() };
+    let bans = view.bans.read();
+    let before = bans.get(list);
+    let set = changes.iter().find_map(|change| match change {
+        Change::Set { audit, .. } => Some(*audit),
+        _ => None,
+    });
+    let audits = before.is_some_and(|list| list.action() == ListAction::Audit);
+    let whole: Option<&Arc<Compact>> = match set {
+        Some(false) if audits => view.prefilter.lists.iter().find(|l| *l.name == **list),
+        _ => None,
+    };
+    drop(bans);
+    if set.unwrap_or(audits) {
+        return Vec::new();
+    }
+    let mut covered = guard.covered(view, list, &added(changes), session);
+    if let Some(whole) = whole {
+        covered.extend(guard.covered(view, list, &whole.prefixes, session));
+    }
+    covered
+}
+
+fn cuts_off(covered: &[guard::Covered]) -> Problem {
+    let mut errors: Vec<FieldError> = covered
+        .iter()
+        .take(MAX_LISTED)
+        .map(|covered| FieldError::new("", format!("it would cut off {covered}")))
+        .collect();
+    if covered.len() > MAX_LISTED {
+        let more = format!("and {} more addresses", covered.len() - MAX_LISTED);
+        errors.push(FieldError::new("", more));
+    }
+    let remedy = "nothing was changed; put them under `allow`, or say that it is meant (force=true, --force)";
+    errors.push(FieldError::new("", remedy));
+    Problem::with_fields(Kind::CutsOff, errors)
+}

@@ -1,0 +1,207 @@
+//! `lbctl prefilter`: what changes lists, and what would.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    path::Path,
+};
+
+use anyhow::{Context as _, bail};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        client::{Client, Guard, segment},
+        output::{Output, number},
+    },
+    EntryOptions, SafetyOptions, path,
+};
+use crate::api::lists::{Changed, NewEntry, Plan, Removed};
+
+pub(super) const CONFIRM: &str = "/v1/prefilter/confirm";
+
+/// Options as a query, with `?` if there is any.
+fn query(options: &[(&str, Option<&str>)]) -> String {
+    let mut query = String::new();
+    for (key, value) in options.iter().filter_map(|(key, value)| Some((key, (*value)?))) {
+        query.push(if query.is_empty() { '?' } else { '&' });
+        query.push_str(&format!("{key}={}", segment(value)));
+    }
+    query
+}
+
+impl SafetyOptions {
+    fn query(&self) -> [(&'static str, Option<&str>); 2] {
+        [("force", self.force.then_some("true")), ("confirm", self.confirm.as_deref())]
+    }
+}
+
+fn text_of(file: &Path) -> anyhow::Result<Vec<u8>> {
+    if file.as_os_str() == "-" {
+        let mut text = Vec::new();
+        io::stdin().read_to_end(&mut text).context("standard input")?;
+        return Ok(text);
+    }
+    fs::read(file).with_context(|| format!("{}", file.display()))
+}
+
+/// The faults of a list file; the daemon's would name lines of the request.
+fn check(file: &Path, text: &[u8], what: &str) -> anyhow::Result<()> {
+    let Err(faults) = config::parse_list(file, text) else { return Ok(()) };
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    bail!("{what}:\n{}", faults.join("\n"));
+}
+
+/// Prefixes alone. As text, host bits would be cleared; here they are an error.
+fn entries(cidrs: &[String]) -> Value {
+    cidrs.iter().map(|cidr| json!({ "cidr": cidr })).collect()
+}
+
+pub(super) fn plan(
+    client: &Client,
+    output: &Output,
+    cidrs: &[String],
+    file: Option<&Path>,
+    list: &str,
+) -> anyhow::Result<()> {
+    let path = format!("{}/plan", path(list));
+    let value = match file {
+        Some(file) => {
+            let text = text_of(file)?;
+            check(file, &text, "this is no list")?;
+            client.upload(&path, text)?
+        }
+        None => client.change(Method::POST, &path, Some(&entries(cidrs)), Guard::default())?,
+    };
+    let plan: Plan = serde_json::from_value(value.clone())?;
+    output.show(&value, || {
+        let Plan { list, action, new, known, addresses_v4, covered, covered_total, .. } = &plan;
+        let mut page = format!(
+            "{} new on the list {list} ({action}), {} there already; {} IPv4 addresses\n",
+            number(*new),
+            number(*known),
+            number(*addresses_v4)
+        );
+        for one in covered {
+            let roles = one.roles.join(", ");
+            page.push_str(&format!("CUTS OFF {} ({roles}) by {}\n", one.address, one.prefix));
+        }
+        let more = covered_total - covered.len() as u64;
+        if more > 0 {
+            page.push_str(&format!("and {more} more\n"));
+        }
+        page.push_str(match covered_total {
+            0 => "it cuts off nothing that this machine needs",
+            _ => "this needs --force",
+        });
+        page
+    })
+}
+
+pub(super) fn add(
+    client: &Client,
+    output: &Output,
+    cidrs: &[String],
+    EntryOptions { list, ttl, reason }: &EntryOptions,
+    safety: &SafetyOptions,
+) -> anyhow::Result<()> {
+    let entry =
+        |cidr: &String| NewEntry { cidr: cidr.clone(), ttl: ttl.clone(), reason: reason.clone() };
+    let body = serde_json::to_value(cidrs.iter().map(entry).collect::<Vec<_>>())?;
+    let path = format!("{}/entries{}", path(list), query(&safety.query()));
+    let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
+    changed(client, output, &value, list, safety)
+}
+
+pub(super) fn import(
+    client: &Client,
+    output: &Output,
+    file: &Path,
+    EntryOptions { list, ttl, reason }: &EntryOptions,
+    safety: &SafetyOptions,
+    skip_errors: bool,
+) -> anyhow::Result<()> {
+    let text = text_of(file)?;
+    if !skip_errors {
+        check(file, &text, "nothing is put on the list")?;
+    }
+    let [force, confirm] = safety.query();
+    let on_error = ("on_error", skip_errors.then_some("skip"));
+    let (ttl, reason) = (("ttl", ttl.as_deref()), ("reason", reason.as_deref()));
+    let query = query(&[ttl, reason, on_error, force, confirm]);
+    let value = client.upload(&format!("{}/entries{query}", path(list)), text)?;
+    changed(client, output, &value, list, safety)
+}
+
+pub(super) fn set(
+    client: &Client,
+    output: &Output,
+    list: &str,
+    action: &str,
+    safety: &SafetyOptions,
+) -> anyhow::Result<()> {
+    let body = json!({ "action": action });
+    let path = format!("{}{}", path(list), query(&safety.query()));
+    let value = client.change(Method::PUT, &path, Some(&body), Guard::default())?;
+    output.done(&value, &format!("packets of the list {list} meet: {action}"))?;
+    await_confirmation(client, safety)
+}
+
+pub(super) fn delete(
+    client: &Client,
+    output: &Output,
+    cidrs: &[String],
+    list: &str,
+) -> anyhow::Result<()> {
+    let path = format!("{}/remove", path(list));
+    let value = client.change(Method::POST, &path, Some(&entries(cidrs)), Guard::default())?;
+    let Removed { removed, missing } = serde_json::from_value(value.clone())?;
+    let names =
+        |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !removed.is_empty() {
+        output.done(&value, &format!("{} off the list {list}", names(&removed)))?;
+    }
+    if !missing.is_empty() {
+        bail!("{} not on the list {list}", names(&missing));
+    }
+    Ok(())
+}
+
+fn changed(
+    client: &Client,
+    output: &Output,
+    value: &Value,
+    list: &str,
+    safety: &SafetyOptions,
+) -> anyhow::Result<()> {
+    let Changed { added, replaced, skipped, errors, .. } = serde_json::from_value(value.clone())?;
+    let mut sentence = match replaced {
+        0 => format!("{added} on the list {list}, in force"),
+        _ => format!("{added} on the list {list} and {replaced} renewed, in force"),
+    };
+    if skipped > 0 {
+        sentence.push_str(&format!("; {skipped} are wrong and left out:"));
+        errors.iter().for_each(|error| sentence.push_str(&format!("\n  {}", error.message)));
+    }
+    output.done(value, &sentence)?;
+    await_confirmation(client, safety)
+}
+
+/// At a terminal, Enter confirms: who has cut off their own session cannot press it.
+fn await_confirmation(client: &Client, safety: &SafetyOptions) -> anyhow::Result<()> {
+    let Some(confirm) = &safety.confirm else { return Ok(()) };
+    let mut stderr = io::stderr();
+    if !io::stdin().is_terminal() {
+        let text = format!("taken back in {confirm} unless `lbctl prefilter confirm` is run");
+        return Ok(writeln!(stderr, "{text}")?);
+    }
+    write!(stderr, "press Enter to keep it; it is taken back in {confirm} ")?;
+    stderr.flush()?;
+    let mut line = String::new();
+    if io::stdin().lock().read_line(&mut line)? == 0 {
+        bail!("not confirmed: it is taken back in time");
+    }
+    client.change(Method::POST, CONFIRM, None, Guard::default())?;
+    Ok(writeln!(stderr, "confirmed: the change stays")?)
+}
