@@ -1,4 +1,4 @@
-//! Services as JSON: the same shape as in the files, read by the same code.
+//! Services and endpoints as JSON: the same shape as in the files, read by the same code.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -30,6 +30,62 @@ pub fn parse_service_json(name: &str, body: &[u8]) -> Result<model::Service, Vec
         Some((service, _)) if report.len() == 0 => Ok(service),
         _ => Err(report.into_field_faults()),
     }
+}
+
+/// Reads the endpoint `name` from a JSON body.
+///
+/// # Errors
+/// Everything that is wrong, each with the field it concerns.
+pub fn parse_endpoint_json(name: &str, body: &[u8]) -> Result<model::Endpoint, Vec<FieldFault>> {
+    let json: Value = serde_json::from_slice(body).map_err(|error| {
+        vec![FieldFault { field: String::new(), message: format!("the body is not JSON: {error}") }]
+    })?;
+    let (node, paths) = tree::json::from_json(&json);
+    let report = Report::new(Document::Json(&paths));
+    let de = tree::de::NodeDe { node: &node, report: &report, field: "" };
+    let endpoint = file::Endpoint::deserialize(de)
+        .map_err(|error| report.fault(node.at, error.to_string(), ""))
+        .ok()
+        .and_then(|endpoint| validate::endpoint(&endpoint, node.at, name, &report));
+    match endpoint {
+        Some(endpoint) if report.len() == 0 => Ok(endpoint),
+        _ => Err(report.into_field_faults()),
+    }
+}
+
+/// Writes an endpoint in the shape that [`parse_endpoint_json`] and the files have.
+#[must_use]
+pub fn endpoint_to_json(endpoint: &model::Endpoint) -> Value {
+    let model::Endpoint {
+        name,
+        source: _,
+        labels,
+        addresses,
+        interface,
+        audit,
+        enforcement,
+        ports,
+    } = endpoint;
+    let mut json = json!({
+        "name": name,
+        "labels": labels,
+        "addresses": addresses,
+        "interface": interface,
+        "audit": audit,
+    });
+    if let Some(enforcement) = enforcement {
+        json["enforcement"] = json!(enforcement.as_str());
+    }
+    let protocol = |number| match number {
+        6 => "TCP",
+        17 => "UDP",
+        _ => "SCTP",
+    };
+    if !ports.is_empty() {
+        let one = |port: &crate::policy::PortName| json!({"name": port.name, "port": port.port, "protocol": protocol(port.protocol)});
+        json["ports"] = ports.iter().map(one).collect();
+    }
+    json
 }
 
 /// Writes a service in the shape that [`parse_service_json`] and the files have.

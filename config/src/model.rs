@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Fault, PrefixSet,
-    policy::{Enforcement, Rule},
+    policy::{Enforcement, PortName, Rule},
 };
 
 /// Everything that all sources together ask for.
@@ -509,6 +509,8 @@ pub struct Endpoint {
     pub audit: bool,
     /// In the place of the node's.
     pub enforcement: Option<Enforcement>,
+    /// Ports that rules may name.
+    pub ports: Vec<PortName>,
 }
 
 /// The default tunnel source prefix length beyond which host bits carry no entropy.

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-pub use self::import::import;
-pub(crate) use self::import::{bare_key, rule_of};
+pub use self::import::{Object, import, import_objects};
+pub(crate) use self::import::{bare_key, is_port_name, protocols, rule_of};
 use crate::model::Source;
 
 /// Labels of an endpoint, or of another identity.
@@ -36,8 +36,21 @@ pub struct Rule {
     pub egress_default_deny: bool,
     /// What it denies is counted and passes; what it allows is allowed.
     pub audit: bool,
+    /// What peers also have to be, whichever rule names them.
+    pub requires: Vec<Requirement>,
     /// What is allowed and denied.
     pub clauses: Vec<Clause>,
+}
+
+/// What the endpoints that any rule for the same subject names also have to be (`fromRequires`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// Of the clauses that it restricts.
+    pub direction: Direction,
+    /// Restricts what is denied, else what is allowed.
+    pub deny: bool,
+    /// It grants nothing by itself.
+    pub selector: Selector,
 }
 
 /// Peers and ports that are allowed, or denied.
@@ -51,6 +64,28 @@ pub struct Clause {
     pub peers: Vec<Peer>,
     /// Any of these; `None`: whatever protocol and port.
     pub ports: Option<Vec<Ports>>,
+    /// Or any port of the receiving endpoint with one of these names; none where `ports` is `None`.
+    pub named: Vec<NamedPort>,
+}
+
+/// A port by its name: what it is, the receiving endpoint says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The name.
+    pub name: String,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// A port of an endpoint that rules may name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortName {
+    /// The name.
+    pub name: String,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Host byte order.
+    pub port: u16,
 }
 
 /// Which way a connection is opened, as seen from the endpoint.
@@ -78,6 +113,20 @@ pub enum Peer {
     },
     /// A group with a name of its own.
     Entity(Entity),
+    /// Whoever has an address of a group that something else knows.
+    Group(Group),
+}
+
+/// Addresses that stand for something with a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// A service: its addresses and those of its backends.
+    Service {
+        /// Of a Kubernetes service.
+        namespace: Option<String>,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// A group of peers with a name of its own. `all` is [`Peer::Any`], `none` is no peer.
@@ -185,6 +234,18 @@ pub enum Enforcement {
     Always,
     /// Open, whatever the rules say.
     Never,
+}
+
+impl Enforcement {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
 }
 
 /// Whether packets of this family are of the world's IPv4 or IPv6 part.

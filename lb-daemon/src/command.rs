@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use config::{
-    model::{DesiredState, Service},
+    model::{DesiredState, Endpoint, Service},
     policy::Rule,
 };
 use tokio::sync::oneshot;
@@ -51,6 +51,20 @@ pub enum Command {
         text: String,
         /// The same, read.
         rules: Vec<Rule>,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Creates or replaces an endpoint of the API.
+    PutEndpoint {
+        /// Its `source` is [`config::model::Source::Api`].
+        endpoint: Arc<Endpoint>,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Deletes an endpoint of the API.
+    DeleteEndpoint {
+        /// Its name.
+        name: String,
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },

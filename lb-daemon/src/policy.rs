@@ -5,7 +5,7 @@
 //! are written, to say why. The two share no code beyond the rules themselves, and tests hold them
 //! against each other. [`image`] is what stands in the kernel's tables, [`state`] gets from one wish to the
 //! next without a moment in between at which anything is decided by halves. [`review`] finds what is
-//! probably not meant. Only [`cli`] and [`kernel`] do I/O.
+//! probably not meant, [`trace`] says why two sides may talk. Only [`cli`] and [`kernel`] do I/O.
 
 pub mod cli;
 pub mod compile;
@@ -16,12 +16,13 @@ pub mod image;
 pub mod kernel;
 pub mod review;
 pub mod state;
+pub mod trace;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
-    compile::{Compiled, compile},
+    compile::{Compiled, Known, Subject, compile},
     explain::{Explanation, explain},
     identity::{Identities, Identity},
 };

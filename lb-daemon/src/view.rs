@@ -16,7 +16,7 @@ use config::{
         Backend, Endpoint, Forwarding, ListAction, Port, Prefilter, RateLimit, Remote, Roles,
         Service, Source, XdpMode,
     },
-    policy::{Enforcement, Labels, Rule},
+    policy::{Enforcement, Labels},
 };
 
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
@@ -220,8 +220,8 @@ pub struct PolicyView {
     pub identities: Vec<(u32, Labels)>,
     /// Whether endpoints without a rule are open.
     pub enforcement: Enforcement,
-    /// The rules themselves.
-    pub all: Arc<Vec<Rule>>,
+    /// All that was asked for.
+    pub wanted: Arc<crate::policy::state::Wanted>,
 }
 
 /// A workload of this machine.

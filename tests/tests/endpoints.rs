@@ -226,3 +226,77 @@ fn an_established_connection_follows_the_rules() -> anyhow::Result<()> {
     result.context("TCP sends again what was dropped")?;
     Ok(())
 }
+
+/// Endpoints and rules of the API alone; after a restart they are there, and the daemon says why.
+#[test]
+fn endpoints_of_the_api_and_what_a_trace_says() -> anyhow::Result<()> {
+    let mut site = Site::start("pola", "policy_enforcement: default\n")?;
+    for n in 1..=3 {
+        let label = format!("id=app{n}");
+        let (name, address) = (format!("app{n}"), format!("10.15.{n}.2"));
+        let (six, interface) = (format!("fd15:{n}::2"), format!("veth-app{n}"));
+        site.daemon.lbctl(&[
+            "endpoint",
+            "set",
+            &name,
+            "--label",
+            &label,
+            "--address",
+            &address,
+            "--address",
+            &six,
+            "--interface",
+            &interface,
+            "--port",
+            "http=80/tcp",
+        ])?;
+    }
+    let file = site.directory.path().join("l3-rule.json");
+    fs::write(&file, PUBLISHED.replace("\"80\"", "\"http\""))?;
+    site.daemon.lbctl(&["policy", "import", file.to_str().context("a path")?])?;
+    site.expect(IN_FORCE)?;
+    site.daemon.stop()?;
+    site.daemon.resume()?;
+    site.expect(IN_FORCE)?;
+
+    let ask = |from: &str, to: &str| {
+        site.daemon.get(&format!("/v1/policy-trace?from={from}&to={to}&dport=80/tcp"))
+    };
+    let said = ask("10.15.2.2", "app1")?;
+    ensure!(said["allowed"] == true && said["ends"][1]["rule"]["name"] == "l3-rule", "{said}");
+    let said = ask("id%3Dapp3", "10.15.1.2")?;
+    ensure!(said["allowed"] == false, "{said}");
+    ensure!(said["ends"][1]["verdict"] == "denied_by_default", "{said}");
+    let change = said["ends"][1]["change"].as_str().unwrap_or_default().to_owned();
+    ensure!(change.contains("fromEndpoints: [{matchLabels: {id: app3}}]"), "{change}");
+    let said = ask("192.0.2.1", "app1")?;
+    ensure!(said["allowed"] == false, "{said}");
+
+    // An endpoint in audit lets through what it counts.
+    site.daemon.lbctl(&[
+        "endpoint",
+        "set",
+        "app1",
+        "--label",
+        "id=app1",
+        "--address",
+        "10.15.1.2",
+        "--address",
+        "fd15:1::2",
+        "--interface",
+        "veth-app1",
+        "--port",
+        "http=80/tcp",
+        "--audit",
+    ])?;
+    site.expect(&[(3, "10.15.1.2", web::PORT, true)])?;
+    let audited = site.daemon.metric("lb_datapath_packets_total{reason=\"policy_audit\"")?;
+    ensure!(audited >= 1.0, "{audited}");
+
+    let taken = ["endpoint", "set", "other", "--address", "10.15.1.2", "--interface", "veth-x"];
+    let refused = site.daemon.lbctl(&taken).expect_err("the address is app1's").to_string();
+    ensure!(refused.contains("10.15.1.2 is an address of the endpoint app1"), "{refused}");
+    site.daemon.lbctl(&["endpoint", "delete", "app1"])?;
+    site.expect(&[(3, "10.15.1.2", web::HEALTH_PORT, true)])?;
+    site.daemon.expect_quiet()
+}

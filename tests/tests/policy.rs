@@ -3,7 +3,12 @@
 #[path = "../../lb-daemon/src/policy/tests/random.rs"]
 mod random;
 
-use std::{collections::HashMap, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
 
 use abi::{policy::Way, reason::Reason};
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -124,6 +129,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
             interface: format!("veth-{n}"),
             audit: false,
             enforcement: None,
+            ports: Vec::new(),
         };
         (Arc::new(endpoint), Some(n as u32 + 2))
     });
@@ -132,6 +138,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
         nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
         rules: Arc::new(rules),
         enforcement,
+        groups: BTreeMap::new(),
     }
 }
 
@@ -186,7 +193,12 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
         if set % 5 == 0 {
             rig = None;
         }
-        let wanted = wanted(&labels, rules.clone(), enforcement);
+        let mut wanted = wanted(&labels, rules, enforcement);
+        for (endpoint, _) in &mut wanted.endpoints {
+            Arc::make_mut(endpoint).ports = random.port_names();
+        }
+        wanted.groups = random.groups();
+        let facts = wanted.clone();
         let rig = match &mut rig {
             Some(rig) => {
                 rig.put(wanted)?;
@@ -221,7 +233,8 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
             let from = 10_000 + set % 5 * 10_000 + asked;
             let Some(frame) = frame(src, dst, flow, from, true) else { continue };
             asked += 1;
-            let why = explain(&labels[subject], &rules, enforcement, direction, other, flow);
+            let of = facts.subject(&facts.endpoints[subject].0);
+            let why = explain(&facts, of, direction, other, flow);
             let (reason, action) = rig.run(subject, way, &frame)?;
             let context = || format!("set {set}: {direction:?} {flow:?} {other:?} {reason:?}");
             match (why.verdict, reason) {

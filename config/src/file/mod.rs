@@ -248,6 +248,19 @@ pub(crate) struct Kubernetes {
     pub(crate) node_name: Field<String>,
 }
 
+/// A port with a name.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["name", "port"]))]
+pub(crate) struct EndpointPort {
+    /// Its name.
+    pub(crate) name: Field<String>,
+    /// Its number.
+    pub(crate) port: Field<u16>,
+    /// Default: `TCP`.
+    pub(crate) protocol: Field<PolicyProtocol>,
+}
+
 /// A workload on this machine.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -265,4 +278,6 @@ pub(crate) struct Endpoint {
     pub(crate) audit: Field<bool>,
     /// In the place of `policy_enforcement`, for this endpoint.
     pub(crate) enforcement: Field<PolicyEnforcement>,
+    /// Its ports by name, for rules that name them.
+    pub(crate) ports: List<EndpointPort>,
 }

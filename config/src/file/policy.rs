@@ -128,10 +128,31 @@ pub(crate) struct Egress {
     pub(crate) to_cidr_set: List<CidrRule>,
     /// Entities that may be sent to.
     pub(crate) to_entities: List<Entity>,
+    /// Services that may be sent to: their addresses and their backends.
+    pub(crate) to_services: List<PolicyService>,
     /// Ports it holds for.
     pub(crate) to_ports: List<PortRule>,
     /// ICMP messages it holds for.
     pub(crate) icmps: List<IcmpRule>,
+}
+
+/// A service, as rules name it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PolicyService {
+    /// A service by its name.
+    pub(crate) k8s_service: Field<ServiceName>,
+}
+
+/// The name of a service.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("required" = ["serviceName"]))]
+pub(crate) struct ServiceName {
+    /// Of a service of this configuration, or of Kubernetes.
+    pub(crate) service_name: Field<String>,
+    /// Of a service of Kubernetes.
+    pub(crate) namespace: Field<String>,
 }
 
 /// A prefix less exceptions.

@@ -1,14 +1,19 @@
 //! Rules written for Cilium, as JSON or YAML, to the model.
 //!
 //! Takes a list of rules, one rule, or `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy`
-//! objects. What is not there yet is refused by name: a rule is taken as a whole or not at all. Does
+//! objects, and Kubernetes' `NetworkPolicy`, in one or several YAML documents. What is not there yet is refused by name: a rule is taken as a whole or not at all. Does
 //! no I/O.
+
+mod kubernetes;
 
 use std::{path::Path, sync::Arc};
 
 use serde::Deserialize;
 
-use super::{CIDR, Clause, Condition, Direction, Entity, Peer, Ports, RESERVED, Rule, Selector};
+use super::{
+    CIDR, Clause, Condition, Direction, Entity, Group, NamedPort, Peer, Ports, RESERVED,
+    Requirement, Rule, Selector,
+};
 use crate::{
     fault::{Document, Fault, Loc, Report, show},
     file::{self, Field, List},
@@ -29,39 +34,54 @@ const MISSING: &[(&str, &str)] = &[
     ("listener", "redirection to a proxy"),
     ("authentication", "mutual authentication"),
     ("toFQDNs", "`toFQDNs`"),
-    ("toServices", "`toServices`"),
+    ("k8sServiceSelector", "`k8sServiceSelector`, services by their labels,"),
     ("toGroups", "`toGroups`"),
     ("fromGroups", "`fromGroups`"),
     ("fromNodes", "`fromNodes`"),
     ("toNodes", "`toNodes`"),
-    ("fromRequires", "`fromRequires`"),
-    ("toRequires", "`toRequires`"),
     ("nodeSelector", "`nodeSelector`, the firewall of the host,"),
     ("cidrGroupRef", "`cidrGroupRef`"),
     ("cidrGroupSelector", "`cidrGroupSelector`"),
 ];
+
+/// What a file of rules holds: a rule by itself, or a Kubernetes object with its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// `rule`, or the object's kind.
+    pub kind: &'static str,
+    /// The rule's name, or the object's, with its namespace if it has one.
+    pub name: String,
+    /// Its rules, by their indexes in the file.
+    pub rules: std::ops::Range<usize>,
+}
 
 /// Reads the rules of a file; `path` is what faults and the rules' sources name.
 ///
 /// # Errors
 /// Everything that is wrong or not implemented, with its place.
 pub fn import(path: &Path, text: &str) -> Result<Vec<Rule>, Vec<Fault>> {
+    import_objects(path, text).map(|(rules, _)| rules)
+}
+
+/// The same, and what the rules are of.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_objects(path: &Path, text: &str) -> Result<(Vec<Rule>, Vec<Object>), Vec<Fault>> {
     let report = Report::new(Document::File(path));
     let context = Context {
         report: &report,
         path: Arc::new(path.to_path_buf()),
         directory: path.parent().unwrap_or(path),
     };
-    let mut import = Import { context: &context, rules: Vec::new() };
-    match tree::yaml::from_yaml(text, &report) {
-        Some(node) => import.top(node),
-        None if report.len() == 0 => {
-            report.fault(Loc { line: 1, column: 1 }, "there are no rules", "write a list of rules");
-        }
-        None => {}
+    let mut import = Import { context: &context, rules: Vec::new(), objects: Vec::new() };
+    let nodes = tree::yaml::documents(text, &report).unwrap_or_default();
+    if nodes.is_empty() && report.len() == 0 {
+        report.fault(Loc { line: 1, column: 1 }, "there are no rules", "write a list of rules");
     }
-    let rules = import.rules;
-    if report.len() == 0 { Ok(rules) } else { Err(report.into_faults()) }
+    nodes.into_iter().for_each(|node| import.top(node));
+    let Import { rules, objects, .. } = import;
+    if report.len() == 0 { Ok((rules, objects)) } else { Err(report.into_faults()) }
 }
 
 /// A rule of the configuration, whose shape is good.
@@ -84,7 +104,27 @@ pub(crate) fn rule_of(
         ingress_default_deny: ingress,
         egress_default_deny: egress,
         audit: policy.audit.get().copied().unwrap_or(false),
+        requires: read.requires(policy),
         clauses: read.clauses(policy),
+    }
+}
+
+/// Whether a port can have this name (RFC 6335 section 5.1).
+pub(crate) fn is_port_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 15
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+        && text.bytes().any(|c| c.is_ascii_alphabetic())
+}
+
+/// The numbers of a protocol that has ports.
+pub(crate) fn protocols(protocol: Option<file::PolicyProtocol>) -> &'static [u8] {
+    match protocol {
+        None | Some(file::PolicyProtocol::Any) => &[6, 17, 132],
+        Some(file::PolicyProtocol::Tcp) => &[6],
+        Some(file::PolicyProtocol::Udp) => &[17],
+        Some(file::PolicyProtocol::Sctp) => &[132],
+        Some(file::PolicyProtocol::Icmp | file::PolicyProtocol::Icmpv6) => &[],
     }
 }
 
@@ -97,6 +137,7 @@ pub(crate) fn bare_key(key: &str) -> &str {
 struct Import<'c, 'd> {
     context: &'c Context<'c, 'd>,
     rules: Vec<Rule>,
+    objects: Vec<Object>,
 }
 
 /// What an object says about all rules in it.
@@ -112,7 +153,14 @@ impl Import<'_, '_> {
             Value::Sequence(elements) => elements.into_iter().for_each(|one| self.top(one)),
             Value::Mapping(_) => match take(&mut node, "kind") {
                 Some((_, kind)) => self.object(&kind, node),
-                None => self.rule(node, None),
+                None => {
+                    let first = self.rules.len();
+                    self.rule(node, None);
+                    if let Some(rule) = self.rules.get(first) {
+                        let (name, rules) = (rule.name.clone(), first..first + 1);
+                        self.objects.push(Object { kind: "rule", name, rules });
+                    }
+                }
             },
             Value::Scalar { .. } => self.fault(node.at, "not a rule", "write a list of rules"),
         }
@@ -123,18 +171,25 @@ impl Import<'_, '_> {
     }
 
     fn object(&mut self, kind: &Node<'_>, mut object: Node<'_>) {
-        let namespaced = match text(kind) {
-            Some("List" | "CiliumNetworkPolicyList" | "CiliumClusterwideNetworkPolicyList") => {
+        let kind = match text(kind) {
+            Some(
+                "List"
+                | "CiliumNetworkPolicyList"
+                | "CiliumClusterwideNetworkPolicyList"
+                | "NetworkPolicyList",
+            ) => {
                 return match take(&mut object, "items") {
                     Some((_, items)) => self.top(items),
                     None => self.context.report.missing(object.at, "items", "the objects"),
                 };
             }
-            Some("CiliumNetworkPolicy") => true,
-            Some("CiliumClusterwideNetworkPolicy") => false,
+            Some("CiliumNetworkPolicy") => "CiliumNetworkPolicy",
+            Some("CiliumClusterwideNetworkPolicy") => "CiliumClusterwideNetworkPolicy",
+            Some("NetworkPolicy") => "NetworkPolicy",
             _ => {
                 let message = format!("objects of the kind {} are not read", kind.describe());
-                let help = "allowed: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy";
+                let help =
+                    "allowed: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy";
                 return self.fault(kind.at, message, help);
             }
         };
@@ -148,11 +203,17 @@ impl Import<'_, '_> {
         let namespace = take(&mut metadata, "namespace")
             .and_then(|(_, node)| text(&node).map(str::to_owned))
             .unwrap_or_else(|| "default".to_owned());
+        let namespaced = kind != "CiliumClusterwideNetworkPolicy";
         let owner = Owner { name: &name, namespace: namespaced.then_some(namespace.as_str()) };
+        let first = self.rules.len();
         let mut found = false;
         if let Some((_, spec)) = take(&mut object, "spec") {
             found = true;
-            self.rule(spec, Some(owner));
+            if kind == "NetworkPolicy" {
+                self.network_policy(&spec, &name, &namespace);
+            } else {
+                self.rule(spec, Some(owner));
+            }
         }
         if let Some((at, specs)) = take(&mut object, "specs") {
             found = true;
@@ -166,6 +227,8 @@ impl Import<'_, '_> {
         if !found {
             self.context.report.missing(object.at, "spec", "an object has a rule, or `specs`");
         }
+        let name = if namespaced { format!("{namespace}/{name}") } else { name };
+        self.objects.push(Object { kind, name, rules: first..self.rules.len() });
     }
 
     fn rule(&mut self, mut node: Node<'_>, owner: Option<Owner<'_>>) {
@@ -199,6 +262,7 @@ impl Import<'_, '_> {
             ingress_default_deny: ingress,
             egress_default_deny: egress,
             audit: policy.audit.get().copied().unwrap_or(false),
+            requires: read.requires(&policy),
             clauses: read.clauses(&policy),
         };
         self.rules.push(rule);
@@ -268,9 +332,11 @@ struct Part<'p> {
     direction: Direction,
     deny: bool,
     endpoints: &'p List<file::Selector>,
+    requires: &'p List<file::Selector>,
     cidr: &'p List<file::Cidr>,
     cidr_set: &'p List<file::CidrRule>,
     entities: &'p List<file::Entity>,
+    services: Option<&'p List<file::PolicyService>>,
     ports: &'p List<file::PortRule>,
     icmps: &'p List<file::IcmpRule>,
 }
@@ -311,15 +377,34 @@ impl Reader<'_, '_> {
     }
 
     fn clauses(&self, policy: &file::Policy) -> Vec<Clause> {
+        Self::parts(policy).filter_map(|part| self.clause(&part)).collect()
+    }
+
+    fn requires(&self, policy: &file::Policy) -> Vec<Requirement> {
+        let of = |part: Part<'_>| {
+            let Part { direction, deny, .. } = part;
+            let all = part.requires.elements().map(|(one, _)| Requirement {
+                direction,
+                deny,
+                selector: self.selector(one, false),
+            });
+            all.collect::<Vec<_>>()
+        };
+        Self::parts(policy).flat_map(of).collect()
+    }
+
+    fn parts(policy: &file::Policy) -> impl Iterator<Item = Part<'_>> {
         let ingress = [(&policy.ingress, false), (&policy.ingress_deny, true)];
         let ingress = ingress.into_iter().flat_map(|(list, deny)| {
             list.elements().map(move |(rule, _)| Part {
                 direction: Direction::Ingress,
                 deny,
                 endpoints: &rule.from_endpoints,
+                requires: &rule.from_requires,
                 cidr: &rule.from_cidr,
                 cidr_set: &rule.from_cidr_set,
                 entities: &rule.from_entities,
+                services: None,
                 ports: &rule.to_ports,
                 icmps: &rule.icmps,
             })
@@ -330,25 +415,32 @@ impl Reader<'_, '_> {
                 direction: Direction::Egress,
                 deny,
                 endpoints: &rule.to_endpoints,
+                requires: &rule.to_requires,
                 cidr: &rule.to_cidr,
                 cidr_set: &rule.to_cidr_set,
                 entities: &rule.to_entities,
+                services: Some(&rule.to_services),
                 ports: &rule.to_ports,
                 icmps: &rule.icmps,
             })
         });
-        ingress.chain(egress).filter_map(|part| self.clause(&part)).collect()
+        ingress.chain(egress)
     }
 
     /// `None`: an empty clause, which allows nothing; it is written for the default deny it brings.
     fn clause(&self, part: &Part<'_>) -> Option<Clause> {
-        let ports = self.ports(part.ports, part.icmps);
+        let mut named = Vec::new();
+        let ports = self.ports(part.ports, part.icmps, &mut named);
         let peers = self.peers(part);
-        if peers.is_none() && ports.is_none() && part.ports.elements().count() == 0 {
+        // Nor does an entry grant anything that only requires.
+        if peers.is_none()
+            && (!part.requires.is_absent() || ports.is_none() && part.ports.elements().count() == 0)
+        {
             return None;
         }
         let &Part { direction, deny, .. } = part;
-        Some(Clause { direction, deny, peers: peers.unwrap_or_else(|| vec![Peer::Any]), ports })
+        let peers = peers.unwrap_or_else(|| vec![Peer::Any]);
+        Some(Clause { direction, deny, peers, ports, named })
     }
 
     /// `None`: the rule says nothing of peers.
@@ -356,7 +448,8 @@ impl Reader<'_, '_> {
         let silent = part.endpoints.is_absent()
             && part.cidr.is_absent()
             && part.cidr_set.is_absent()
-            && part.entities.is_absent();
+            && part.entities.is_absent()
+            && part.services.is_none_or(List::is_absent);
         if silent {
             return None;
         }
@@ -375,7 +468,22 @@ impl Reader<'_, '_> {
             Some(Peer::Prefix { net: *net, except })
         });
         let entities = part.entities.elements().filter_map(|(one, at)| self.entity(*one, at));
-        Some(endpoints.chain(cidr).chain(sets).chain(entities).collect())
+        let services = part.services.into_iter().flat_map(List::elements);
+        let services = services.filter_map(|(one, at)| self.service(one, at));
+        Some(endpoints.chain(cidr).chain(sets).chain(entities).chain(services).collect())
+    }
+
+    fn service(&self, service: &file::PolicyService, at: Loc) -> Option<Peer> {
+        let name = service
+            .k8s_service
+            .get()
+            .and_then(|service| Some((service.service_name.get()?, service.namespace.get())));
+        let Some((name, namespace)) = name else {
+            self.report.missing(at, "k8sService", "allowed: k8sService with a serviceName");
+            return None;
+        };
+        let namespace = namespace.cloned().or_else(|| self.namespace.map(str::to_owned));
+        Some(Peer::Group(Group::Service { namespace, name: name.clone() }))
     }
 
     fn entity(&self, entity: file::Entity, at: Loc) -> Option<Peer> {
@@ -450,14 +558,16 @@ impl Reader<'_, '_> {
         &self,
         rules: &List<file::PortRule>,
         icmps: &List<file::IcmpRule>,
+        named: &mut Vec<NamedPort>,
     ) -> Option<Vec<Ports>> {
         let mut all = Vec::new();
         for (rule, _) in rules.elements() {
             if rule.ports.elements().count() == 0 {
+                named.clear();
                 return None;
             }
             for (port, _) in rule.ports.elements() {
-                self.port(port, &mut all);
+                self.port(port, &mut all, named);
             }
         }
         for (rule, _) in icmps.elements() {
@@ -469,28 +579,23 @@ impl Reader<'_, '_> {
         (!silent).then_some(all)
     }
 
-    fn port(&self, entry: &file::PolicyPort, all: &mut Vec<Ports>) {
+    fn port(&self, entry: &file::PolicyPort, all: &mut Vec<Ports>, named: &mut Vec<NamedPort>) {
         let file::PolicyPort { port, end_port, protocol } = entry;
-        let Some((text, at)) = port.placed() else { return };
+        let Some(text) = port.get() else { return };
+        if matches!(protocol.get(), Some(file::PolicyProtocol::Icmp | file::PolicyProtocol::Icmpv6))
+        {
+            return self.report.fault(protocol.at, "ICMP has no ports", "write `icmps`");
+        }
+        let protocols = protocols(protocol.get().copied());
         let Ok(first) = text.parse::<u16>() else {
-            let message =
-                format!("the named port {} cannot be enforced by this version", show(text));
-            return self.report.fault(at, message, "write its number");
+            let one = |&protocol: &u8| NamedPort { name: text.clone(), protocol };
+            return named.extend(protocols.iter().map(one));
         };
         // 0 is every port.
         let (first, last) = match (first, end_port.get()) {
             (0, None) => (0, u16::MAX),
             (first, None | Some(0)) => (first, first),
             (first, Some(&last)) => (first, last),
-        };
-        let protocols: &[u8] = match protocol.get() {
-            None | Some(file::PolicyProtocol::Any) => &[6, 17, 132],
-            Some(file::PolicyProtocol::Tcp) => &[6],
-            Some(file::PolicyProtocol::Udp) => &[17],
-            Some(file::PolicyProtocol::Sctp) => &[132],
-            Some(file::PolicyProtocol::Icmp | file::PolicyProtocol::Icmpv6) => {
-                return self.report.fault(protocol.at, "ICMP has no ports", "write `icmps`");
-            }
         };
         all.extend(protocols.iter().map(|&protocol| Ports { protocol, first, last }));
     }

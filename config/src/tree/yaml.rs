@@ -24,8 +24,15 @@ const SMALL_MAPPING: usize = 16;
 
 /// Turns `text` into a tree. `None`: the document is empty, or the report says why there is none.
 pub(crate) fn from_yaml<'t>(text: &'t str, report: &Report<'_>) -> Option<Node<'t>> {
-    let options = granit_parser::options! { emit_comments: false };
     let mut builder = Builder::new(report);
+    read(text, &mut builder)?;
+    builder.root
+}
+
+/// `None`: the report has the reason.
+fn read<'t>(text: &'t str, builder: &mut Builder<'t, '_, '_>) -> Option<()> {
+    let report = builder.report;
+    let options = granit_parser::options! { emit_comments: false };
     for event in Parser::new_from_str_with_options(text, options) {
         let step = match event {
             Ok((event, span)) => builder.event(event, span),
@@ -40,7 +47,18 @@ pub(crate) fn from_yaml<'t>(text: &'t str, report: &Report<'_>) -> Option<Node<'
             return None;
         }
     }
-    builder.root
+    Some(())
+}
+
+/// The same for a text of several documents; one that is empty is left out.
+pub(crate) fn documents<'t>(text: &'t str, report: &Report<'_>) -> Option<Vec<Node<'t>>> {
+    let mut builder = Builder::new(report);
+    builder.many = Some(Vec::new());
+    read(text, &mut builder)?;
+    let mut all = builder.many.unwrap_or_default();
+    all.extend(builder.root);
+    all.retain(|node| !node.is_null());
+    Some(all)
 }
 
 /// The report has the reason.
@@ -50,6 +68,8 @@ struct Builder<'t, 'r, 'd> {
     report: &'r Report<'d>,
     root: Option<Node<'t>>,
     documents: usize,
+    /// Documents before this one, where there may be several.
+    many: Option<Vec<Node<'t>>>,
     open: Vec<Open<'t>>,
     anchors: HashMap<usize, (Node<'t>, Extent)>,
     aliased: usize,
@@ -88,6 +108,7 @@ impl<'t, 'r, 'd> Builder<'t, 'r, 'd> {
             report,
             root: None,
             documents: 0,
+            many: None,
             open: Vec::new(),
             anchors: HashMap::new(),
             aliased: 0,
@@ -99,7 +120,10 @@ impl<'t, 'r, 'd> Builder<'t, 'r, 'd> {
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
-                if self.documents > 1 {
+                if let Some(many) = &mut self.many {
+                    many.extend(self.root.take());
+                    self.anchors.clear();
+                } else if self.documents > 1 {
                     self.report.fault(
                         at,
                         "a second YAML document begins here",

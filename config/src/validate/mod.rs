@@ -15,8 +15,9 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
+    policy::endpoint,
     prefilter::{ListBody, ListEntry, ListPath},
-    refused::policy_shape,
+    refused::{cidr_rule, expressions, policy_shape, port_range},
     service::{Places, service},
 };
 use crate::{

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Context, Fragment, Kind, policy_shape, required_name, unusable};
 use crate::{
+    fault::{Loc, Report},
     file::{self, Field, List},
     model,
-    policy::{self, Enforcement, Labels},
+    policy::{self, Enforcement, Labels, PortName},
 };
 
 pub(super) fn endpoints(
@@ -14,59 +15,129 @@ pub(super) fn endpoints(
     context: &Context<'_, '_>,
     fragment: &mut Fragment,
 ) {
-    let report = context.report;
     for (endpoint, at) in endpoints.elements() {
-        let file::Endpoint { name, labels: of, addresses, interface, audit, enforcement } =
-            endpoint;
-        let name = required_name(name, at, Kind::Endpoint, context, fragment);
-        if addresses.is_absent() {
-            report.missing(at, "addresses", "allowed: one address or more");
+        let name = required_name(&endpoint.name, at, Kind::Endpoint, context, fragment);
+        let source = context.source(at);
+        if let Some(endpoint) = one(endpoint, at, name, source, context.report) {
+            fragment.endpoints.push(Arc::new(endpoint));
         }
-        if interface.is_absent() {
-            report.missing(at, "interface", "allowed: the host side of its interface");
-        }
-        let mut own = Vec::new();
-        for (&file::Ip(address), at) in addresses.elements() {
-            if let Some(what) = unusable(address) {
-                report.fault(at, format!("{address} is {what}"), "allowed: an endpoint's address");
-            }
-            own.push(address);
-        }
-        let Some((interface, at_interface)) = interface.placed() else { continue };
-        if interface.is_empty() || interface.len() > 15 || interface.contains(['/', ' ']) {
-            let message = format!("{interface:?} cannot be the name of an interface");
-            report.fault(at_interface, message, "allowed: 1 to 15 characters, no / and no space");
-            continue;
-        }
-        let Some(name) = name else { continue };
-        let endpoint = model::Endpoint {
-            name,
-            source: context.source(at),
-            labels: labels(of, context),
-            addresses: own,
-            interface: interface.clone(),
-            audit: audit.get().copied().unwrap_or(false),
-            enforcement: enforcement.get().copied().map(enforcement_of),
-        };
-        fragment.endpoints.push(Arc::new(endpoint));
     }
 }
 
+/// An endpoint of the API; `name` is what it is set as.
+pub(crate) fn endpoint(
+    endpoint: &file::Endpoint,
+    at: Loc,
+    name: &str,
+    report: &Report<'_>,
+) -> Option<model::Endpoint> {
+    if let Some((own, at)) = endpoint.name.placed()
+        && own != name
+    {
+        report.fault(at, format!("{own:?} is not the name that it is set as"), "leave it out");
+    }
+    if !crate::is_name(name) {
+        let message = format!("{name:?} cannot be the name of an endpoint");
+        report.fault(at, message, "allowed: letters, digits, `.`, `_`, `:` and `-`");
+    }
+    one(endpoint, at, Some(name.to_owned()), model::Source::Api, report)
+}
+
+fn one(
+    endpoint: &file::Endpoint,
+    at: Loc,
+    name: Option<String>,
+    source: model::Source,
+    report: &Report<'_>,
+) -> Option<model::Endpoint> {
+    let file::Endpoint { name: _, labels: of, addresses, interface, audit, enforcement, ports } =
+        endpoint;
+    if addresses.is_absent() {
+        report.missing(at, "addresses", "allowed: one address or more");
+    }
+    if interface.is_absent() {
+        report.missing(at, "interface", "allowed: the host side of its interface");
+    }
+    let mut own = Vec::new();
+    for (&file::Ip(address), at) in addresses.elements() {
+        if let Some(what) = unusable(address) {
+            report.fault(at, format!("{address} is {what}"), "allowed: an endpoint's address");
+        }
+        own.push(address);
+    }
+    let (interface, at_interface) = interface.placed()?;
+    if interface.is_empty() || interface.len() > 15 || interface.contains(['/', ' ']) {
+        let message = format!("{interface:?} cannot be the name of an interface");
+        report.fault(at_interface, message, "allowed: 1 to 15 characters, no / and no space");
+        return None;
+    }
+    Some(model::Endpoint {
+        name: name?,
+        source,
+        labels: labels(of, report),
+        addresses: own,
+        interface: interface.clone(),
+        audit: audit.get().copied().unwrap_or(false),
+        enforcement: enforcement.get().copied().map(enforcement_of),
+        ports: port_names(ports, report),
+    })
+}
+
+fn port_names(ports: &List<file::EndpointPort>, report: &Report<'_>) -> Vec<PortName> {
+    let mut own = Vec::new();
+    for (file::EndpointPort { name, port, protocol }, at) in ports.elements() {
+        if name.is_absent() {
+            report.missing(at, "name", "allowed: the name that rules use");
+        }
+        if port.is_absent() {
+            report.missing(at, "port", "allowed: 1 to 65535");
+        }
+        let (Some((name, at)), Some(port)) = (name.placed(), port.get()) else { continue };
+        if !policy::is_port_name(name) {
+            let message = format!("{name:?} cannot be the name of a port");
+            let help = "allowed: up to 15 letters, digits and `-`, with one letter at least";
+            report.fault(at, message, help);
+        }
+        let protocols = policy::protocols(protocol.get().copied());
+        let one = |protocol: &u8| PortName { name: name.clone(), protocol: *protocol, port: *port };
+        match protocol.get() {
+            None => own.push(one(&6)),
+            Some(file::PolicyProtocol::Icmp | file::PolicyProtocol::Icmpv6) => {
+                report.fault(protocol.at, "ICMP has no ports", "allowed: TCP, UDP, SCTP, ANY");
+            }
+            Some(_) => own.extend(protocols.iter().map(one)),
+        }
+    }
+    own
+}
+
+/// Reserved identities that an endpoint may be; without labels it is the first.
+const OF_ENDPOINTS: [&str; 3] = ["reserved:init", "reserved:health", "reserved:unmanaged"];
+
 /// Labels without the source they may have in front, as rules name them.
-fn labels(field: &Field<BTreeMap<String, Field<String>>>, context: &Context<'_, '_>) -> Labels {
+fn labels(field: &Field<BTreeMap<String, Field<String>>>, report: &Report<'_>) -> Labels {
     let mut own = Labels::new();
     for (key, value) in field.get().into_iter().flatten() {
         let at = if value.is_absent() { field.at } else { value.at };
         let bare = policy::bare_key(key);
-        if bare.contains(':') {
+        let reserved = OF_ENDPOINTS.contains(&bare);
+        if bare.contains(':') && !reserved {
             let message = format!("{key:?} cannot be a label of an endpoint");
-            context.report.fault(
+            report.fault(
                 at,
                 message,
-                "allowed: any:, k8s: or no source in front of the key",
+                "allowed: any:, k8s: or no source in front of the key; reserved:init, reserved:health, \
+                 reserved:unmanaged alone",
             );
         }
         own.insert(bare.to_owned(), value.get().cloned().unwrap_or_default());
+        if reserved && field.get().is_some_and(|all| all.len() > 1) {
+            let message = format!("{bare} is an identity of its own");
+            report.fault(at, message, "leave the other labels out");
+        }
+    }
+    if own.is_empty() {
+        own.insert(OF_ENDPOINTS[0].to_owned(), String::new());
     }
     own
 }

@@ -5,6 +5,7 @@ use super::{Context, Fragment};
 use crate::{
     fault::{Loc, show},
     file::{self, Field, List},
+    policy::is_port_name,
 };
 
 /// Checks all of a rule but its name, which imported rules need not have.
@@ -79,7 +80,7 @@ fn selector(field: &Field<file::Selector>, context: &Context<'_, '_>) {
     }
 }
 
-fn expressions(selector: &file::Selector, context: &Context<'_, '_>) {
+pub(crate) fn expressions(selector: &file::Selector, context: &Context<'_, '_>) {
     let report = context.report;
     for (expression, at) in selector.match_expressions.elements() {
         let file::Expression { key, operator, values } = expression;
@@ -102,7 +103,7 @@ fn expressions(selector: &file::Selector, context: &Context<'_, '_>) {
     }
 }
 
-fn cidr_rule(rule: &file::CidrRule, context: &Context<'_, '_>) {
+pub(crate) fn cidr_rule(rule: &file::CidrRule, context: &Context<'_, '_>) {
     let file::CidrRule { cidr, except } = rule;
     let Some(file::Cidr(whole)) = cidr.get() else {
         return;
@@ -123,7 +124,7 @@ fn ports(rules: &List<file::PortRule>, context: &Context<'_, '_>) {
     }
 }
 
-fn port_range(entry: &file::PolicyPort, at: Loc, context: &Context<'_, '_>) {
+pub(crate) fn port_range(entry: &file::PolicyPort, at: Loc, context: &Context<'_, '_>) {
     let report = context.report;
     let file::PolicyPort { port, end_port, protocol: _ } = entry;
     if port.is_absent() {
@@ -132,19 +133,16 @@ fn port_range(entry: &file::PolicyPort, at: Loc, context: &Context<'_, '_>) {
     let Some((text, at)) = port.placed() else {
         return;
     };
-    let named = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 15
-            && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
-            && text.bytes().any(|c| c.is_ascii_alphabetic())
-    };
     let number = text.parse::<u16>();
-    if number.is_err() && !named(text) {
+    if number.is_err() && !is_port_name(text) {
         report.fault(
             at,
             format!("{} is not a port", show(text)),
             "allowed: 0 to 65535, or the name of a port",
         );
+    }
+    if number.is_err() && end_port.get().is_some_and(|last| *last != 0) {
+        report.fault(end_port.at, "a port with a name begins no range", "leave `endPort` out");
     }
     if let Some((&last, at)) = end_port.placed()
         && number.is_ok_and(|first| last < first)

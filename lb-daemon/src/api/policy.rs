@@ -1,22 +1,22 @@
 //! Identity policy: endpoints, identities, rules, and documents of rules that are set here.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 
 use axum::{Json, extract::State, http::StatusCode};
 use config::policy::Enforcement;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     ApiState,
-    extract::{BulkBody, PathOf},
+    extract::{BulkBody, JsonBody, PathOf, QueryOf},
     model::{List, Source, origin},
     problem::{FieldError, Kind, Problem},
     read::list,
 };
 use crate::{
     command::Command,
-    policy::kernel::Attachment,
+    policy::{kernel::Attachment, trace::Trace},
     view::{Counters, EndpointView, RuleView},
 };
 
@@ -104,13 +104,7 @@ impl From<&EndpointView> for Endpoint {
             addresses: spec.addresses.clone(),
             interface: spec.interface.clone(),
             audit: spec.audit,
-            enforcement: match spec.enforcement {
-                None => "node",
-                Some(Enforcement::Default) => "default",
-                Some(Enforcement::Always) => "always",
-                Some(Enforcement::Never) => "never",
-            }
-            .to_owned(),
+            enforcement: spec.enforcement.map_or("node", Enforcement::as_str).to_owned(),
             attached: attached.to_owned(),
             reason,
         }
@@ -161,6 +155,56 @@ pub(super) async fn endpoint(
     found.map(|endpoint| Json(endpoint.into())).ok_or_else(|| {
         Problem::new(Kind::NotFound, format!("there is no endpoint named \"{name}\""))
     })
+}
+
+/// Creates an endpoint or replaces it as a whole.
+#[utoipa::path(
+    put, path = "/v1/endpoints/{name}", tag = "policy",
+    params(("name" = String, Path, description = "Name of the endpoint")),
+    request_body(
+        content = Object,
+        description = "As in a file under `endpoints`; `lbctl config schema` describes the fields",
+    ),
+    responses(
+        (status = 200, description = "In force and kept", body = Endpoint),
+        (status = 409, description = "An address or the interface is another one's, or it comes from \
+            a file", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn put_endpoint(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<Endpoint>, Problem> {
+    let parsed = config::parse_endpoint_json(&name, body.to_string().as_bytes());
+    let parsed = parsed.map_err(|faults| {
+        let errors = faults.into_iter().map(|f| FieldError::new(f.field, f.message)).collect();
+        Problem::with_fields(Kind::Invalid, errors)
+    })?;
+    let new = Arc::new(parsed);
+    state.command(|reply| Command::PutEndpoint { endpoint: new, reply }).await??;
+    endpoint(State(state), PathOf(name)).await
+}
+
+/// Deletes an endpoint: policy is not enforced on its interface any more.
+#[utoipa::path(
+    delete, path = "/v1/endpoints/{name}", tag = "policy",
+    params(("name" = String, Path, description = "Name of the endpoint")),
+    responses(
+        (status = 204, description = "Deleted"),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It comes from a file", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delete_endpoint(
+    State(state): State<ApiState>,
+    PathOf(name): PathOf<String>,
+) -> Result<StatusCode, Problem> {
+    state.command(|reply| Command::DeleteEndpoint { name, reply }).await??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Identities: numbers and the labels that they stand for.
@@ -261,4 +305,43 @@ pub(super) async fn delete_document(
 ) -> Result<StatusCode, Problem> {
     state.command(|reply| Command::DeletePolicies { document, reply }).await??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a trace is asked about.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Asked {
+    /// Who opens the connection: labels (`id=app2,env=prod`), an address, the name of an endpoint,
+    /// or `host`, `remote-node`, `init`, `health`, `unmanaged`.
+    from: String,
+    /// To whom, as `from`.
+    to: String,
+    /// Destination port and protocol (`80/tcp`), or ICMP type (`8/icmp`).
+    dport: String,
+}
+
+/// Why two sides may or may not talk, by what is in force.
+#[utoipa::path(
+    get, path = "/v1/policy-trace", tag = "policy", params(Asked),
+    responses(
+        (status = 200, body = Trace),
+        (status = 422, description = "Not a question; `errors` names the field", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn trace(
+    State(state): State<ApiState>,
+    QueryOf(asked): QueryOf<Asked>,
+) -> Result<Json<Trace>, Problem> {
+    let invalid = |field: &str, message: String| {
+        Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
+    };
+    let from = asked.from.parse().map_err(|error| invalid("from", error))?;
+    let to = asked.to.parse().map_err(|error| invalid("to", error))?;
+    let flow = crate::policy::trace::flow(&asked.dport).map_err(|error| invalid("dport", error))?;
+    let answer = state
+        .read(move |view, _| crate::policy::trace::trace(&view.policy.wanted, &from, &to, flow))
+        .await?;
+    answer.map(Json).map_err(|error| invalid("", error))
 }

@@ -77,6 +77,7 @@ fn policy() -> PolicyView {
         interface: "veth-app1".to_owned(),
         audit: false,
         enforcement: None,
+        ports: Vec::new(),
     };
     let attached = crate::policy::kernel::Attachment::Tcx;
     let endpoint = EndpointView { spec: Arc::new(spec), identity: 256, attached };

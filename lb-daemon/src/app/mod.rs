@@ -42,7 +42,7 @@ use crate::{
     links::Links,
     nexthop::{NextHop, Resolver},
     plan::prefixes::Prefixes,
-    policy::documents::Documents,
+    policy::documents::{Documents, EndpointStore},
     store::Store,
 };
 
@@ -90,7 +90,9 @@ pub async fn run(
     let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
     let (slot, pending) = Slot::open(&options.state).context("the state directory")?;
     let (documents, rules) = Documents::open(&options.state).context("the state directory")?;
-    let set = sources::Api { services: &api, lists: &lists, rules: &rules };
+    let (endpoint_store, endpoints) =
+        EndpointStore::open(&options.state).context("the state directory")?;
+    let set = sources::Api { services: &api, lists: &lists, rules: &rules, endpoints: &endpoints };
     let (wanted, _) = sources::merge_what_fits(&files, &set);
     let bound = listen::bind(&options.api).await?;
 
@@ -153,6 +155,8 @@ pub async fn run(
         guard: guard.clone(),
         documents,
         rules,
+        endpoint_store,
+        endpoints,
         links,
         resolver,
         checker,

@@ -51,7 +51,7 @@ use crate::{
     links::Links,
     nexthop::{NextHop, Resolver},
     plan::{Full, Planner, prefixes::Prefixes},
-    policy::documents::{Documents, Rules},
+    policy::documents::{ApiEndpoints, Documents, EndpointStore, Rules},
     store::Store,
     view::{ConfigView, Health, InterfaceView, ServiceView, View},
 };
@@ -91,6 +91,8 @@ pub(super) struct Parts {
     pub(super) guard: Guard,
     pub(super) documents: Documents,
     pub(super) rules: Rules,
+    pub(super) endpoint_store: EndpointStore,
+    pub(super) endpoints: ApiEndpoints,
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
@@ -100,7 +102,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Everything that the API has set.
     fn set<'a>(&'a self, lists: &'a bans::Lists) -> sources::Api<'a> {
-        sources::Api { services: &self.api, lists, rules: &self.rules }
+        sources::Api { services: &self.api, lists, rules: &self.rules, endpoints: &self.endpoints }
     }
 }
 
@@ -294,6 +296,14 @@ impl Owner {
             }
             Command::PutPolicies { document, text, rules, reply } => {
                 let done = self.put_policies(&document, &text, rules);
+                let _ = reply.send(done);
+            }
+            Command::PutEndpoint { endpoint, reply } => {
+                let done = self.put_endpoint(&endpoint);
+                let _ = reply.send(done);
+            }
+            Command::DeleteEndpoint { name, reply } => {
+                let done = self.delete_endpoint(&name);
                 let _ = reply.send(done);
             }
             Command::DeletePolicies { document, reply } => {

@@ -12,7 +12,10 @@ use std::{
 
 use abi::reason::Reason;
 use arc_swap::ArcSwapOption;
-use config::{model::DesiredState, policy::Entity};
+use config::{
+    model::{DesiredState, Service},
+    policy::{Entity, Group},
+};
 
 use super::kernel::LINKS;
 use crate::{
@@ -217,7 +220,7 @@ impl Policy {
             rules: rules.collect(),
             identities: state.identities().iter().map(|(n, labels)| (n, labels.clone())).collect(),
             enforcement: wanted.enforcement,
-            all: Arc::clone(&wanted.rules),
+            wanted: Arc::new(wanted.clone()),
         }
     }
 }
@@ -237,7 +240,25 @@ fn wanted(
         nodes: local.iter().map(|&address| (address, host)).collect(),
         rules: Arc::clone(&desired.policies),
         enforcement: desired.policy_enforcement,
+        groups: Wanted::groups_of(&desired.policies)
+            .map(|group| (group.clone(), members(group, desired)))
+            .collect(),
     }
+}
+
+/// The addresses of a group.
+fn members(group: &Group, desired: &DesiredState) -> BTreeSet<IpAddr> {
+    let Group::Service { namespace, name } = group;
+    // As services of Kubernetes are named, of which each port is one.
+    let prefix = namespace.as_ref().map(|namespace| format!("{namespace}.{name}."));
+    let own = |service: &&Arc<Service>| {
+        service.name == *name || prefix.as_ref().is_some_and(|own| service.name.starts_with(own))
+    };
+    let of = |service: &Arc<Service>| {
+        let backends = service.backends.iter().map(|backend| backend.address);
+        service.addresses.iter().copied().chain(backends).collect::<Vec<_>>()
+    };
+    desired.services.values().filter(own).flat_map(of).collect()
 }
 
 /// Room for what is wanted, and as much again.

@@ -10,7 +10,7 @@ use std::{
 use abi::table::FrontendKey;
 use config::{
     Fault, Loader, Watcher,
-    model::{DesiredState, Service},
+    model::{DesiredState, Endpoint, Service},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::{
     bans,
     command::{Command, Refusal},
     plan::service_keys,
-    policy::documents::Rules,
+    policy::documents::{ApiEndpoints, Rules},
 };
 
 /// Objects of the API, by name.
@@ -31,6 +31,7 @@ pub(super) struct Api<'a> {
     pub(super) lists: &'a bans::Lists,
     /// Those of files go before them.
     pub(super) rules: &'a Rules,
+    pub(super) endpoints: &'a ApiEndpoints,
 }
 
 /// One fault as a printable paragraph.
@@ -118,8 +119,8 @@ pub(super) fn merge_what_fits(
     files: &Arc<DesiredState>,
     api: &Api<'_>,
 ) -> (Arc<DesiredState>, Vec<String>) {
-    let Api { services, lists, rules } = api;
-    if services.is_empty() && lists.is_empty() && rules.is_empty() {
+    let Api { services, lists, rules, endpoints } = api;
+    if services.is_empty() && lists.is_empty() && rules.is_empty() && endpoints.is_empty() {
         return (Arc::clone(files), Vec::new());
     }
     let mut faults = Vec::new();
@@ -129,6 +130,14 @@ pub(super) fn merge_what_fits(
             None => drop(merged.services.insert(name.clone(), Arc::clone(service))),
             Some((_, text)) => {
                 faults.push(format!("an object of the API contradicts the files: {text}"));
+            }
+        }
+    }
+    for (name, endpoint) in *endpoints {
+        match endpoint_clash(endpoint, files.endpoints.values()) {
+            None => drop(merged.endpoints.insert(name.clone(), Arc::clone(endpoint))),
+            Some((_, text)) => {
+                faults.push(format!("an endpoint of the API contradicts the files: {text}"));
             }
         }
     }
@@ -163,6 +172,51 @@ pub(super) fn admit(
         Some((field, message)) => Err(Refusal::Conflict { field, message }),
         None => Ok(()),
     }
+}
+
+/// Whether an endpoint of the API may stand beside all others.
+pub(super) fn admit_endpoint(
+    endpoint: &Endpoint,
+    files: &DesiredState,
+    api: &ApiEndpoints,
+) -> Result<(), Refusal> {
+    if let Some(of_file) = files.endpoints.get(&endpoint.name) {
+        return Err(Refusal::ReadOnly {
+            name: endpoint.name.clone(),
+            origin: origin(&of_file.source),
+        });
+    }
+    let others = api.values().filter(|other| other.name != endpoint.name);
+    match endpoint_clash(endpoint, files.endpoints.values().chain(others)) {
+        Some((field, message)) => Err(Refusal::Conflict { field, message }),
+        None => Ok(()),
+    }
+}
+
+/// The first field of `endpoint` that contradicts another one, and how.
+fn endpoint_clash<'a>(
+    endpoint: &Endpoint,
+    others: impl Iterator<Item = &'a Arc<Endpoint>>,
+) -> Option<(String, String)> {
+    for other in others {
+        let (name, from) = (&other.name, origin(&other.source));
+        if *name == endpoint.name {
+            let text = format!("the name \"{name}\" is taken ({from}); choose another one");
+            return Some(("name".to_owned(), text));
+        }
+        if other.interface == endpoint.interface {
+            let text =
+                format!("{} is the interface of the endpoint {name} ({from})", other.interface);
+            return Some(("interface".to_owned(), text));
+        }
+        let shared = |own: &std::net::IpAddr| other.addresses.contains(own);
+        if let Some(index) = endpoint.addresses.iter().position(shared) {
+            let address = endpoint.addresses[index];
+            let text = format!("{address} is an address of the endpoint {name} ({from})");
+            return Some((format!("addresses[{index}]"), text));
+        }
+    }
+    None
 }
 
 /// The refusal to change what belongs to another source.

@@ -4,9 +4,10 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use config::policy::Object;
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     client::{Client, Guard, segment},
@@ -17,7 +18,7 @@ use crate::{
         model::List,
         policy::{Endpoint, Identity, Policy, PolicyDocument},
     },
-    policy::cli,
+    policy::{cli, trace::Trace},
 };
 
 /// Rules of identity policy.
@@ -32,11 +33,15 @@ pub(super) enum Verb {
     },
     /// Documents of rules that were imported.
     Documents,
-    /// Put the rules of files in force: JSON or YAML, as Cilium takes them.
+    /// Put the rules of files in force: JSON or YAML, as Cilium takes them, and objects of the kinds
+    /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and NetworkPolicy.
     Import {
         /// Files, or directories of such files (.yaml, .yml, .json). Each is a document with its name.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// Import the files without faults, and say what is wrong with the others.
+        #[arg(long)]
+        skip_faulty: bool,
     },
     /// Delete a document with its rules.
     Delete {
@@ -57,6 +62,71 @@ pub(super) enum EndpointVerb {
         /// Its name.
         name: String,
     },
+    /// Creates an endpoint or replaces it as a whole. It is kept over restarts.
+    Set(SetEndpoint),
+    /// Deletes endpoints that were set here.
+    Delete {
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// What an endpoint is.
+#[derive(Debug, Args)]
+pub(super) struct SetEndpoint {
+    /// Its name.
+    name: String,
+    /// KEY=VALUE; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// May be given more than once.
+    #[arg(long, required = true, value_name = "IP")]
+    address: Vec<std::net::IpAddr>,
+    /// Host side of its interface.
+    #[arg(long)]
+    interface: String,
+    /// NAME=PORT/PROTOCOL, for rules that name ports: http=80/tcp; may be given more than once.
+    #[arg(long, value_name = "NAME=PORT/PROTOCOL", value_parser = pair)]
+    port: Vec<(String, String)>,
+    /// What rules deny is counted and passes.
+    #[arg(long)]
+    audit: bool,
+    /// default, always or never, in the place of the node's.
+    #[arg(long)]
+    enforcement: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a `=` is missing")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl SetEndpoint {
+    fn run(&self, client: &Client, output: &Output) -> anyhow::Result<()> {
+        let Self { name, label, address, interface, port, audit, enforcement } = self;
+        let mut ports = Vec::new();
+        for (name, text) in port {
+            let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+            let number: u16 = number.parse().with_context(|| format!("--port {name}={text}"))?;
+            let protocol = protocol.to_ascii_uppercase();
+            ports.push(json!({"name": name, "port": number, "protocol": protocol}));
+        }
+        let labels: std::collections::BTreeMap<_, _> = label.iter().cloned().collect();
+        let mut body = json!({
+            "labels": labels,
+            "addresses": address,
+            "interface": interface,
+            "audit": audit,
+            "ports": ports,
+        });
+        if let Some(enforcement) = enforcement {
+            body["enforcement"] = json!(enforcement);
+        }
+        let path = format!("/v1/endpoints/{}", segment(name));
+        let value = client.change(Method::PUT, &path, Some(&body), Guard::default())?;
+        output.done(&value, &format!("{name} is set"))
+    }
 }
 
 /// Numbers that stand for labels.
@@ -98,15 +168,33 @@ impl Verb {
                     )
                 })
             }
-            Self::Import { files } => import(client, output, files),
+            Self::Import { files, skip_faulty } => import(client, output, files, *skip_faulty),
             Self::Delete { document } => {
                 let path = format!("/v1/policy-documents/{}", segment(document));
                 client.change(Method::DELETE, &path, None, Guard::default())?;
                 output.done(&Value::Null, &format!("the rules of {document} are removed"))
             }
+            Self::Files(cli::Command::Trace(query)) if query.rules.is_empty() => {
+                by_daemon(client, output, query)
+            }
             Self::Files(verb) => of_files(verb, output),
         }
     }
+}
+
+/// What the daemon says by what is in force.
+fn by_daemon(client: &Client, output: &Output, query: &cli::Trace) -> anyhow::Result<()> {
+    let cli::Trace { from, to, dport, .. } = query;
+    let part = |text: &str| segment(text);
+    let path = format!(
+        "/v1/policy-trace?from={}&to={}&dport={}",
+        part(&from.to_string()),
+        part(&to.to_string()),
+        part(&dport.to_string()),
+    );
+    let (value, trace) = client.get::<Trace>(&path)?;
+    output.show(&value, || trace.to_string())?;
+    if trace.allowed { Ok(()) } else { bail!("the rules deny it") }
 }
 
 /// Answers; a trace that ends in a denial, and faulty rules, are failures.
@@ -122,27 +210,42 @@ fn of_files(verb: &cli::Command, output: &Output) -> anyhow::Result<()> {
 }
 
 /// Every file is read before the first one is sent.
-fn import(client: &Client, output: &Output, paths: &[PathBuf]) -> anyhow::Result<()> {
+fn import(
+    client: &Client,
+    output: &Output,
+    paths: &[PathBuf],
+    skip_faulty: bool,
+) -> anyhow::Result<()> {
     let mut documents = Vec::new();
     let mut faults = Vec::new();
     for path in cli::files(paths)? {
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        if let Err(found) = config::policy::import(&path, &text) {
-            faults.extend(found.iter().map(ToString::to_string));
-        }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        documents.push((name, text));
+        match config::policy::import_objects(&path, &text) {
+            Ok((_, objects)) => documents.push((name, text, objects)),
+            Err(found) if skip_faulty => {
+                for fault in found {
+                    output.text(&format!("left out: {fault}\n"))?;
+                }
+            }
+            Err(found) => faults.extend(found.iter().map(ToString::to_string)),
+        }
     }
     if !faults.is_empty() {
         bail!("nothing is imported:\n{}", faults.join("\n"));
     }
-    for (name, text) in documents {
+    for (name, text, objects) in documents {
         let path = format!("/v1/policy-documents/{}", segment(&name));
         let value = client.replace(&path, text.into_bytes())?;
         let PolicyDocument { name, rules } = serde_json::from_value(value.clone())?;
         let word = if rules == 1 { "rule" } else { "rules" };
-        output.done(&value, &format!("{name}: {rules} {word}, in force"))?;
+        let each = objects.iter().map(|Object { kind, name, rules }| {
+            let word = if rules.len() == 1 { "rule" } else { "rules" };
+            format!("\n  {kind} {name}: {} {word}", rules.len())
+        });
+        let each: String = each.collect();
+        output.done(&value, &format!("{name}: {rules} {word}, in force{each}"))?;
     }
     Ok(())
 }
@@ -175,6 +278,15 @@ impl EndpointVerb {
                 let path = format!("/v1/endpoints/{}", segment(name));
                 let (value, one) = client.get::<Endpoint>(&path)?;
                 output.show(&value, || endpoints(vec![one]))
+            }
+            Self::Set(set) => set.run(client, output),
+            Self::Delete { names } => {
+                for name in names {
+                    let path = format!("/v1/endpoints/{}", segment(name));
+                    client.change(Method::DELETE, &path, None, Guard::default())?;
+                    output.done(&json!({"name": name}), &format!("{name} is deleted"))?;
+                }
+                Ok(())
             }
         }
     }

@@ -5,50 +5,60 @@
 use std::{
     fs,
     io::{self, Write},
-    net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use config::{
-    model::Source,
-    policy::{Direction, Enforcement, Entity, Labels, Rule, import},
+    Loader,
+    policy::{Enforcement, Labels, Rule, import},
 };
 
-use super::{Flow, Verdict, explain, explain::Other, review::review};
+use super::{
+    Flow,
+    review::review,
+    state::Wanted,
+    trace::{self, RuleName, Side},
+};
 
 /// What can be asked about rules.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Read rules and say what is wrong with them.
+    /// Read rules and say what is wrong with them, or probably not meant.
     Validate {
         /// Files of rules, or directories of such files (.yaml, .yml, .json).
         #[arg(required = true)]
         rules: Vec<PathBuf>,
+        /// Configuration whose endpoints the rules are for: says which rules select none.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
     },
-    /// Say whether two sides may talk, and which rule decides. Exit code 1: they may not.
+    /// Say whether two sides may talk, which rule decides, and what would change it. Exit code 1: they
+    /// may not.
     Trace(Trace),
 }
 
 /// What `trace` is about.
 #[derive(Debug, Args)]
 pub struct Trace {
-    /// Files of rules, or directories of such files.
-    #[arg(long, required = true)]
-    rules: Vec<PathBuf>,
-    /// Who opens the connection: labels (id=app2,env=prod), an address that is nobody's, or host,
-    /// remote-node, init, health, unmanaged.
-    #[arg(long, value_parser = side)]
-    from: Side,
+    /// Files of rules, or directories of such files. Without any the daemon answers, by what is in
+    /// force there.
+    #[arg(long)]
+    pub rules: Vec<PathBuf>,
+    /// Who opens the connection: labels (id=app2,env=prod), an address, the name of an endpoint, or
+    /// host, remote-node, init, health, unmanaged.
+    #[arg(long)]
+    pub from: Side,
     /// To whom, as `--from`.
-    #[arg(long, value_parser = side)]
-    to: Side,
+    #[arg(long)]
+    pub to: Side,
     /// Destination port and protocol: 80/tcp, 53/udp, 9/sctp; ICMP type: 8/icmp, 128/icmpv6.
-    #[arg(long, value_parser = flow)]
-    dport: Flow,
-    /// Whether endpoints without a rule are open.
-    #[arg(long, value_enum, default_value = "default")]
+    #[arg(long, value_parser = trace::flow)]
+    pub dport: Flow,
+    /// Whether endpoints without a rule are open; of a daemon, what it has.
+    #[arg(long, value_enum, default_value = "default", requires = "rules")]
     enforcement: Mode,
 }
 
@@ -59,26 +69,18 @@ enum Mode {
     Never,
 }
 
-/// One side of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Side {
-    Endpoint(Labels),
-    Reserved(Entity),
-    World(IpAddr),
-}
-
 /// Answers; `false`: the answer is no.
 ///
 /// # Errors
 /// When files cannot be read or `out` not be written; for `trace` also when rules are faulty.
 pub fn run(command: &Command, out: &mut impl Write) -> Result<bool> {
     match command {
-        Command::Validate { rules } => validate(rules, out),
-        Command::Trace(query) => trace(query, out),
+        Command::Validate { rules, config } => validate(rules, config.as_deref(), out),
+        Command::Trace(query) => answer(query, out),
     }
 }
 
-fn validate(paths: &[PathBuf], out: &mut impl Write) -> Result<bool> {
+fn validate(paths: &[PathBuf], config: Option<&Path>, out: &mut impl Write) -> Result<bool> {
     let mut all = Vec::new();
     let mut good = true;
     for path in files(paths)? {
@@ -96,38 +98,41 @@ fn validate(paths: &[PathBuf], out: &mut impl Write) -> Result<bool> {
             }
         }
     }
-    for finding in review(&all) {
+    let endpoints = config.map(endpoints).transpose()?;
+    for finding in review(&all, endpoints.as_deref()) {
         let rule = &all[finding.rule];
-        writeln!(out, "{}: rule {}: {}", place(rule), rule.name, finding.message(&all))?;
+        let origin = RuleName::from(rule).origin;
+        writeln!(out, "{origin}: rule {}: {}", rule.name, finding.message(&all))?;
     }
     Ok(good)
 }
 
-fn trace(query: &Trace, out: &mut impl Write) -> Result<bool> {
-    let mut rules = Vec::new();
-    for path in files(&query.rules)? {
-        rules.extend(read(&path)?.map_err(|faults| {
-            let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            anyhow!("{}", lines.join("\n"))
-        })?);
-    }
-    both_ways(query, &rules, out)
+/// Labels of the endpoints of a configuration.
+fn endpoints(path: &Path) -> Result<Vec<Labels>> {
+    let state = Loader::new(path).load().map_err(|faults| said(&faults))?;
+    Ok(state.endpoints.values().map(|endpoint| endpoint.labels.clone()).collect())
 }
 
-fn both_ways(query: &Trace, rules: &[Rule], out: &mut impl Write) -> Result<bool> {
-    if !matches!((&query.from, &query.to), (Side::Endpoint(_), _) | (_, Side::Endpoint(_))) {
-        bail!("neither side is an endpoint, so no rule is about them; give labels with = for one");
+fn said(faults: &[config::Fault]) -> anyhow::Error {
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    anyhow!("{}", lines.join("\n"))
+}
+
+fn answer(query: &Trace, out: &mut impl Write) -> Result<bool> {
+    let mut rules = Vec::new();
+    for path in files(&query.rules)? {
+        rules.extend(read(&path)?.map_err(|faults| said(&faults))?);
     }
-    let egress = (Direction::Egress, &query.from, &query.to);
-    let ingress = (Direction::Ingress, &query.to, &query.from);
-    let mut passes = true;
-    for (direction, subject, other) in [egress, ingress] {
-        if let Side::Endpoint(labels) = subject {
-            passes &= one_way(query, rules, direction, labels, other, out)?;
-        }
-    }
-    writeln!(out, "{}", if passes { "allowed" } else { "denied" })?;
-    Ok(passes)
+    let enforcement = match query.enforcement {
+        Mode::Default => Enforcement::Default,
+        Mode::Always => Enforcement::Always,
+        Mode::Never => Enforcement::Never,
+    };
+    let facts = Wanted { rules: Arc::new(rules), enforcement, ..Wanted::default() };
+    let trace = trace::trace(&facts, &query.from, &query.to, query.dport);
+    let trace = trace.map_err(|error| anyhow!(error))?;
+    write!(out, "{trace}")?;
+    Ok(trace.allowed)
 }
 
 /// Whether the rules of this text let two sides talk, as `trace` has it.
@@ -135,69 +140,11 @@ fn both_ways(query: &Trace, rules: &[Rule], out: &mut impl Write) -> Result<bool
 pub(super) fn allows(rules: &str, from: &str, to: &str, dport: &str) -> Result<bool> {
     let read = import(Path::new("rules"), rules);
     let rules = read.map_err(|faults| anyhow!("{faults:?}"))?;
-    let query = Trace {
-        rules: Vec::new(),
-        from: side(from).map_err(|error| anyhow!(error))?,
-        to: side(to).map_err(|error| anyhow!(error))?,
-        dport: flow(dport).map_err(|error| anyhow!(error))?,
-        enforcement: Mode::Default,
-    };
-    both_ways(&query, &rules, &mut io::sink())
-}
-
-fn one_way(
-    query: &Trace,
-    rules: &[Rule],
-    direction: Direction,
-    labels: &Labels,
-    other: &Side,
-    out: &mut impl Write,
-) -> io::Result<bool> {
-    let enforcement = match query.enforcement {
-        Mode::Default => Enforcement::Default,
-        Mode::Always => Enforcement::Always,
-        Mode::Never => Enforcement::Never,
-    };
-    let other = match other {
-        Side::Endpoint(labels) => Other::Endpoint(labels),
-        Side::Reserved(entity) => Other::Reserved(*entity),
-        Side::World(address) => Other::World(*address),
-    };
-    let why = explain(labels, rules, enforcement, direction, other, query.dport);
-    let way = match direction {
-        Direction::Ingress => "ingress of",
-        Direction::Egress => "egress of",
-    };
-    let shown: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let rule = |index: u32| {
-        let rule = &rules[index as usize];
-        format!("rule {} ({})", rule.name, place(rule))
-    };
-    let decision = match why.verdict {
-        Verdict::Open => "open: no rule denies it, and nothing closes this direction".to_owned(),
-        Verdict::Allowed(by) => format!("allowed by {}", rule(by)),
-        Verdict::Denied(by) => format!("denied by {}", rule(by)),
-        Verdict::DeniedByDefault => "denied: no rule allows it".to_owned(),
-        Verdict::WouldDeny(by) => {
-            format!("passes, would be denied by {}, which is in audit", rule(by))
-        }
-        Verdict::WouldDenyByDefault => {
-            "passes, would be denied: no rule allows it, and rules in audit close this direction"
-                .to_owned()
-        }
-    };
-    writeln!(out, "{way} {}: {decision}", shown.join(","))?;
-    for (what, which) in [
-        ("selected by", &why.selecting),
-        ("would be allowed by", &why.allowing),
-        ("would be denied by", &why.denying),
-        ("would be denied in audit by", &why.auditing),
-    ] {
-        for index in which.iter().filter(|index| why.verdict.rule() != Some(**index)) {
-            writeln!(out, "  {what} {}", rule(*index))?;
-        }
-    }
-    Ok(why.verdict.passes())
+    let side = |text: &str| text.parse::<Side>().map_err(|error| anyhow!(error));
+    let flow = trace::flow(dport).map_err(|error| anyhow!(error))?;
+    let facts = Wanted { rules: Arc::new(rules), ..Wanted::default() };
+    let trace = trace::trace(&facts, &side(from)?, &side(to)?, flow);
+    trace.map(|trace| trace.allowed).map_err(|error| anyhow!(error))
 }
 
 /// Files as they are named, and those of directories in the order of their names.
@@ -225,56 +172,6 @@ fn read(path: &Path) -> Result<Result<Vec<Rule>, Vec<config::Fault>>> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(import(path, &text))
-}
-
-fn place(rule: &Rule) -> String {
-    match &rule.source {
-        Source::File { path, line, column } => format!("{}:{line}:{column}", path.display()),
-        Source::Api => "api".to_owned(),
-        Source::Kubernetes(object) => object.clone(),
-    }
-}
-
-fn side(text: &str) -> Result<Side, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(Side::World(address));
-    }
-    if text.contains('=') {
-        let pairs = text.split(',').map(|pair| {
-            let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair} has no ="))?;
-            if key.is_empty() {
-                return Err(format!("{pair} has no key"));
-            }
-            Ok((key.to_owned(), value.to_owned()))
-        });
-        return pairs.collect::<Result<Labels, String>>().map(Side::Endpoint);
-    }
-    Ok(Side::Reserved(match text.strip_prefix("reserved:").unwrap_or(text) {
-        "host" => Entity::Host,
-        "remote-node" => Entity::RemoteNode,
-        "init" => Entity::Init,
-        "health" => Entity::Health,
-        "unmanaged" => Entity::Unmanaged,
-        _ => {
-            let allowed = "KEY=VALUE,..., an address, host, remote-node, init, health, unmanaged";
-            return Err(format!("allowed: {allowed}"));
-        }
-    }))
-}
-
-fn flow(text: &str) -> Result<Flow, String> {
-    let allowed = "allowed: NUMBER/PROTOCOL with tcp, udp, sctp, icmp or icmpv6, such as 80/tcp";
-    let (port, protocol) = text.split_once('/').ok_or(allowed)?;
-    let port: u16 = port.parse().map_err(|_| allowed)?;
-    let protocol = match protocol.to_ascii_lowercase().as_str() {
-        "tcp" => 6,
-        "udp" => 17,
-        "sctp" => 132,
-        "icmp" if port < 256 => 1,
-        "icmpv6" if port < 256 => 58,
-        _ => return Err(allowed.to_owned()),
-    };
-    Ok(Flow { protocol, port })
 }
 
 #[cfg(test)]
@@ -313,6 +210,7 @@ mod tests {
             let (may, text) = ask(&[&query[..], &[other]].concat());
             assert!(!may && text.contains("ingress of id=app1: denied: no rule"), "{text}");
             assert!(text.contains("  selected by rule l3-rule"), "{text}");
+            assert!(text.contains("would change it: a rule that allows it: {endpointSelector:"));
         }
     }
 
@@ -328,14 +226,28 @@ mod tests {
 - {name: a, endpointSelector: {}, ingressDeny: [{fromEntities: [all]}]}
 - {name: b, endpointSelector: {}, ingress: [{fromEntities: [host]}]}
 - {name: c, endpointSelector: {}, egress: [{toEndpoints: []}]}
+- {name: d, endpointSelector: {}, egress: [{toCIDR: [10.0.0.0/8]}]}
+- {name: e, endpointSelector: {matchLabels: {id: app9}}, egress: [{toCIDR: [10.1.0.0/16]}]}
+- name: f
+  endpointSelector:
+    matchLabels: {id: app1}
+    matchExpressions: [{key: id, operator: NotIn, values: [app1]}]
+  ingress: [{}]
 ";
+        let config = write(
+            "config.yaml",
+            "endpoints: [{name: a, labels: {id: app1}, addresses: [10.0.0.1], interface: v}]",
+        );
         let good = write("good.yaml", shadowed);
-        let (valid, text) = ask(&["validate", &good]);
+        let (valid, text) = ask(&["validate", &good, "--config", &config]);
         assert!(valid);
         let wanted = format!(
-            "{good}: 3 rules\n\
+            "{good}: 6 rules\n\
              {good}:2:3: rule b: an ingress entry never counts: rule a denies all of it\n\
-             {good}:3:3: rule c: an egress entry is about nobody\n"
+             {good}:3:3: rule c: an egress entry is about nobody\n\
+             {good}:5:3: rule e: it selects none of the endpoints\n\
+             {good}:5:3: rule e: an egress entry is shadowed: rule d says all of it\n\
+             {good}:6:3: rule f: it selects nothing: its conditions contradict each other\n"
         );
         assert_eq!(text, wanted);
         let bad = write("bad.yaml", "- {name: a}");

@@ -7,14 +7,15 @@
 //! of 0, or the default.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
 };
 
 use config::policy::{
-    Clause, Condition, Direction, Enforcement, Entity, Labels, Peer, Ports, RESERVED, Rule,
-    Selector,
+    Clause, Condition, Direction, Enforcement, Entity, Group, Labels, NamedPort, Peer, PortName,
+    Ports, RESERVED, Rule, Selector,
 };
 
 use super::{
@@ -51,18 +52,46 @@ pub struct Table {
 #[error("the rules of one endpoint speak of {0} ranges of ports; allowed: 65535")]
 pub struct TooManyClasses(usize);
 
-/// Compiles the rules that select an endpoint with these labels. Indices in verdicts are those of
-/// `rules`.
+/// What rules speak of that is not theirs to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Who has the addresses of a group.
+    pub groups: BTreeMap<Group, BTreeSet<Identity>>,
+    /// Ports with names, of the endpoints with an identity.
+    pub ports: BTreeMap<Identity, BTreeSet<PortName>>,
+}
+
+/// The endpoint that rules are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Subject<'s> {
+    /// Its labels.
+    pub labels: &'s Labels,
+    /// Its ports with names.
+    pub ports: &'s [PortName],
+    /// Its own, or the node's.
+    pub enforcement: Enforcement,
+}
+
+/// Compiles the rules that select an endpoint. Indices in verdicts are those of `rules`.
 ///
 /// # Errors
 /// When the rules cut the ports into too many parts.
 pub fn compile(
-    subject: &Labels,
+    subject: Subject<'_>,
     rules: &[Rule],
     identities: &Identities,
-    enforcement: Enforcement,
+    known: &Known,
 ) -> Result<Compiled, TooManyClasses> {
-    Compiler::new(rules, identities, enforcement).compile(subject)
+    Compiler::new(rules, identities, known).compile(subject)
+}
+
+/// A clause as it is for one endpoint: all that it asks for is known.
+struct Part<'c> {
+    rule: u32,
+    audit: bool,
+    deny: bool,
+    peers: Rc<BTreeSet<Identity>>,
+    ports: Option<Cow<'c, [Ports]>>,
 }
 
 /// A label and its value.
@@ -73,7 +102,7 @@ type Pair<'c> = (&'c str, &'c str);
 pub struct Compiler<'c> {
     rules: &'c [Rule],
     identities: &'c Identities,
-    enforcement: Enforcement,
+    known: &'c Known,
     peers: RefCell<HashMap<*const Clause, Rc<BTreeSet<Identity>>>>,
     /// Rules by a label without which they select nobody.
     by_label: HashMap<Pair<'c>, Vec<u32>>,
@@ -94,7 +123,7 @@ fn needs(selector: &Selector) -> Option<(&str, &[String])> {
 impl<'c> Compiler<'c> {
     /// For these rules.
     #[must_use]
-    pub fn new(rules: &'c [Rule], identities: &'c Identities, enforcement: Enforcement) -> Self {
+    pub fn new(rules: &'c [Rule], identities: &'c Identities, known: &'c Known) -> Self {
         let mut by_label: HashMap<Pair<'c>, Vec<u32>> = HashMap::new();
         let mut unlabelled = Vec::new();
         for (index, rule) in (0..).zip(rules) {
@@ -114,7 +143,7 @@ impl<'c> Compiler<'c> {
             }
         }
         let peers = RefCell::default();
-        Self { rules, identities, enforcement, peers, by_label, unlabelled, bearers }
+        Self { rules, identities, known, peers, by_label, unlabelled, bearers }
     }
 
     /// The rules that select these labels, in order.
@@ -147,6 +176,7 @@ impl<'c> Compiler<'c> {
             Peer::Endpoints(selector) if let Some((key, values)) = needs(selector) => {
                 values.iter().flat_map(|value| with(key, value)).filter(about).collect()
             }
+            Peer::Group(group) => self.known.groups.get(group).cloned().unwrap_or_default(),
             Peer::Prefix { net, .. } => {
                 with(&prefix_label(*net), "").into_iter().filter(about).collect()
             }
@@ -154,39 +184,109 @@ impl<'c> Compiler<'c> {
         }
     }
 
-    /// Compiles the rules that select an endpoint with these labels.
+    /// Those of a clause's peers that rules for the same subject require, if they do.
+    fn required(&self, clause: &'c Clause, required: &[&Selector]) -> Rc<BTreeSet<Identity>> {
+        let endpoints = |peer: &Peer| matches!(peer, Peer::Endpoints(_));
+        if required.is_empty() || !clause.peers.iter().any(endpoints) {
+            return self.peers(clause);
+        }
+        if clause.peers.contains(&Peer::Any) {
+            return Rc::new(BTreeSet::from([ANYBODY]));
+        }
+        let mut all = BTreeSet::new();
+        for peer in &clause.peers {
+            let meets = |number: &Identity| {
+                let labels = self.identities.labels(*number);
+                labels.is_some_and(|labels| required.iter().all(|one| one.selects(labels)))
+            };
+            let bearers = self.bearers_of(peer);
+            all.extend(bearers.into_iter().filter(|number| !endpoints(peer) || meets(number)));
+        }
+        Rc::new(all)
+    }
+
+    /// The clauses of these rules in a direction, with everything that they ask for.
+    fn parts(
+        &self,
+        subject: Subject<'_>,
+        selected: &[(u32, &'c Rule)],
+        direction: Direction,
+    ) -> Vec<Part<'c>> {
+        let requirements = selected.iter().flat_map(|(_, rule)| &rule.requires);
+        let mut required: [Vec<&Selector>; 2] = [Vec::new(), Vec::new()];
+        for one in requirements.filter(|one| one.direction == direction) {
+            required[usize::from(one.deny)].push(&one.selector);
+        }
+        let mut parts = Vec::new();
+        for &(rule, Rule { audit, clauses, .. }) in selected {
+            for clause in clauses.iter().filter(|clause| clause.direction == direction) {
+                let peers = self.required(clause, &required[usize::from(clause.deny)]);
+                let ports = clause.ports.as_deref().map(Cow::Borrowed);
+                let part = Part { rule, audit: *audit, deny: clause.deny, peers, ports };
+                self.resolve(part, &clause.named, subject, direction, &mut parts);
+            }
+        }
+        parts
+    }
+
+    /// Adds a clause with the numbers of the ports that it names: the subject's own, or those of each
+    /// peer.
+    fn resolve(
+        &self,
+        part: Part<'c>,
+        named: &[NamedPort],
+        subject: Subject<'_>,
+        direction: Direction,
+        parts: &mut Vec<Part<'c>>,
+    ) {
+        if named.is_empty() {
+            return parts.push(part);
+        }
+        let numbers = |known: &mut dyn Iterator<Item = &PortName>| -> BTreeSet<Ports> {
+            let asked = |one: &&PortName| {
+                named.iter().any(|n| n.name == one.name && n.protocol == one.protocol)
+            };
+            let one = |&PortName { protocol, port, .. }: &PortName| Ports {
+                protocol,
+                first: port,
+                last: port,
+            };
+            known.filter(asked).map(one).collect()
+        };
+        if direction == Direction::Ingress {
+            let own = numbers(&mut subject.ports.iter());
+            let ports = part.ports.map(|ports| ports.iter().copied().chain(own).collect());
+            return parts.push(Part { ports, ..part });
+        }
+        let everybody = part.peers.contains(&ANYBODY);
+        let mut by_ports: BTreeMap<BTreeSet<Ports>, BTreeSet<Identity>> = BTreeMap::new();
+        for (peer, ports) in &self.known.ports {
+            if everybody || part.peers.contains(peer) {
+                by_ports.entry(numbers(&mut ports.iter())).or_default().insert(*peer);
+            }
+        }
+        for (ports, peers) in by_ports {
+            let ports = Some(ports.into_iter().collect());
+            parts.push(Part { ports, peers: Rc::new(peers), ..part });
+        }
+        parts.push(part);
+    }
+
+    /// Compiles the rules that select an endpoint.
     ///
     /// # Errors
     /// When the rules cut the ports into too many parts.
-    pub fn compile(&self, subject: &Labels) -> Result<Compiled, TooManyClasses> {
-        self.compile_as(subject, self.enforcement)
-    }
-
-    /// The same, for an endpoint with an enforcement of its own.
-    ///
-    /// # Errors
-    /// As [`Self::compile`].
-    pub fn compile_as(
-        &self,
-        subject: &Labels,
-        enforcement: Enforcement,
-    ) -> Result<Compiled, TooManyClasses> {
-        if enforcement == Enforcement::Never {
+    pub fn compile(&self, subject: Subject<'_>) -> Result<Compiled, TooManyClasses> {
+        if subject.enforcement == Enforcement::Never {
             return Ok(Compiled::default());
         }
-        let selected = self.selecting(subject);
-        let always = enforcement == Enforcement::Always;
+        let selected = self.selecting(subject.labels);
+        let always = subject.enforcement == Enforcement::Always;
         let table = |direction, closes: fn(&Rule) -> bool| {
             let closed =
                 |audit| selected.iter().any(|(_, rule)| rule.audit == audit && closes(rule));
             let closed = (always || closed(false), closed(true));
-            let clauses = selected.iter().flat_map(|(index, rule)| {
-                rule.clauses
-                    .iter()
-                    .filter(move |clause| clause.direction == direction)
-                    .map(|clause| (*index, rule.audit, clause))
-            });
-            Table::new(closed, &clauses.collect::<Vec<_>>(), &|clause| self.peers(clause))
+            Table::new(closed, &self.parts(subject, &selected, direction))
         };
         Ok(Compiled {
             ingress: table(Direction::Ingress, |rule| rule.ingress_default_deny)?,
@@ -219,17 +319,13 @@ impl Compiled {
 }
 
 impl Table {
-    fn new<'c>(
-        (closed, audited): (bool, bool),
-        clauses: &[(u32, bool, &'c Clause)],
-        peers: &dyn Fn(&'c Clause) -> Rc<BTreeSet<Identity>>,
-    ) -> Result<Self, TooManyClasses> {
-        let classes = classes(clauses)?;
+    fn new((closed, audited): (bool, bool), parts: &[Part<'_>]) -> Result<Self, TooManyClasses> {
+        let classes = classes(parts)?;
         let mut cells: BTreeMap<(Identity, u16), Cell> = BTreeMap::new();
-        for (rule, audit, clause) in clauses {
-            let own = Cell::of(clause.deny, *audit, *rule);
-            let touched = touched(clause, &classes);
-            for peer in peers(clause).iter() {
+        for part in parts {
+            let own = Cell::of(part.deny, part.audit, part.rule);
+            let touched = touched(part, &classes);
+            for peer in part.peers.iter() {
                 for class in &touched {
                     cells.entry((*peer, *class)).or_default().merge(own);
                 }
@@ -299,13 +395,9 @@ impl Table {
 
 /// Cuts the ports wherever a clause begins or ends; parts that the same clauses speak of are one
 /// class.
-fn classes(clauses: &[(u32, bool, &Clause)]) -> Result<Vec<(Ports, u16)>, TooManyClasses> {
-    let ranges: BTreeSet<Ports> = clauses
-        .iter()
-        .filter_map(|(_, _, clause)| clause.ports.as_deref())
-        .flatten()
-        .copied()
-        .collect();
+fn classes(parts: &[Part<'_>]) -> Result<Vec<(Ports, u16)>, TooManyClasses> {
+    let ranges: BTreeSet<Ports> =
+        parts.iter().filter_map(|part| part.ports.as_deref()).flatten().copied().collect();
     // Where a part may begin: 65536 is beyond the last port.
     let mut cuts: BTreeSet<(u8, u32)> = BTreeSet::new();
     for Ports { protocol, first, last } in &ranges {
@@ -326,8 +418,7 @@ fn classes(clauses: &[(u32, bool, &Clause)]) -> Result<Vec<(Ports, u16)>, TooMan
             continue;
         }
         let part = Ports { protocol, first, last };
-        let about: Vec<usize> =
-            (0..clauses.len()).filter(|at| speaks(clauses[*at].2, part)).collect();
+        let about: Vec<usize> = (0..parts.len()).filter(|at| speaks(&parts[*at], part)).collect();
         if about.is_empty() {
             continue;
         }
@@ -339,21 +430,19 @@ fn classes(clauses: &[(u32, bool, &Clause)]) -> Result<Vec<(Ports, u16)>, TooMan
 }
 
 /// Whether a clause lists a part that no clause cuts.
-fn speaks(clause: &Clause, part: Ports) -> bool {
-    clause.ports.iter().flatten().any(|range| {
+fn speaks(of: &Part<'_>, part: Ports) -> bool {
+    of.ports.as_deref().unwrap_or_default().iter().any(|range| {
         range.protocol == part.protocol && range.first <= part.first && part.last <= range.last
     })
 }
 
 /// The classes a clause holds for.
-fn touched(clause: &Clause, classes: &[(Ports, u16)]) -> BTreeSet<u16> {
-    match clause.ports {
+fn touched(of: &Part<'_>, classes: &[(Ports, u16)]) -> BTreeSet<u16> {
+    match of.ports {
         None => classes.iter().map(|(_, class)| *class).chain([REST]).collect(),
-        Some(_) => classes
-            .iter()
-            .filter(|(part, _)| speaks(clause, *part))
-            .map(|(_, class)| *class)
-            .collect(),
+        Some(_) => {
+            classes.iter().filter(|(part, _)| speaks(of, *part)).map(|(_, class)| *class).collect()
+        }
     }
 }
 
@@ -361,6 +450,8 @@ fn is_about(peer: &Peer, labels: &Labels) -> bool {
     let has = |name: &str| labels.contains_key(&format!("{RESERVED}{name}"));
     match peer {
         Peer::Any => true,
+        // Told by their addresses.
+        Peer::Group(_) => false,
         Peer::Endpoints(selector) => selects_peer(selector, labels),
         Peer::Prefix { net, except } => {
             labels.contains_key(&prefix_label(*net))

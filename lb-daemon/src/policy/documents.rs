@@ -1,4 +1,5 @@
-//! Documents of rules that were set through the API, kept on disk as they came.
+//! Documents of rules and endpoints that were set through the API, kept on disk.
+//! Documents stay as they came.
 //!
 //! `STATE/policies/NAME.rules` holds a document. It is read again by the importer, so that a later
 //! version reads what it then understands.
@@ -6,7 +7,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use config::{
-    model::Source,
+    model::{Endpoint, Source},
     policy::{Rule, import},
 };
 
@@ -53,6 +54,49 @@ impl Documents {
     }
 }
 
+/// Endpoints of the API, by name.
+pub type ApiEndpoints = BTreeMap<String, Arc<Endpoint>>;
+
+/// `STATE/endpoints/NAME.json`: an endpoint that was set through the API.
+#[derive(Debug)]
+pub struct EndpointStore(Folder);
+
+impl EndpointStore {
+    /// Makes the directory if it is missing, and reads every endpoint.
+    ///
+    /// # Errors
+    /// It cannot be made or read, or holds something that is no endpoint.
+    pub fn open(state: &Path) -> Result<(Self, ApiEndpoints), StoreError> {
+        let folder = Folder::open(state, "endpoints", "json")?;
+        let all = folder.load(|name, text| {
+            let read = config::parse_endpoint_json(name, text);
+            read.map(Arc::new).map_err(|faults| {
+                let print = |f: &config::FieldFault| format!("{}: {}", f.field, f.message);
+                faults.iter().map(print).collect::<Vec<_>>().join("; ")
+            })
+        })?;
+        Ok((Self(folder), all.into_iter().collect()))
+    }
+
+    /// Keeps an endpoint, in the place of one of the same name.
+    ///
+    /// # Errors
+    /// It may not be kept.
+    pub fn put(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
+        let mut text = config::endpoint_to_json(endpoint).to_string();
+        text.push('\n');
+        self.0.put(&endpoint.name, text.as_bytes())
+    }
+
+    /// Forgets an endpoint.
+    ///
+    /// # Errors
+    /// It may not be forgotten, or was not there.
+    pub fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.0.delete(name)
+    }
+}
+
 /// The rules of a document, as the API's own.
 #[must_use]
 pub fn of_api(mut rules: Vec<Rule>) -> Vec<Rule> {
@@ -67,6 +111,24 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn endpoints_are_there_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let body = br#"{"labels": {"id": "a"}, "addresses": ["10.0.0.1"], "interface": "veth-a",
+            "audit": true, "enforcement": "always", "ports": [{"name": "http", "port": 80}]}"#;
+        let endpoint = config::parse_endpoint_json("a", body).unwrap();
+        let (store, none) = EndpointStore::open(state.path()).unwrap();
+        assert!(none.is_empty());
+        store.put(&endpoint).unwrap();
+        let (store, all) = EndpointStore::open(state.path()).unwrap();
+        assert_eq!(*all["a"], endpoint);
+        store.delete("a").unwrap();
+        assert!(EndpointStore::open(state.path()).unwrap().1.is_empty());
+        let faults = config::parse_endpoint_json("a", br#"{"interface": 1, "adresses": []}"#);
+        let fields: Vec<String> = faults.unwrap_err().into_iter().map(|f| f.field).collect();
+        assert!(fields.contains(&"adresses".to_owned()), "{fields:?}");
+    }
 
     const RULES: &str = "[{\"endpointSelector\": {}, \"ingress\": [{}]}]";
 

@@ -6,9 +6,11 @@
 
 use std::net::IpAddr;
 
-use config::policy::{Clause, Direction, Enforcement, Entity, Labels, Peer, Rule, Selector};
+use config::policy::{
+    Clause, Direction, Enforcement, Entity, Group, Labels, NamedPort, Peer, Selector,
+};
 
-use super::{Flow, Verdict};
+use super::{Flow, Verdict, compile::Subject, identity::reserved, state::Wanted};
 
 /// The other side of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +38,20 @@ pub struct Explanation {
     pub auditing: Vec<u32>,
 }
 
-/// Says what becomes of a flow between the endpoint `subject` and the `other` side, and why.
+/// Says what becomes of a flow between the endpoint `subject` and the `other` side, and why. Of `facts`,
+/// the rules are read, and the endpoints, nodes and groups that they may be about.
 #[must_use]
 pub fn explain(
-    subject: &Labels,
-    rules: &[Rule],
-    enforcement: Enforcement,
+    facts: &Wanted,
+    subject: Subject<'_>,
     direction: Direction,
     other: Other<'_>,
     flow: Flow,
 ) -> Explanation {
+    let enforcement = subject.enforcement;
+    let selecting = |rule: &&config::policy::Rule| rule.subject.selects(subject.labels);
+    let required: Vec<_> =
+        facts.rules.iter().filter(selecting).flat_map(|rule| &rule.requires).collect();
     let mut closed = enforcement == Enforcement::Always;
     let mut audited = false;
     let mut why = Explanation {
@@ -55,8 +61,8 @@ pub fn explain(
         denying: Vec::new(),
         auditing: Vec::new(),
     };
-    for (index, rule) in (0u32..).zip(rules) {
-        if !rule.subject.selects(subject) {
+    for (index, rule) in (0u32..).zip(facts.rules.iter()) {
+        if !rule.subject.selects(subject.labels) {
             continue;
         }
         why.selecting.push(index);
@@ -67,7 +73,13 @@ pub fn explain(
         closed |= closes && !rule.audit;
         audited |= closes && rule.audit;
         let mut about = rule.clauses.iter().filter(|clause| {
-            clause.direction == direction && has_port(clause, flow) && has_peer(clause, other)
+            let required = required
+                .iter()
+                .filter(|one| one.direction == direction && one.deny == clause.deny)
+                .map(|one| &one.selector);
+            clause.direction == direction
+                && has_port(facts, clause, subject, other, flow)
+                && has_peer(facts, clause, other, &required.collect::<Vec<_>>())
         });
         if about.clone().any(|clause| clause.deny) {
             if rule.audit { &mut why.auditing } else { &mut why.denying }.push(index);
@@ -91,38 +103,103 @@ pub fn explain(
     why
 }
 
-fn has_port(clause: &Clause, flow: Flow) -> bool {
+fn has_port(
+    facts: &Wanted,
+    clause: &Clause,
+    subject: Subject<'_>,
+    other: Other<'_>,
+    flow: Flow,
+) -> bool {
     let Some(ports) = &clause.ports else { return true };
-    ports.iter().any(|p| p.protocol == flow.protocol && (p.first..=p.last).contains(&flow.port))
+    let number = |p: &config::policy::Ports| {
+        p.protocol == flow.protocol && (p.first..=p.last).contains(&flow.port)
+    };
+    ports.iter().any(number)
+        || clause.named.iter().any(|named| match (clause.direction, other) {
+            (Direction::Ingress, _) => is_called(subject.ports, named, flow),
+            (Direction::Egress, Other::Endpoint(labels)) => facts
+                .endpoints
+                .iter()
+                .filter(|(endpoint, _)| endpoint.labels == *labels)
+                .any(|(endpoint, _)| is_called(&endpoint.ports, named, flow)),
+            (Direction::Egress, _) => false,
+        })
 }
 
-fn has_peer(clause: &Clause, other: Other<'_>) -> bool {
-    clause.peers.iter().any(|peer| match (peer, other) {
-        (Peer::Any, _) => true,
-        (Peer::Endpoints(selector), Other::Endpoint(labels)) => selector.selects(labels),
-        (Peer::Endpoints(selector), Other::Reserved(entity)) => selects(selector, &[entity]),
-        (Peer::Endpoints(selector), Other::World(address)) => {
-            selects(selector, &[Entity::World, config::policy::world_of(address)])
+/// Whether the port of a flow has this name among these.
+fn is_called(ports: &[config::policy::PortName], named: &NamedPort, flow: Flow) -> bool {
+    ports.iter().any(|own| {
+        own.name == named.name
+            && own.port == flow.port
+            && own.protocol == flow.protocol
+            && named.protocol == flow.protocol
+    })
+}
+
+fn has_peer(facts: &Wanted, clause: &Clause, other: Other<'_>, required: &[&Selector]) -> bool {
+    clause.peers.iter().any(|peer| match peer {
+        Peer::Any => true,
+        Peer::Endpoints(selector) => {
+            let labels = match other {
+                Other::Endpoint(labels) => labels.clone(),
+                Other::Reserved(entity) => names(&[entity]),
+                Other::World(address) => names(&[Entity::World, config::policy::world_of(address)]),
+            };
+            let meets = |one: &&Selector| one.selects(&labels);
+            is_selected(selector, &labels) && required.iter().all(meets)
         }
-        (Peer::Prefix { net, except }, Other::World(address)) => {
-            net.contains(&address) && !except.iter().any(|part| part.contains(&address))
-        }
-        (Peer::Prefix { .. }, Other::Endpoint(_) | Other::Reserved(_)) => false,
-        (Peer::Entity(entity), Other::World(address)) => match entity {
+        Peer::Prefix { net, except } => match other {
+            Other::World(address) => {
+                net.contains(&address) && !except.iter().any(|part| part.contains(&address))
+            }
+            Other::Endpoint(_) | Other::Reserved(_) => false,
+        },
+        Peer::Entity(entity) => is_of(*entity, other),
+        Peer::Group(group) => is_in(facts, group, other),
+    })
+}
+
+fn is_of(entity: Entity, other: Other<'_>) -> bool {
+    match other {
+        Other::World(address) => match entity {
             Entity::World => true,
             Entity::WorldIpv4 => address.is_ipv4(),
             Entity::WorldIpv6 => address.is_ipv6(),
             _ => false,
         },
-        (Peer::Entity(entity), Other::Endpoint(_)) => *entity == Entity::Cluster,
-        (Peer::Entity(entity), Other::Reserved(other)) => {
-            *entity == other || *entity == Entity::Cluster
+        Other::Endpoint(labels) => {
+            let own = names(&[entity]);
+            entity == Entity::Cluster || own.keys().any(|name| labels.contains_key(name))
         }
+        Other::Reserved(other) => entity == other || entity == Entity::Cluster,
+    }
+}
+
+/// Whether an address of a group is the other side's, or of one whom rules cannot tell from it.
+fn is_in(facts: &Wanted, group: &Group, other: Other<'_>) -> bool {
+    let Some(addresses) = facts.groups.get(group) else { return false };
+    let of = |address: &IpAddr| {
+        facts.endpoints.iter().find(|(endpoint, _)| endpoint.addresses.contains(address))
+    };
+    addresses.iter().any(|address| match (of(address), other) {
+        (Some((endpoint, _)), Other::Endpoint(labels)) => endpoint.labels == *labels,
+        (Some(_), _) => false,
+        (None, Other::Reserved(entity)) => {
+            reserved(entity).is_some_and(|own| facts.nodes.get(address) == Some(&own))
+        }
+        (None, Other::World(world)) => *address == world,
+        (None, Other::Endpoint(_)) => false,
     })
 }
 
-/// Whether a selector that asks for a reserved identity gets one that has these names.
-fn selects(selector: &Selector, names: &[Entity]) -> bool {
+/// Whether a selector picks these labels; a reserved identity only if it asks for one.
+fn is_selected(selector: &Selector, labels: &Labels) -> bool {
+    let reserved = labels.keys().any(|key| key.starts_with("reserved:"));
+    (!reserved || selector.names_reserved()) && selector.selects(labels)
+}
+
+/// The labels of a reserved identity.
+fn names(names: &[Entity]) -> Labels {
     let label = |entity: &Entity| {
         let name = match entity {
             Entity::World => "reserved:world",
@@ -137,5 +214,5 @@ fn selects(selector: &Selector, names: &[Entity]) -> bool {
         };
         (name.to_owned(), String::new())
     };
-    selector.names_reserved() && selector.selects(&names.iter().map(label).collect())
+    names.iter().map(label).collect()
 }

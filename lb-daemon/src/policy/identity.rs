@@ -79,6 +79,14 @@ impl Default for Identities {
     }
 }
 
+/// The number of labels that are those of a reserved identity, which an endpoint may be.
+fn of_reserved(labels: &Labels) -> Option<Identity> {
+    let [name] = labels.keys().map(|key| key.strip_prefix(RESERVED)).collect::<Vec<_>>()[..] else {
+        return None;
+    };
+    ENTITIES.iter().find(|(_, own)| Some(*own) == name).map(|(number, _)| *number)
+}
+
 fn reserved_labels(names: &[&str]) -> Labels {
     names.iter().map(|name| (format!("{RESERVED}{name}"), String::new())).collect()
 }
@@ -117,9 +125,12 @@ impl Identities {
     ) -> Result<(), Exhausted> {
         let mut addresses: HashMap<IpAddr, Identity> = nodes.into_iter().collect();
         let members: Vec<_> = endpoints.into_iter().collect();
-        let wanted: BTreeSet<&Labels> = members.iter().map(|(labels, _)| *labels).collect();
-        let endpoints =
+        let all: BTreeSet<&Labels> = members.iter().map(|(labels, _)| *labels).collect();
+        let (reserved, wanted): (BTreeSet<&Labels>, _) =
+            all.into_iter().partition(|labels| of_reserved(labels).is_some());
+        let mut endpoints =
             renumber(&self.endpoints, &wanted, FIRST_ENDPOINT, FIRST_CIDR, labels_text)?;
+        endpoints.extend(reserved.iter().filter_map(|&l| Some((l.clone(), of_reserved(l)?))));
         for (labels, at) in members {
             let number = endpoints[labels];
             addresses.extend(at.iter().map(|address| (*address, number)));
@@ -226,7 +237,7 @@ pub(super) fn prefixes_of(rules: &[Rule]) -> BTreeSet<IpNet> {
     peers
         .filter_map(|peer| match peer {
             Peer::Prefix { net, except } => Some(except.iter().chain([net]).copied()),
-            Peer::Any | Peer::Endpoints(_) | Peer::Entity(_) => None,
+            Peer::Any | Peer::Endpoints(_) | Peer::Entity(_) | Peer::Group(_) => None,
         })
         .flatten()
         .collect()

@@ -8,19 +8,21 @@
 //! 4. prefixes that are no longer named go.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 use config::{
     model::Endpoint,
-    policy::{Enforcement, Labels, Rule},
+    policy::{Enforcement, Group, Peer, Rule},
 };
+
+use ipnet::IpNet;
 
 use super::{
     Identities, Identity,
-    compile::{Compiler, TooManyClasses},
+    compile::{Compiler, Known, Subject, TooManyClasses},
     identity::{Exhausted, prefixes_of},
     image::{Attached, Content, Image, Op, Sizes},
 };
@@ -37,6 +39,69 @@ pub struct Wanted {
     pub rules: Arc<Vec<Rule>>,
     /// Whether endpoints without a rule are open.
     pub enforcement: Enforcement,
+    /// Addresses of the groups that rules name.
+    pub groups: BTreeMap<Group, BTreeSet<IpAddr>>,
+}
+
+impl Wanted {
+    /// Groups that rules name.
+    pub fn groups_of(rules: &[Rule]) -> impl Iterator<Item = &Group> {
+        let peers = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.peers);
+        peers.filter_map(|peer| match peer {
+            Peer::Group(group) => Some(group),
+            _ => None,
+        })
+    }
+
+    /// Who is who once this is in force, and what rules then know.
+    ///
+    /// # Errors
+    /// [`Exhausted`].
+    pub fn numbered(&self) -> Result<(Identities, Known), Exhausted> {
+        let mut identities = Identities::default();
+        let nodes = self.nodes.iter().map(|(address, identity)| (*address, *identity));
+        let members = self.endpoints.iter().map(|(e, _)| (&e.labels, &e.addresses[..]));
+        identities.set_with(members, nodes, &self.prefixes())?;
+        let known = self.known(&[&identities], &Self::default());
+        Ok((identities, known))
+    }
+
+    /// An endpoint, as rules are compiled for it.
+    #[must_use]
+    pub fn subject<'e>(&self, endpoint: &'e Endpoint) -> Subject<'e> {
+        Subject {
+            labels: &endpoint.labels,
+            ports: &endpoint.ports,
+            enforcement: endpoint.enforcement.unwrap_or(self.enforcement),
+        }
+    }
+
+    /// Prefixes that get a number: those that rules name, and addresses of groups.
+    fn prefixes(&self) -> BTreeSet<IpNet> {
+        let mut all = prefixes_of(&self.rules);
+        all.extend(self.groups.values().flatten().map(|&address| IpNet::from(address)));
+        all
+    }
+
+    /// What the rules cannot know, by each of these views of who is who.
+    fn known(&self, views: &[&Identities], more: &Self) -> Known {
+        let mut known = Known::default();
+        for (group, addresses) in &self.groups {
+            let pairs =
+                addresses.iter().flat_map(|address| views.iter().map(move |v| (v, *address)));
+            let who = pairs.map(|(view, address)| view.of_address(address)).collect();
+            known.groups.insert(group.clone(), who);
+        }
+        for (endpoint, _) in self.endpoints.iter().chain(&more.endpoints) {
+            for view in views.iter().filter(|_| !endpoint.ports.is_empty()) {
+                if let Some(identity) = view.of_endpoint(&endpoint.labels) {
+                    let ports = endpoint.ports.iter().cloned();
+                    known.ports.entry(identity).or_default().extend(ports);
+                }
+            }
+        }
+        known
+    }
 }
 
 /// Why a wish cannot be put in force.
@@ -154,7 +219,7 @@ impl State {
     /// [`Failure`]; this state is of no use then.
     pub fn plan(&mut self, wanted: Wanted) -> Result<Vec<Op>, Failure> {
         let mut ops = Vec::new();
-        let own = prefixes_of(&wanted.rules);
+        let own = wanted.prefixes();
         let both = own.iter().copied().chain(self.identities.prefixes().keys().copied()).collect();
         let members = wanted.endpoints.iter().map(|(e, _)| (&e.labels, &e.addresses[..]));
         let before = self.wanted.endpoints.iter().map(|(e, _)| (&e.labels, &[][..]));
@@ -163,15 +228,22 @@ impl State {
         identities.set_with(members.chain(before), nodes, &both)?;
 
         let known = |identity| self.identities.labels(identity).is_some();
-        if !identities.iter().all(|(identity, _)| known(identity)) {
+        let moves = |address: &IpAddr| {
+            self.identities.of_address(*address) != identities.of_address(*address)
+        };
+        if !identities.iter().all(|(identity, _)| known(identity))
+            || self.wanted.groups.values().flatten().any(moves)
+        {
             let rows = self.rules.assign(&self.wanted.rules)?;
             let old = self.wanted.clone();
-            self.put(&old, &identities, &rows, &mut ops)?;
+            let known = old.known(&[&self.identities, &identities], &wanted);
+            self.put(&old, &identities, &known, &rows, &mut ops)?;
         }
         self.image.set_addresses(identities.addresses(), &mut ops)?;
         self.image.add_prefixes(identities.prefixes(), &mut ops)?;
         let rows = self.rules.assign(&wanted.rules)?;
-        self.put(&wanted, &identities, &rows, &mut ops)?;
+        let known = wanted.known(&[&identities], &Wanted::default());
+        self.put(&wanted, &identities, &known, &rows, &mut ops)?;
 
         let nodes = wanted.nodes.iter().map(|(address, identity)| (*address, *identity));
         let members = wanted.endpoints.iter().map(|(e, _)| (&e.labels, &e.addresses[..]));
@@ -187,22 +259,22 @@ impl State {
         &mut self,
         wanted: &Wanted,
         identities: &Identities,
+        known: &Known,
         rows: &[u32],
         ops: &mut Vec<Op>,
     ) -> Result<(), Failure> {
-        let compiler = Compiler::new(&wanted.rules, identities, wanted.enforcement);
-        let mut made: HashMap<(&Labels, Enforcement), Arc<Content>> = HashMap::new();
+        let compiler = Compiler::new(&wanted.rules, identities, known);
+        let mut made: HashMap<Subject<'_>, Arc<Content>> = HashMap::new();
         let mut interfaces = BTreeMap::new();
         for (endpoint, index) in &wanted.endpoints {
             let Some(index) = *index else { continue };
-            let enforcement = endpoint.enforcement.unwrap_or(wanted.enforcement);
-            let key = (&endpoint.labels, enforcement);
-            let content = match made.get(&key) {
+            let subject = wanted.subject(endpoint);
+            let content = match made.get(&subject) {
                 Some(content) => Arc::clone(content),
                 None => {
-                    let compiled = compiler.compile_as(&endpoint.labels, enforcement)?;
+                    let compiled = compiler.compile(subject)?;
                     let content = Arc::new(Content::new(&compiled, rows));
-                    made.insert(key, Arc::clone(&content));
+                    made.insert(subject, Arc::clone(&content));
                     content
                 }
             };

@@ -10,7 +10,14 @@ use config::policy::{Clause, Direction, Enforcement, Entity, Labels, Peer, Rule,
 use ipnet::IpNet;
 
 use self::random::Random;
-use super::{Flow, Identities, Verdict, compile, explain, explain::Other, identity};
+use super::{
+    Flow, Identities, Verdict,
+    compile::{Known, Subject, compile},
+    explain,
+    explain::Other,
+    identity,
+    state::Wanted,
+};
 
 #[test]
 fn the_tables_say_what_the_rules_say() {
@@ -18,28 +25,28 @@ fn the_tables_say_what_the_rules_say() {
     let mut seen = [0usize; 6];
     for set in 0..100 {
         let rules: Vec<Rule> = (0..1 + random.below(12)).map(|_| random.rule()).collect();
-        let endpoints: Vec<Labels> = (0..12).map(|_| random.labels()).collect();
-        let mut identities = Identities::default();
-        identities.set(endpoints.iter().map(|labels| (labels, &[][..])), [], &rules).expect("fits");
         let enforcement = match set % 10 {
             0 => Enforcement::Never,
             1 => Enforcement::Always,
             _ => Enforcement::Default,
         };
-        let tables: Vec<_> = endpoints
+        let wanted = random_site(&mut random, rules, enforcement);
+        let endpoints: Vec<Labels> =
+            wanted.endpoints.iter().map(|(endpoint, _)| endpoint.labels.clone()).collect();
+        let (identities, known) = wanted.numbered().expect("fits");
+        let tables: Vec<_> = wanted
+            .endpoints
             .iter()
-            .map(|of| (of, compile(of, &rules, &identities, enforcement).expect("fits")))
+            .map(|(endpoint, _)| {
+                let subject = wanted.subject(endpoint);
+                (subject, compile(subject, &wanted.rules, &identities, &known).expect("fits"))
+            })
             .collect();
         for _ in 0..1000 {
             let (subject, compiled) = &tables[random.below(tables.len())];
             let labels = random.one(&endpoints);
             let other = match random.below(6) {
-                0 => Other::Reserved(random.one(&[
-                    Entity::Host,
-                    Entity::RemoteNode,
-                    Entity::Init,
-                    Entity::Health,
-                ])),
+                0 => Other::Reserved(random.one(&[Entity::Host, Entity::RemoteNode])),
                 1 | 2 => Other::World(random.address()),
                 _ => Other::Endpoint(&labels),
             };
@@ -51,12 +58,9 @@ fn the_tables_say_what_the_rules_say() {
             let flow =
                 Flow { protocol: random.one(&[1, 6, 6, 17, 47, 58, 132]), port: random.port() };
             let direction = random.one(&[Direction::Ingress, Direction::Egress]);
-            let why = explain(subject, &rules, enforcement, direction, other, flow);
+            let why = explain(&wanted, *subject, direction, other, flow);
             let got = compiled.verdict(direction, peer, flow);
-            assert_eq!(
-                got, why.verdict,
-                "set {set}: {direction:?} {flow:?} {subject:?} {other:?} {rules:#?}"
-            );
+            assert_eq!(got, why.verdict, "set {set}: {direction:?} {flow:?} {other:?} {wanted:#?}");
             seen[match got {
                 Verdict::Open => 0,
                 Verdict::Allowed(_) => 1,
@@ -68,6 +72,28 @@ fn the_tables_say_what_the_rules_say() {
         }
     }
     assert!(seen.iter().all(|n| *n > 200), "every verdict is exercised: {seen:?}");
+}
+
+/// A dozen endpoints that meet often, and groups that some of them are in. Endpoint n has 172.16.0.n, the
+/// host 172.31.0.1.
+fn random_site(random: &mut Random, rules: Vec<Rule>, enforcement: Enforcement) -> Wanted {
+    let endpoint = |random: &mut Random, n: u32| config::model::Endpoint {
+        name: n.to_string(),
+        source: config::model::Source::Api,
+        labels: random.labels(),
+        addresses: vec![IpAddr::from([172, 16, 0, n as u8])],
+        interface: format!("veth-{n}"),
+        audit: false,
+        enforcement: None,
+        ports: random.port_names(),
+    };
+    Wanted {
+        endpoints: (0..12).map(|n| (endpoint(random, n).into(), Some(n + 1))).collect(),
+        nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
+        rules: rules.into(),
+        enforcement,
+        groups: random.groups(),
+    }
 }
 
 pub(super) const PUBLISHED: &str = r#"[{
@@ -91,8 +117,10 @@ fn the_published_example() {
     let mut identities = Identities::default();
     let all = [&app1, &app2, &app3].map(|labels| (labels, &[][..]));
     identities.set(all, [], &rules).expect("fits");
-    let verdict = |of: &Labels, direction, peer: &Labels, protocol, port| {
-        let compiled = compile(of, &rules, &identities, Enforcement::Default).expect("fits");
+    let known = Known::default();
+    let verdict = |labels: &Labels, direction, peer: &Labels, protocol, port| {
+        let of = Subject { labels, ports: &[], enforcement: Enforcement::Default };
+        let compiled = compile(of, &rules, &identities, &known).expect("fits");
         let peer = identities.of_endpoint(peer).expect("numbered");
         compiled.verdict(direction, peer, Flow { protocol, port })
     };
@@ -135,6 +163,7 @@ fn an_address_is_of_the_narrowest_that_knows_it() {
         deny: false,
         peers: vec![peer("10.0.0.0/8", &["10.1.0.0/16"]), peer("10.1.2.0/24", &[])],
         ports: None,
+        named: Vec::new(),
     }];
     let app1 = id("app1");
     let at = ["10.1.2.3".parse().expect("an address")];

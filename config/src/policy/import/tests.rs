@@ -36,13 +36,8 @@ fn what_is_not_there_is_refused_by_name() {
             format!("p.yaml:7:7: `toFQDNs` cannot be enforced by this version; {help}"),
         ]
     );
-    let named = faults("endpointSelector: {}\negress: [{toPorts: [{ports: [{port: dns}]}]}]");
-    assert_eq!(
-        named,
-        ["p.yaml:2:37: the named port `dns` cannot be enforced by this version; write its number"]
-    );
-    let kind = faults("{kind: NetworkPolicy, metadata: {name: a}, spec: {podSelector: {}}}");
-    assert!(kind[0].starts_with("p.yaml:1:8: objects of the kind `NetworkPolicy`"), "{kind:?}");
+    let kind = faults("{kind: Service, metadata: {name: a}, spec: {}}");
+    assert!(kind[0].starts_with("p.yaml:1:8: objects of the kind `Service`"), "{kind:?}");
     assert_eq!(faults("")[0], "p.yaml:1:1: there are no rules; write a list of rules");
 }
 
@@ -132,4 +127,57 @@ spec:
     );
     let cluster = text.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy");
     assert_eq!(rules(&cluster)[0].subject.conditions, [is("app", "web")]);
+}
+
+#[test]
+fn named_ports_requirements_and_services() {
+    let read = rules(
+        "\
+endpointSelector: {}
+ingress:
+  - fromRequires: [{matchLabels: {env: prod}}]
+  - fromEndpoints: [{}]
+    toPorts: [{ports: [{port: http, protocol: TCP}, {port: '9'}]}]
+egress:
+  - toServices: [{k8sService: {serviceName: web, namespace: shop}}, {k8sService: {serviceName: db}}]
+",
+    );
+    let [into, out] = &read[0].clauses[..] else { panic!("{read:?}") };
+    assert_eq!(into.named, [NamedPort { name: "http".to_owned(), protocol: 6 }]);
+    assert_eq!(into.ports.as_ref().map(Vec::len), Some(3));
+    let [required] = &read[0].requires[..] else { panic!("{read:?}") };
+    assert_eq!((required.direction, required.deny), (Direction::Ingress, false));
+    let group = |namespace: Option<&str>, name: &str| {
+        let namespace = namespace.map(str::to_owned);
+        Peer::Group(Group::Service { namespace, name: name.to_owned() })
+    };
+    assert_eq!(out.peers, [group(Some("shop"), "web"), group(None, "db")]);
+    let range =
+        faults("endpointSelector: {}\negress: [{toPorts: [{ports: [{port: a, endPort: 9}]}]}]");
+    assert!(range[0].contains("a port with a name begins no range"), "{range:?}");
+}
+
+#[test]
+fn a_file_of_several_documents() {
+    let text = "\
+---
+kind: CiliumNetworkPolicy
+metadata: {name: a, namespace: shop}
+specs: [{endpointSelector: {}, ingress: [{}]}, {endpointSelector: {}, egress: [{}]}]
+---
+---
+kind: NetworkPolicy
+metadata: {name: b}
+spec: {podSelector: {}}
+---
+- {name: c, endpointSelector: {}, ingress: [{}]}
+";
+    let (rules, objects) = import_objects(Path::new("p.yaml"), text).expect("good");
+    let object = |kind, name: &str, rules| Object { kind, name: name.to_owned(), rules };
+    let wanted = [
+        object("CiliumNetworkPolicy", "shop/a", 0..2),
+        object("NetworkPolicy", "default/b", 2..3),
+        object("rule", "c", 3..4),
+    ];
+    assert_eq!((objects, rules.len()), (wanted.to_vec(), 4));
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use config::policy::Rule;
+use config::{model::Endpoint, policy::Rule};
 
 use super::{
     Failure, Owner,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     command::Refusal,
-    policy::documents::{Documents, Rules, of_api},
+    policy::documents::{ApiEndpoints, Documents, EndpointStore, Rules, of_api},
     store::StoreError,
 };
 
@@ -46,6 +46,51 @@ impl Owner {
             return Err(Refusal::NotFound { kind: "policy document", name: document.to_owned() });
         }
         self.change_policies(all, |documents| documents.delete(document))
+    }
+
+    pub(super) fn put_endpoint(&mut self, endpoint: &Arc<Endpoint>) -> Result<(), Refusal> {
+        sources::admit_endpoint(endpoint, &self.parts.files, &self.parts.endpoints)?;
+        let mut all = self.parts.endpoints.clone();
+        all.insert(endpoint.name.clone(), Arc::clone(endpoint));
+        self.change_endpoints(all, |store| store.put(endpoint))
+    }
+
+    pub(super) fn delete_endpoint(&mut self, name: &str) -> Result<(), Refusal> {
+        let mut all = self.parts.endpoints.clone();
+        if all.remove(name).is_none() {
+            return Err(match self.parts.files.endpoints.get(name) {
+                Some(of_file) => Refusal::ReadOnly {
+                    name: name.to_owned(),
+                    origin: sources::origin(&of_file.source),
+                },
+                None => Refusal::NotFound { kind: "endpoint", name: name.to_owned() },
+            });
+        }
+        self.change_endpoints(all, |store| store.delete(name))
+    }
+
+    /// As [`Self::change_policies`].
+    fn change_endpoints(
+        &mut self,
+        all: ApiEndpoints,
+        keep: impl FnOnce(&EndpointStore) -> Result<(), StoreError>,
+    ) -> Result<(), Refusal> {
+        let wanted = {
+            let lists = self.parts.lists.read();
+            let set = Api { endpoints: &all, ..self.parts.set(&lists) };
+            sources::merge_what_fits(&self.parts.files, &set).0
+        };
+        let before = Arc::clone(&self.wanted);
+        let refused = |failure: Failure| Refusal::Apply(failure.to_string());
+        self.enforce_or_restore(wanted, Instant::now()).map_err(refused)?;
+        if let Err(error) = keep(&self.parts.endpoint_store) {
+            self.enforce_or_restore(before, Instant::now()).map_err(refused)?;
+            return Err(Refusal::Apply(error.to_string()));
+        }
+        self.parts.endpoints = all;
+        self.reconsider();
+        self.publish();
+        Ok(())
     }
 
     /// In force first, then kept: rules that could not be kept are taken back.

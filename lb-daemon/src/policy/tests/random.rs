@@ -1,8 +1,14 @@
 //! Random rules, labels and addresses that meet often: for tests here, and for those that need the kernel.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
-use config::policy::{Clause, Condition, Direction, Entity, Labels, Peer, Ports, Rule, Selector};
+use config::policy::{
+    Clause, Condition, Direction, Entity, Group, Labels, NamedPort, Peer, PortName, Ports,
+    Requirement, Rule, Selector,
+};
 use ipnet::IpNet;
 
 /// SplitMix64: the same rules in every run.
@@ -33,7 +39,12 @@ impl Random {
         self.one(&["id", "tier", "env"]).to_owned()
     }
 
+    /// One in eight is a reserved identity.
     pub(crate) fn labels(&mut self) -> Labels {
+        if self.chance(12) {
+            let name = self.one(&["init", "health", "unmanaged"]);
+            return [(format!("reserved:{name}"), String::new())].into();
+        }
         (0..self.below(4)).map(|_| (self.key(), self.value())).collect()
     }
 
@@ -66,8 +77,9 @@ impl Random {
     }
 
     pub(crate) fn peer(&mut self) -> Peer {
-        match self.below(8) {
+        match self.below(9) {
             0 => Peer::Any,
+            5 => Peer::Group(self.group()),
             1 | 2 => {
                 let net = self.net();
                 let except = (0..self.below(3)).map(|_| self.net());
@@ -81,9 +93,16 @@ impl Random {
                 Entity::RemoteNode,
                 Entity::Cluster,
                 Entity::Init,
+                Entity::Health,
+                Entity::Unmanaged,
             ])),
             4 => {
-                let name = self.one(&["reserved:host", "reserved:world", "reserved:world-ipv6"]);
+                let name = self.one(&[
+                    "reserved:host",
+                    "reserved:world",
+                    "reserved:world-ipv6",
+                    "reserved:init",
+                ]);
                 let conditions = vec![Condition::Exists(name.to_owned())];
                 Peer::Endpoints(Selector { conditions })
             }
@@ -102,22 +121,80 @@ impl Random {
         self.one(&[0, 1, 2, 8, 79, 80, 81, 443, 8000, 8080, 65534, 65535])
     }
 
+    pub(crate) fn group(&mut self) -> Group {
+        let name = self.one(&["s0", "s1", "s2"]).to_owned();
+        Group::Service { namespace: None, name }
+    }
+
+    /// Of endpoints (172.16.0), of the host (172.31.0.1), and of nobody.
+    pub(crate) fn groups(&mut self) -> BTreeMap<Group, BTreeSet<IpAddr>> {
+        let mut all = BTreeMap::new();
+        for _ in 0..3 {
+            let mut members = BTreeSet::new();
+            for _ in 0..self.below(5) {
+                members.insert(match self.below(6) {
+                    0 => IpAddr::from([172, 31, 0, 1]),
+                    1 | 2 => IpAddr::from([172, 16, 0, self.below(12) as u8]),
+                    _ => self.address(),
+                });
+            }
+            all.insert(self.group(), members);
+        }
+        all
+    }
+
+    fn port_name(&mut self) -> String {
+        self.one(&["http", "dns", "web"]).to_owned()
+    }
+
+    /// Of an endpoint.
+    pub(crate) fn port_names(&mut self) -> Vec<PortName> {
+        let one = |random: &mut Self| PortName {
+            name: random.port_name(),
+            protocol: random.one(&[6, 17]),
+            port: random.port(),
+        };
+        (0..self.below(4)).map(|_| one(self)).collect()
+    }
+
+    fn clause(&mut self) -> Clause {
+        let mut clause = Clause {
+            direction: self.one(&[Direction::Ingress, Direction::Egress]),
+            deny: self.chance(25),
+            peers: (0..self.below(3)).map(|_| self.peer()).collect(),
+            ports: self.chance(70).then(|| (0..self.below(4)).map(|_| self.ports()).collect()),
+            named: Vec::new(),
+        };
+        if clause.ports.is_some() {
+            let one = |random: &mut Self| NamedPort {
+                name: random.port_name(),
+                protocol: random.one(&[6, 17]),
+            };
+            clause.named = (0..self.below(3)).map(|_| one(self)).collect();
+        }
+        clause
+    }
+
+    fn requirement(&mut self) -> Requirement {
+        Requirement {
+            direction: self.one(&[Direction::Ingress, Direction::Egress]),
+            deny: self.chance(25),
+            selector: self.selector(),
+        }
+    }
+
     /// A rule with a name that few others have.
     pub(crate) fn named(&mut self) -> Rule {
         Rule { name: format!("rule-{}", self.below(1000)), ..self.rule() }
     }
 
     pub(crate) fn rule(&mut self) -> Rule {
-        let clauses = (0..self.below(4)).map(|_| Clause {
-            direction: self.one(&[Direction::Ingress, Direction::Egress]),
-            deny: self.chance(25),
-            peers: (0..self.below(3)).map(|_| self.peer()).collect(),
-            ports: self.chance(70).then(|| (0..self.below(4)).map(|_| self.ports()).collect()),
-        });
+        let clauses = (0..self.below(4)).map(|_| self.clause());
         Rule {
             name: String::new(),
             source: config::model::Source::Api,
             clauses: clauses.collect(),
+            requires: (0..usize::from(self.chance(15))).map(|_| self.requirement()).collect(),
             subject: self.selector(),
             ingress_default_deny: self.chance(60),
             egress_default_deny: self.chance(60),

@@ -146,14 +146,15 @@ fn endpoint(name: &str, labels: Labels, address: &str) -> Arc<Endpoint> {
         interface: format!("veth-{name}"),
         audit: false,
         enforcement: None,
+        ports: Vec::new(),
     })
 }
 
 fn address_of(n: usize) -> String {
-    format!("172.16.0.{}", n + 1)
+    format!("172.16.0.{n}")
 }
 
-/// Endpoint n has address 172.16.0.(n+1) and interface n+1; the host has 172.16.1.1.
+/// Endpoint n has address 172.16.0.n and interface n+1; the host has 172.31.0.1.
 fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Wanted {
     let endpoints = labels.iter().enumerate().map(|(n, labels)| {
         let endpoint = endpoint(&n.to_string(), labels.clone(), &address_of(n));
@@ -161,9 +162,10 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
     });
     Wanted {
         endpoints: endpoints.collect(),
-        nodes: [("172.16.1.1".parse().expect("an address"), 1)].into(),
+        nodes: [("172.31.0.1".parse().expect("an address"), 1)].into(),
         rules: Arc::new(rules),
         enforcement,
+        groups: BTreeMap::new(),
     }
 }
 
@@ -192,7 +194,7 @@ struct Question {
 impl Question {
     fn random(random: &mut Random, endpoints: usize) -> Self {
         let peer = match random.below(6) {
-            0 => "172.16.1.1".parse().expect("an address"),
+            0 => "172.31.0.1".parse().expect("an address"),
             1 | 2 => random.address(),
             _ => address_of(random.below(endpoints)).parse().expect("an address"),
         };
@@ -218,8 +220,8 @@ impl Question {
             Way::In => Direction::Ingress,
             Way::Out => Direction::Egress,
         };
-        let (rules, enforcement) = (&wanted.rules, wanted.enforcement);
-        explain(labels(self.subject), rules, enforcement, direction, other, self.flow).verdict
+        let subject = wanted.subject(&wanted.endpoints[self.subject].0);
+        explain(wanted, subject, direction, other, self.flow).verdict
     }
 
     fn by_tables(&self, fake: &Fake) -> Option<(bool, u64)> {
@@ -239,19 +241,18 @@ fn the_kernels_code_says_what_the_rules_say() {
     let mut passed = 0;
     for set in 0..100 {
         let rules: Vec<Rule> = (0..1 + random.below(12)).map(|_| random.named()).collect();
-        let labels: Vec<Labels> = (0..12).map(|_| random.labels()).collect();
         let enforcement = match set % 10 {
             0 => Enforcement::Never,
             1 => Enforcement::Always,
             _ => Enforcement::Default,
         };
-        let wanted = wanted(&labels, rules, enforcement);
+        let wanted = random_site(&mut random, rules, enforcement);
         let mut state = State::new(SIZES, SALT);
         let mut fake = Fake::new();
         state.plan(wanted.clone()).expect("room").iter().for_each(|op| fake.apply(op));
         let rows = state.rule_rows();
         for _ in 0..1000 {
-            let question = Question::random(&mut random, labels.len());
+            let question = Question::random(&mut random, 12);
             let want = question.by_rules(&wanted);
             let (passes, rule) = question.by_tables(&fake).expect("attached");
             assert_eq!(passes, want.passes(), "set {set}");
@@ -272,26 +273,30 @@ fn no_step_between_two_policies_is_neither() {
     for _ in 0..40 {
         let mut state = State::new(SIZES, SALT);
         let mut fake = Fake::new();
-        let mut labels: Vec<Labels> = (0..8).map(|_| random.labels()).collect();
-        let mut rules: Vec<Rule> = (0..6).map(|_| random.named()).collect();
-        let mut old = wanted(&labels, rules.clone(), Enforcement::Default);
+        let rules: Vec<Rule> = (0..6).map(|_| random.named()).collect();
+        let mut old = random_site(&mut random, rules, Enforcement::Default);
         state.plan(old.clone()).expect("room").iter().for_each(|op| fake.apply(op));
         for _ in 0..6 {
             state.release();
-            match random.below(3) {
+            let mut new = old.clone();
+            match random.below(5) {
                 0 => {
-                    let n = random.below(labels.len());
-                    labels[n] = random.labels();
+                    let n = random.below(new.endpoints.len());
+                    Arc::make_mut(&mut new.endpoints[n].0).labels = random.labels();
                 }
+                1 => {
+                    let n = random.below(new.endpoints.len());
+                    Arc::make_mut(&mut new.endpoints[n].0).ports = random.port_names();
+                }
+                2 => new.groups = random.groups(),
                 _ => {
-                    let n = random.below(rules.len());
-                    rules[n] = random.named();
+                    let n = random.below(new.rules.len());
+                    Arc::make_mut(&mut new.rules)[n] = random.named();
                 }
             }
-            let new = wanted(&labels, rules.clone(), Enforcement::Default);
             let ops = state.plan(new.clone()).expect("room");
             let questions: Vec<Question> =
-                (0..60).map(|_| Question::random(&mut random, labels.len())).collect();
+                (0..60).map(|_| Question::random(&mut random, 12)).collect();
             for op in &ops {
                 fake.apply(op);
                 steps += 1;
