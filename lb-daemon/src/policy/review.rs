@@ -107,7 +107,7 @@ fn of_clause(
         rules[*by].requires.is_empty()
             && is_within(&rules[rule].subject, &rules[*by].subject)
             && covers(other, clause)
-            && !(rules[*by].audit && !rules[rule].audit)
+            && (!rules[*by].audit || rules[rule].audit)
     };
     let denied = clauses.iter().find(|(by, other)| other.deny && covering(by, other));
     if let Some((by, _)) = denied.filter(|_| !clause.deny) {
