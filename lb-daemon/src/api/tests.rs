@@ -309,7 +309,12 @@ async fn the_description_is_of_this_api() {
     for (path, methods) in served["paths"].as_object().unwrap() {
         if methods.get("get").is_some() && !path.contains('{') {
             let lookup = format!("{path}?ip=192.0.2.1");
-            let full = if path.ends_with("/lookup") { &lookup } else { path };
+            let trace = format!("{path}?from=host&to=id%3Da&dport=80/tcp");
+            let full = match path.as_str() {
+                path if path.ends_with("/lookup") => &lookup,
+                path if path.ends_with("/policy-trace") => &trace,
+                _ => path,
+            };
             let status = get(&state, full).await.status;
             assert!(status == 200 || path == "/readyz", "{path} {status}");
         }
