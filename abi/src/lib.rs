@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod event;
 pub mod flow;
 pub mod guard;
 pub mod hash;

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -89,6 +89,8 @@ pub mod feature {
     pub const BALANCE: u32 = 2;
     /// Take encapsulated packets addressed to this machine.
     pub const DECAP: u32 = 4;
+    /// Sample packets for the daemon.
+    pub const EVENTS: u32 = 8;
 }
 
 /// Bounds of identity policy.

@@ -25,6 +25,7 @@ use crate::{
     view::{Counters, View},
 };
 
+pub mod events;
 mod extract;
 pub mod limits;
 pub mod listen;
@@ -124,6 +125,8 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(policy::documents))
         .routes(routes!(policy::put_document, policy::delete_document))
         .routes(routes!(read::reasons))
+        .routes(routes!(events::events))
+        .routes(routes!(events::top))
         .routes(routes!(read::maps))
         .routes(routes!(read::interfaces))
 }

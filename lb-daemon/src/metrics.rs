@@ -128,6 +128,10 @@ metrics! {
         "Packets by the one reason for which each was passed, dropped or forwarded.";
     REASON_BYTES: Counter "lb_datapath_bytes_total" ["reason", "verdict"]
         "Bytes of these packets.";
+    EVENTS: Counter "lb_events_total" []
+        "Packets that were sampled.";
+    EVENTS_LOST: Counter "lb_events_lost_total" ["where"]
+        "Samples that were lost: at the kernel's buffer, or by listeners to /v1/events that were too slow.";
     MAP_ENTRIES: Gauge "lb_map_entries" ["map"]
         "Entries in use; absent where only the kernel knows.";
     MAP_CAPACITY: Gauge "lb_map_capacity_entries" ["map"]
@@ -147,6 +151,7 @@ pub fn render(view: &View, counters: &dyn Counters, now: SystemTime) -> String {
     lists(&mut page, view, counters);
     policy(&mut page, view, counters);
     reasons(&mut page, counters);
+    events(&mut page, view);
     maps(&mut page, view);
     page.text
 }
@@ -347,6 +352,14 @@ fn reasons(page: &mut Page, counters: &dyn Counters) {
     for (reason, count) in &reasons {
         family.sample(&labels(*reason), count.bytes);
     }
+}
+
+fn events(page: &mut Page, view: &View) {
+    let counts = view.samples.counts();
+    page.family(&EVENTS).value(counts.taken);
+    let mut family = page.family(&EVENTS_LOST);
+    family.sample(&["buffer"], counts.lost);
+    family.sample(&["listener"], counts.unheard);
 }
 
 fn maps(page: &mut Page, view: &View) {

@@ -46,6 +46,8 @@ pub struct View {
     pub fetches: crate::fetch::Shared,
     /// A change of lists that waits for confirmation.
     pub unconfirmed: Option<UnconfirmedView>,
+    /// Sampled packets. Live, as `bans`.
+    pub samples: crate::events::Samples,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
     /// Identity policy in force.

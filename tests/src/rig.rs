@@ -33,7 +33,8 @@ pub const SEED: u64 = 11;
 pub const INGRESS: u32 = 1;
 
 /// All of what the program does.
-pub const EVERYTHING: u32 = feature::PREFILTER | feature::BALANCE | feature::DECAP;
+pub const EVERYTHING: u32 =
+    feature::PREFILTER | feature::BALANCE | feature::DECAP | feature::EVENTS;
 
 /// Fails with a clear message when the tests may not load programs.
 pub fn need_root() {
@@ -227,6 +228,16 @@ impl Rig {
         assert_eq!(a.1.bytes - b.1.bytes, frame.len() as u64);
         assert!(moved.next().is_none(), "only one reason is counted");
         Outcome { action: result.return_value, reason: a.0, frame: out }
+    }
+
+    /// Runs a frame that the program leaves as it is so many times, on one CPU.
+    ///
+    /// # Panics
+    /// When the kernel does not run it.
+    pub fn repeat(&mut self, frame: &[u8], times: u32) {
+        let options =
+            TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() };
+        self.program().test_run(options).expect("the kernel runs it");
     }
 
     /// Counters of a service's first frontend, and the sum over its backends.

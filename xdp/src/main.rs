@@ -8,6 +8,7 @@
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
+mod events;
 mod exception;
 mod maps;
 mod packet;
@@ -32,6 +33,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         maps::hand_on(packet.context(), reason);
     }
     maps::count_reason(cpu, reason, bytes);
+    events::dropped(&packet, cpu, reason);
     action(reason)
 }
 
@@ -44,6 +46,7 @@ pub fn lb_second(ctx: XdpContext) -> u32 {
     let cpu = maps::cpu();
     let reason = exception::run(&packet, cpu);
     maps::count_reason(cpu, reason, bytes);
+    events::dropped(&packet, cpu, reason);
     action(reason)
 }
 

@@ -5,6 +5,7 @@
 //! write, each CPU its own rows.
 
 use abi::{
+    event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
     limits::{FLOWS, FRAGMENTS, REASON_ROWS},
@@ -20,7 +21,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::{bpf_csum_diff, bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     programs::XdpContext,
 };
 
@@ -64,6 +65,7 @@ pub(crate) mod feature {
     pub(crate) const PREFILTER: u32 = abi::limits::feature::PREFILTER;
     pub(crate) const BALANCE: u32 = abi::limits::feature::BALANCE;
     pub(crate) const DECAP: u32 = abi::limits::feature::DECAP;
+    pub(crate) const EVENTS: u32 = abi::limits::feature::EVENTS;
 }
 
 #[map(name = "CONTROL")]
@@ -125,6 +127,12 @@ static BACKEND_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE
 static LIST_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "REASON_COUNT")]
 static REASON_COUNT: Array<ReasonCounter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Samples of packets; see [`crate::events`].
+#[map(name = "EVENTS")]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map(name = "SAMPLERS")]
+static SAMPLERS: Array<Sampler> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// The tables, as the packet code reads them.
 pub(crate) struct Maps;
@@ -378,6 +386,12 @@ pub(crate) fn count_frontend(cpu: u32, row: u32, bytes: u64, opening: bool) {
 #[inline(always)]
 pub(crate) fn count_backend(cpu: u32, row: u32, bytes: u64, opening: bool) {
     count(&BACKEND_COUNT, cpu * BACKEND_ROWS.load() + row, bytes, opening);
+}
+
+/// Only this CPU writes this row, but for the words that are the daemon's.
+#[inline(always)]
+pub(crate) fn sampler(row: u32) -> Option<*mut Sampler> {
+    SAMPLERS.get_ptr_mut(row)
 }
 
 #[inline(always)]

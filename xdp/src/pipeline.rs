@@ -10,6 +10,7 @@ use abi::{
 };
 
 use crate::{
+    events,
     maps::{self, feature},
     packet::Packet,
     stage::{
@@ -60,7 +61,7 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2], cpu: u32) -> Reason
 fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
     if maps::has(feature::PREFILTER) {
         let flags = maps::flags();
-        if prefilter::blocks::<V4>(ip, flags, packet.len() as u64, cpu) {
+        if prefilter::blocks::<V4>(packet, ip, flags, cpu) {
             return Reason::Blocked;
         }
         if flags & Control::GUARD != 0
@@ -68,6 +69,7 @@ fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu:
         {
             return reason;
         }
+        events::passed(packet, cpu);
     }
     if maps::has(feature::DECAP) {
         let tunnel = decap::tunnel::<L3>(packet, ip);

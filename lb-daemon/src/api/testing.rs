@@ -226,6 +226,7 @@ pub(crate) fn view() -> View {
         bans: crate::bans::Shared::default(),
         fetches: crate::fetch::Shared::default(),
         unconfirmed: None,
+        samples: crate::events::Samples::default(),
         policy: Arc::new(policy()),
         policy_documents: Vec::new(),
         maps: vec![

@@ -60,6 +60,7 @@ pub(super) const fn features(roles: Roles) -> u32 {
     (if roles.prefilter { feature::PREFILTER } else { 0 })
         | (if roles.balance { feature::BALANCE } else { 0 })
         | (if roles.decap { feature::DECAP } else { 0 })
+        | feature::EVENTS
 }
 
 /// What this process has attached, or taken over, by interface index. What the kernel tells of an

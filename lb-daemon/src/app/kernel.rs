@@ -28,7 +28,7 @@ use super::policy;
 use crate::{
     datapath::{
         ApplyError, Capacity, Datapath, Op, Tables,
-        bpf::{Bpf, BpfError, MappedCounters},
+        bpf::{Bpf, BpfError, Events, MappedCounters},
     },
     plan::prefixes::Needs,
     refusal::RIGHTS,
@@ -221,6 +221,14 @@ impl Kernel {
     /// The tables and programs in force.
     pub(super) fn bpf(&mut self) -> &mut Bpf {
         &mut self.bpf
+    }
+
+    /// Samples of packets, of whichever set of tables is in force.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub(super) fn events(&self) -> Result<Events, BpfError> {
+        self.bpf.events()
     }
 
     /// The tables in force, to be read.

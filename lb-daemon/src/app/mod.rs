@@ -36,6 +36,7 @@ use self::{
 use crate::{
     api::{ApiAddr, ApiState, listen},
     bans::{self, journal::Journal, pending::Slot},
+    events,
     fetch::{self, Fetcher},
     guard::Guard,
     health::{Checker, MAX_IN_FLIGHT},
@@ -139,6 +140,8 @@ pub async fn run(
     let fetches = fetch::Shared::default();
     let fetcher = Fetcher::open(&copies, fetches.clone(), copied, guard.clone())
         .with_context(|| format!("cannot make {}", copies.display()))?;
+    let events = kernel.events()?;
+    let samples = events::Samples::default();
     let parts = Parts {
         config_path: options.config.clone(),
         pins: options.bpffs.clone(),
@@ -153,6 +156,7 @@ pub async fn run(
         slot,
         pending,
         guard: guard.clone(),
+        samples: samples.clone(),
         documents,
         rules,
         endpoint_store,
@@ -164,6 +168,11 @@ pub async fn run(
     };
     let (owner, view) = Owner::start(parts, prefixes)?;
 
+    let (token, shown) = (stop.clone(), view.clone());
+    tasks.spawn(async move {
+        events::run(events, samples, shown, events::Rates::default(), token).await;
+        Ok("the reader of samples")
+    });
     let (commands, inbox) = mpsc::channel(QUEUE);
     let token = stop.clone();
     let news = sources::News { notices, reload, copies: new_copies };

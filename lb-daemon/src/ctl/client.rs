@@ -4,7 +4,12 @@ use std::{io, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,6 +23,9 @@ use crate::api::{ApiAddr, lists::SESSION, problem::Problem};
 
 /// How long a daemon may take to answer; longer than it lets its own work take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longest line of an answer that goes on.
+const LONGEST_LINE: usize = 1 << 20;
 
 /// A daemon's API.
 #[derive(Debug)]
@@ -124,13 +132,57 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+        let response = self.open(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await;
+        let body = body.with_context(|| format!("the connection to {} broke", self.address))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    /// Calls `each` with every line of an answer that goes on, until it returns false. Returns true when the
+    /// daemon ended it before: it may be asked again.
+    pub(super) fn lines(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&str) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<bool> {
+        let request =
+            Request::get(path).header(header::HOST, "lb").body(Full::new(Bytes::new()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut answer = timeout(PATIENCE, self.open(request))
+                .await
+                .map_err(|_| anyhow!("no answer from {} in {PATIENCE:?}", self.address))??;
+            if !answer.status().is_success() {
+                let status = answer.status();
+                return Err(refused(status, &answer.into_body().collect().await?.to_bytes()));
+            }
+            let mut rest = Vec::new();
+            // A broken connection is an end like any other.
+            while let Some(Ok(frame)) = answer.frame().await {
+                rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    if !each(String::from_utf8_lossy(&line).trim_end())? {
+                        return Ok(false);
+                    }
+                }
+                if rest.len() > LONGEST_LINE {
+                    return Err(anyhow!("{} sends a line without an end", self.address));
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    async fn open(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
         let answer = match &self.address {
             ApiAddr::Unix(path) => match UnixStream::connect(path).await {
-                Ok(stream) => exchange(stream, request).await,
+                Ok(stream) => begin(stream, request).await,
                 Err(error) => return Err(self.unreachable(&error)),
             },
             ApiAddr::Tcp(address) => match TcpStream::connect(address).await {
-                Ok(stream) => exchange(stream, request).await,
+                Ok(stream) => begin(stream, request).await,
                 Err(error) => return Err(self.unreachable(&error)),
             },
         };
@@ -146,16 +198,14 @@ impl Client {
     }
 }
 
-async fn exchange(
+async fn begin(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> anyhow::Result<(StatusCode, Bytes)> {
+) -> anyhow::Result<Response<Incoming>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the exchange: `sender` is dropped then. An error of it is the exchange's too.
     tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    Ok((status, response.into_body().collect().await?.to_bytes()))
+    Ok(sender.send_request(request).await?)
 }
 
 /// The API's refusal in one line.

@@ -14,6 +14,7 @@ use crate::api::ApiAddr;
 mod backend;
 mod client;
 mod configuration;
+mod events;
 mod generate;
 mod node;
 mod output;
@@ -64,6 +65,10 @@ enum Verb {
     /// Blocklists.
     #[command(subcommand)]
     Prefilter(prefilter::Verb),
+    /// Packets that are dropped, as they are sampled.
+    Monitor(events::Monitor),
+    /// Who was dropped most in the last minute.
+    Top(events::Watch),
     /// Identity policy: who may talk to whom.
     #[command(subcommand)]
     Policy(policy::Verb),
@@ -129,6 +134,8 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Service(verb) => verb.run(client, output),
         Verb::Backend(verb) => verb.run(client, output),
         Verb::Prefilter(verb) => verb.run(client, output),
+        Verb::Monitor(verb) => verb.run(client, output),
+        Verb::Top(verb) => verb.run(client, output),
         Verb::Policy(verb) => verb.run(client, output),
         Verb::Endpoint(verb) => verb.run(client, output),
         Verb::Identity(verb) => verb.run(client, output),

@@ -32,6 +32,16 @@ impl Output {
         Self { format }
     }
 
+    /// Prints one of many values on a line of its own, or a line made from it.
+    pub(super) fn line(&self, value: &Value, line: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = match self.format {
+            Format::Table => line(),
+            Format::Json => value.to_string(),
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(value)?),
+        };
+        writeln!(io::stdout(), "{}", text.trim_end_matches('\n')).context("standard output")
+    }
+
     /// Prints what the API gave, or the table made from it.
     pub(super) fn show(&self, value: &Value, table: impl FnOnce() -> String) -> anyhow::Result<()> {
         let text = match self.format {

@@ -4,9 +4,11 @@
 //! one aligned 64-bit word; a row is written whole before a word that points at it is stored with
 //! release ordering. Decides nothing.
 
+mod events;
 mod grow;
 mod sock;
 
+pub use events::Events;
 pub use sock::Sock;
 
 use std::{
@@ -18,6 +20,7 @@ use std::{
 };
 
 use abi::{
+    event::STREAMS,
     guard::{LIMIT_ROWS, Limit},
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, WAYS6},
@@ -43,7 +46,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 23] = [
+const MAPS: [&str; 25] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -67,11 +70,22 @@ const MAPS: [&str; 23] = [
     "BACKEND_COUNT",
     "LIST_COUNT",
     "REASON_COUNT",
+    "EVENTS",
+    "SAMPLERS",
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 7] =
-    ["FLOWS", "FRAGMENTS", "PEERS", "RATES", "LIMIT_COUNT", "LIST_COUNT", "REASON_COUNT"];
+const SHARED: [&str; 9] = [
+    "FLOWS",
+    "FRAGMENTS",
+    "PEERS",
+    "RATES",
+    "LIMIT_COUNT",
+    "LIST_COUNT",
+    "REASON_COUNT",
+    "EVENTS",
+    "SAMPLERS",
+];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -329,6 +343,16 @@ impl Bpf {
         })
     }
 
+    /// Samples of packets. Their reader must be the only one of these tables.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn events(&self) -> Result<Events, BpfError> {
+        let instance = self.instances.values().next().ok_or(BpfError::Map("EVENTS"))?;
+        let source = Source { pins: self.pins.as_deref(), instance };
+        Events::new(source.open("EVENTS")?, source.mapped("SAMPLERS")?, self.control.read(0).cpus())
+    }
+
     /// Name, entries and bytes of every table, as the kernel made it.
     #[must_use]
     pub fn sizes(&self) -> Vec<(&'static str, u64, u64)> {
@@ -337,6 +361,9 @@ impl Bpf {
         let size = |name: &'static str| {
             let info = source.open(name).ok()?.info().ok()?;
             let entries = u64::from(info.max_entries());
+            if name == "EVENTS" {
+                return Some((name, entries, entries));
+            }
             let entry = u64::from(info.value_size()).next_multiple_of(8);
             // Keys of arrays are not stored; those of hashes are, with a header each.
             let key = match name {
@@ -436,7 +463,8 @@ fn instance(
         .map_max_entries("BACKEND_COUNT", backends * cpus)
         .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
         .map_max_entries("LIMIT_COUNT", LIMIT_ROWS * cpus)
-        .map_max_entries("REASON_COUNT", REASON_ROWS * cpus);
+        .map_max_entries("REASON_COUNT", REASON_ROWS * cpus)
+        .map_max_entries("SAMPLERS", STREAMS * cpus);
     if let Some(dir) = pins {
         for name in MAPS {
             loader.map_pin_path(name, pin_of(dir, name));
@@ -517,7 +545,9 @@ impl Source<'_> {
         }
         let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
         match ebpf.map(name) {
-            Some(Map::Array(map) | Map::LruHashMap(map) | Map::ProgramArray(map)) => {
+            Some(
+                Map::Array(map) | Map::LruHashMap(map) | Map::ProgramArray(map) | Map::RingBuf(map),
+            ) => {
                 let fd = map.fd().as_fd().try_clone_to_owned();
                 fd.map_err(|source| BpfError::Mmap { name, source })
                     .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))

@@ -17,6 +17,7 @@ use packets::{
 };
 
 mod blocklists;
+mod events;
 mod guard;
 mod icmp;
 mod odd;

@@ -1,17 +1,23 @@
 //! Is the source in a blocklist?
 
 use abi::{
+    event::{Outcome, Stream},
     hash,
     prefix::{self, Prefixes as _},
+    reason::Reason,
     table::Control,
-    wire::Ip,
+    wire::{Frame as _, Ip},
 };
 
-use crate::maps::{self, Half};
+use crate::{
+    events::{self, What},
+    maps::{self, Half},
+    packet::Packet,
+};
 
 /// Whether the packet is dropped; `flags` are the control table's. A hit is counted for its list either way.
 #[inline(always)]
-pub(crate) fn blocks<const V4: bool>(ip: &Ip, flags: u64, bytes: u64, cpu: u32) -> bool {
+pub(crate) fn blocks<const V4: bool>(packet: &Packet, ip: &Ip, flags: u64, cpu: u32) -> bool {
     let half = Half::of(flags);
     let number = if V4 {
         u32::from(prefix::list_v4(&half, u32::from_be(ip.src.as_v4_raw())))
@@ -23,8 +29,11 @@ pub(crate) fn blocks<const V4: bool>(ip: &Ip, flags: u64, bytes: u64, cpu: u32) 
     if number == 0 {
         return false;
     }
-    maps::count_list(cpu, number, bytes);
-    maps::list(number).is_some_and(|list| list.drop != 0)
+    maps::count_list(cpu, number, packet.len() as u64);
+    let drops = maps::list(number).is_some_and(|list| list.drop != 0);
+    let outcome = if drops { Outcome::Dropped } else { Outcome::Audited };
+    events::note(packet, cpu, Stream::Dropped, What { reason: Reason::Blocked, outcome, number });
+    drops
 }
 
 /// The list of an IPv6 source: mostly the filter alone says that there is none.

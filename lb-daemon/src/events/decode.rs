@@ -1,0 +1,181 @@
+//! From a record of the ring buffer to names, addresses and ports. Pure.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use abi::{
+    addr::Addr,
+    event::{Event, Hook, Outcome},
+    reason::Reason,
+    upper,
+    wire::{self, Eth, Frame as _, Ports, Vlan, ethertype, protocol},
+};
+
+use crate::view::View;
+
+/// A sampled packet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// When.
+    pub time: SystemTime,
+    /// Which program.
+    pub hook: Hook,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why; of a packet that passed the prefilter it is not known yet.
+    pub reason: Reason,
+    /// The blocklist that it is on.
+    pub list: Option<Arc<str>>,
+    /// The rule of policy that decided.
+    pub rule: Option<Arc<str>>,
+    /// Identities of both sides, of policy.
+    pub identities: Option<[u32; 2]>,
+    /// Where it came in; its number if it has no name here.
+    pub interface: Arc<str>,
+    /// Addresses and ports, of an IP packet.
+    pub flow: Option<Flow>,
+    /// Bytes of the frame.
+    pub length: u32,
+    /// Packets that it stands for.
+    pub weight: u32,
+    /// Its first bytes.
+    pub bytes: Box<[u8]>,
+}
+
+/// Who sent it to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// From.
+    pub source: IpAddr,
+    /// To.
+    pub destination: IpAddr,
+    /// IP protocol, behind extension headers.
+    pub protocol: u8,
+    /// Ports of source and destination, where there are any.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// Of a frame's first bytes. `None`: it is no IP packet, or cut short.
+pub(super) fn flow(frame: &[u8]) -> Option<Flow> {
+    let eth: &Eth = frame.header(0)?;
+    let (mut l3, mut kind) = (14, eth.ethertype());
+    for _ in 0..2 {
+        if ethertype::is_vlan(kind) {
+            kind = frame.header::<Vlan>(l3)?.ethertype();
+            l3 += 4;
+        }
+    }
+    let (ip, upper) = match kind {
+        ethertype::IPV4 => (wire::ipv4(frame, l3)?, upper::v4(frame, l3)),
+        ethertype::IPV6 => (wire::ipv6(frame, l3)?, upper::v6(frame, l3)),
+        _ => return None,
+    };
+    let mut flow = Flow {
+        source: address(ip.src),
+        destination: address(ip.dst),
+        protocol: ip.protocol,
+        ports: None,
+    };
+    if let Some(upper) = upper {
+        const SCTP: u8 = 132;
+        flow.protocol = upper.protocol;
+        let has = matches!(upper.protocol, protocol::TCP | protocol::UDP | SCTP);
+        if has && upper.piece.offset == 0 {
+            flow.ports = frame.header::<Ports>(upper.at).map(|ports| {
+                let [a, b, c, d] = ports.both();
+                (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+            });
+        }
+    }
+    Some(flow)
+}
+
+fn address(addr: Addr) -> IpAddr {
+    IpAddr::from(addr.to_bytes()).to_canonical()
+}
+
+/// Names for the numbers of a record. `None`: its reason is none of this version.
+pub(super) fn sample(event: &Event, time: SystemTime, view: &View) -> Option<Sample> {
+    let head = &event.head;
+    let hook = match head.hook {
+        1 => Hook::Ingress,
+        2 => Hook::Egress,
+        _ => Hook::Xdp,
+    };
+    let outcome = match head.outcome {
+        0 => Outcome::Passed,
+        1 => Outcome::Dropped,
+        2 => Outcome::Forwarded,
+        _ => Outcome::Audited,
+    };
+    let policy = hook != Hook::Xdp;
+    let list = view.lists.iter().find(|list| !policy && list.row == head.number);
+    let rule = view.policy.rules.iter().find(|rule| policy && rule.row == head.number);
+    Some(Sample {
+        time,
+        hook,
+        outcome,
+        reason: Reason::from_index(u32::from(head.reason))?,
+        list: list.filter(|_| head.number != 0).map(|list| list.name.as_str().into()),
+        rule: rule.filter(|_| head.number != 0).map(|rule| rule.name.as_str().into()),
+        identities: policy.then_some(head.identities),
+        interface: interface(view, head.ifindex),
+        flow: flow(event.packet()),
+        length: head.length,
+        weight: head.weight,
+        bytes: event.packet().into(),
+    })
+}
+
+fn interface(view: &View, index: u32) -> Arc<str> {
+    match view.interfaces.iter().find(|i| i.ifindex == Some(index)) {
+        Some(known) => known.name.as_str().into(),
+        None => nix::net::if_::if_indextoname(index)
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_else(|| index.to_string())
+            .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A SYN from 192.0.2.1:1 to 192.0.2.2:80, behind a VLAN tag.
+    fn tagged() -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend([0x81, 0, 0, 5, 8, 0]);
+        frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+        frame.extend([0, 1, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
+        frame
+    }
+
+    #[test]
+    fn flows() {
+        let want = Flow {
+            source: "192.0.2.1".parse().unwrap(),
+            destination: "192.0.2.2".parse().unwrap(),
+            protocol: 6,
+            ports: Some((1, 80)),
+        };
+        assert_eq!(flow(&tagged()), Some(want));
+        let mut fragment = tagged();
+        fragment[25] = 1;
+        assert_eq!(flow(&fragment), Some(Flow { ports: None, ..want }), "a later fragment");
+        assert_eq!(flow(&tagged()[..38]), Some(Flow { ports: None, ..want }), "cut short");
+        assert_eq!(flow(&[0; 60]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..128), v6: bool) {
+            let mut bytes = bytes;
+            if bytes.len() > 14 {
+                (bytes[12], bytes[13]) = if v6 { (0x86, 0xdd) } else { (8, 0) };
+            }
+            let _ = flow(&bytes);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Samples of packets for the daemon.
+//!
+//! A packet that is not sampled costs one load, comparison and store; what is sampled goes out of line.
+//! A program without [`feature::EVENTS`] has none of it.
+
+use abi::{
+    event::{CAPTURED, Event, Head, Hook, Outcome, Stream},
+    reason::{Reason, Verdict},
+};
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+};
+
+use crate::{
+    maps::{self, feature},
+    packet::Packet,
+};
+
+/// What a sample says of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct What {
+    pub(crate) reason: Reason,
+    pub(crate) outcome: Outcome,
+    /// Number of its list, or 0.
+    pub(crate) number: u32,
+}
+
+/// A packet at its end: sampled if it is dropped. Those that lists drop were, with their list.
+#[inline(always)]
+pub(crate) fn dropped(packet: &Packet, cpu: u32, reason: Reason) {
+    let other = reason.verdict() == Verdict::Drop && !matches!(reason, Reason::Blocked);
+    if maps::has(feature::EVENTS) && other {
+        note(packet, cpu, Stream::Dropped, What { reason, outcome: Outcome::Dropped, number: 0 });
+    }
+}
+
+/// A packet that the prefilter lets pass, whatever becomes of it.
+#[inline(always)]
+pub(crate) fn passed(packet: &Packet, cpu: u32) {
+    let what = What { reason: Reason::NotOurs, outcome: Outcome::Passed, number: 0 };
+    note(packet, cpu, Stream::Passed, what);
+}
+
+/// Samples the packet, if its turn has come.
+#[inline(always)]
+pub(crate) fn note(packet: &Packet, cpu: u32, stream: Stream, what: What) {
+    if !maps::has(feature::EVENTS) {
+        return;
+    }
+    let row = stream.row(cpu);
+    let Some(sampler) = maps::sampler(row) else { return };
+    // SAFETY: the kernel's lookup returned it; only this CPU writes what the program changes there.
+    if unsafe { (*sampler).is_due() } {
+        let word = what.reason as u64 | (what.outcome as u64) << 16 | u64::from(what.number) << 32;
+        emit(packet.context(), u64::from(row), word);
+    }
+}
+
+/// Out of line: it is rare, and the pipeline is made for each place where an IP header can begin.
+#[inline(never)]
+fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
+    let Some(sampler) = maps::sampler(row as u32) else { return 0 };
+    // SAFETY: as in `note`.
+    let Some(weight) = (unsafe { (*sampler).take() }) else { return 0 };
+    let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else {
+        // SAFETY: as in `note`.
+        unsafe { (*sampler).lose() };
+        return 0;
+    };
+    // SAFETY: the context is the one the program was called with.
+    let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
+    let captured = length.min(CAPTURED as u64) as u32;
+    let event: *mut Event = record.as_mut_ptr();
+    // SAFETY: the record is as large as an event, and aligned to 8; the helper writes `captured` bytes at
+    // most into `bytes`, which has `CAPTURED`.
+    let failed = unsafe {
+        (&raw mut (*event).head).write(Head {
+            time: maps::now(),
+            number: (word >> 32) as u32,
+            identities: [0; 2],
+            ifindex,
+            length: length as u32,
+            weight,
+            reason: word as u16,
+            captured: captured as u16,
+            hook: Hook::Xdp as u8,
+            outcome: (word >> 16) as u8,
+            reserved: [0; 10],
+        });
+        captured == 0 || bpf_xdp_load_bytes(ctx, 0, (&raw mut (*event).bytes).cast(), captured) != 0
+    };
+    if failed {
+        record.discard(0);
+    } else {
+        record.submit(0);
+    }
+    1
+}
