@@ -248,8 +248,19 @@ pub struct RuleView {
     pub audit: bool,
     /// Row of its counters.
     pub row: u32,
-    /// Endpoints of this machine that it selects.
-    pub endpoints: u64,
+}
+
+impl PolicyView {
+    /// How many endpoints of this machine each rule selects.
+    #[must_use]
+    pub fn selected(&self) -> Vec<u64> {
+        let mut labels: std::collections::BTreeMap<&Labels, u64> =
+            std::collections::BTreeMap::new();
+        for endpoint in &self.endpoints {
+            *labels.entry(&endpoint.spec.labels).or_default() += 1;
+        }
+        crate::policy::compile::selected(&self.wanted.rules, labels)
+    }
 }
 
 /// A table shared with the kernel.

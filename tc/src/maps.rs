@@ -16,7 +16,7 @@ use abi::{
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_get_smp_processor_id, bpf_jiffies64},
     macros::map,
     maps::{Array, LpmTrie, LruHashMap, lpm_trie::Key},
 };
@@ -27,6 +27,9 @@ static ADDRESS_MASK: Global<u32> = Global::new(0);
 /// Salt of the address table.
 #[unsafe(no_mangle)]
 static ADDRESS_SALT: Global<u64> = Global::new(0);
+/// Nanoseconds between two ticks of the kernel's clock.
+#[unsafe(no_mangle)]
+static TICK_NS: Global<u64> = Global::new(4_000_000);
 /// Rows of the rules' counters for each CPU.
 #[unsafe(no_mangle)]
 static RULE_ROWS: Global<u32> = Global::new(1);
@@ -168,8 +171,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn now(&self) -> u64 {
+        // The verifier puts a load in its place; a clock that is read costs 18 ns.
         // SAFETY: no arguments, no effect.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        unsafe { bpf_jiffies64() }.wrapping_mul(TICK_NS.load())
     }
 }
 

@@ -112,14 +112,14 @@ impl From<&EndpointView> for Endpoint {
 }
 
 impl Policy {
-    fn of(rule: &RuleView, counters: &dyn Counters) -> Self {
+    fn of(rule: &RuleView, endpoints: u64, counters: &dyn Counters) -> Self {
         let count = counters.rule(rule.row);
         Self {
             name: rule.name.clone(),
             source: Source::from(&rule.source),
             origin: origin(&rule.source),
             audit: rule.audit,
-            endpoints: rule.endpoints,
+            endpoints,
             packets: count.packets,
             bytes: count.bytes,
         }
@@ -229,7 +229,8 @@ pub(super) async fn identities(
 )]
 pub(super) async fn policies(State(state): State<ApiState>) -> Result<Json<List<Policy>>, Problem> {
     list(&state, |view, counters| {
-        view.policy.rules.iter().map(|rule| Policy::of(rule, counters)).collect()
+        let rules = view.policy.rules.iter().zip(view.policy.selected());
+        rules.map(|(rule, endpoints)| Policy::of(rule, endpoints, counters)).collect()
     })
     .await
 }

@@ -81,8 +81,7 @@ fn policy() -> PolicyView {
     };
     let attached = crate::policy::kernel::Attachment::Tcx;
     let endpoint = EndpointView { spec: Arc::new(spec), identity: 256, attached };
-    let rule =
-        RuleView { name: "r".to_owned(), source: Source::Api, audit: false, row: 0, endpoints: 1 };
+    let rule = RuleView { name: "r".to_owned(), source: Source::Api, audit: false, row: 0 };
     PolicyView { endpoints: vec![endpoint], rules: vec![rule], ..PolicyView::default() }
 }
 

@@ -464,7 +464,10 @@ impl Owner {
             samples: self.parts.samples.clone(),
             policy: self.policy.view(),
             policy_documents: documents,
-            maps: views::maps(self.parts.kernel.bpf(), &self.planner),
+            maps: views::maps(self.parts.kernel.bpf(), &self.planner)
+                .into_iter()
+                .chain(self.policy.maps())
+                .collect(),
         };
         self.view.send_replace(Arc::new(view));
     }

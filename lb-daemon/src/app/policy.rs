@@ -10,7 +10,12 @@ use std::{
     sync::Arc,
 };
 
-use abi::reason::Reason;
+use abi::{
+    limits::policy::CONNECTIONS,
+    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, Top},
+    reason::Reason,
+    table::{Bucket, Counter},
+};
 use arc_swap::ArcSwapOption;
 use config::{
     model::{DesiredState, Service},
@@ -21,7 +26,7 @@ use super::kernel::LINKS;
 use crate::{
     datapath::{
         ApplyError,
-        bpf::{BpfError, grace},
+        bpf::{BpfError, cpus, grace},
     },
     links::Link,
     plan::Full,
@@ -31,7 +36,7 @@ use crate::{
         kernel::{self, Attachment, Kernel, PolicyCounters},
         state::{Failure, State, Wanted},
     },
-    view::{Count, EndpointView, PolicyView, RuleView},
+    view::{Count, EndpointView, MapView, PolicyView, RuleView},
 };
 
 /// Nothing needs more rounds of larger tables than there are doublings of one.
@@ -68,6 +73,8 @@ pub(super) struct Policy {
     live: Option<(Kernel, State)>,
     counters: Arc<LiveCounters>,
     view: Arc<PolicyView>,
+    /// Interfaces with the programs of `live`, and what came of attaching.
+    attached: BTreeMap<String, (u32, Attachment)>,
     /// What was last put in force, and on which interfaces.
     done: Option<(Wanted, BTreeMap<String, u32>)>,
 }
@@ -76,12 +83,60 @@ impl Policy {
     /// Nothing is in force that this process knows of. `root`: where everything is pinned.
     pub(super) fn new(root: &Path, counters: Arc<LiveCounters>) -> Self {
         let root = root.to_owned();
-        Self { root, live: None, counters, view: Arc::default(), done: None }
+        Self {
+            root,
+            live: None,
+            counters,
+            view: Arc::default(),
+            attached: BTreeMap::new(),
+            done: None,
+        }
     }
 
     /// What is in force.
     pub(super) fn view(&self) -> Arc<PolicyView> {
         Arc::clone(&self.view)
+    }
+
+    /// The tables in the kernel.
+    pub(super) fn maps(&self) -> Vec<MapView> {
+        let Some((kernel, state)) = &self.live else { return Vec::new() };
+        let Sizes {
+            interfaces,
+            policies,
+            tops,
+            pages,
+            entries,
+            addresses,
+            buckets,
+            prefixes,
+            rules,
+        } = kernel.sizes();
+        let [in_policies, in_entries, in_addresses, in_prefixes] = state.image().used().map(Some);
+        let own = self.attached.len() as u32;
+        let named = state.wanted().rules.len() as u32;
+        // A trie's entry: key, value and the kernel's own node.
+        const PREFIX: usize = 64;
+        let connection = size_of::<ConnectionKey>() + size_of::<Connection>() + 48;
+        let tables: [(&str, u32, usize, Option<u32>); 10] = [
+            ("P_INTERFACES", interfaces, size_of::<u64>(), Some(own)),
+            ("P_POLICIES", policies, size_of::<PolicyRow>(), in_policies),
+            ("P_TOPS", tops, size_of::<Top>(), None),
+            ("P_PAGES", pages, size_of::<Page>(), None),
+            ("P_ENTRIES", entries, size_of::<Entries>(), in_entries),
+            ("P_BUCKETS", buckets, size_of::<Bucket>(), None),
+            ("P_ADDRESSES", addresses, size_of::<AddressRow>(), in_addresses),
+            ("P_PREFIXES", prefixes, PREFIX, in_prefixes),
+            ("P_CONNECTIONS", CONNECTIONS, connection, None),
+            ("P_RULE_COUNT", rules, size_of::<Counter>() * cpus() as usize, Some(named)),
+        ];
+        let view = |(name, capacity, each, used): (&str, u32, usize, Option<u32>)| MapView {
+            name: name.to_owned(),
+            entries: used.map(u64::from),
+            capacity: capacity.into(),
+            bytes: u64::from(capacity) * each as u64,
+        };
+        tables.into_iter().map(view).collect()
     }
 
     /// Puts policy in force on the interfaces that there are.
@@ -112,13 +167,14 @@ impl Policy {
             kernel::detach_all_but(&links, &[]);
             kernel::remove_sets(&self.root, None);
             self.live = None;
+            self.attached.clear();
             self.counters.0.store(None);
         } else {
             self.fill(&wanted)?;
         }
-        let attached = self.attach(&links, &interfaces);
+        self.attach(&links, &interfaces);
         self.release();
-        self.view = Arc::new(self.look(&wanted, &attached));
+        self.view = Arc::new(self.look(&wanted));
         self.done = Some((wanted, interfaces));
         Ok(())
     }
@@ -145,6 +201,7 @@ impl Policy {
             match state.plan(wanted.clone()) {
                 Ok(ops) => {
                     let mut kernel = Kernel::make(sizes, salt, Some(&self.root))?;
+                    self.attached.clear();
                     kernel.apply(&ops)?;
                     self.counters.0.store(Some(Arc::new(kernel.counters()?)));
                     self.live = Some((kernel, state));
@@ -160,26 +217,31 @@ impl Policy {
         Err(Failure::Full(Full("P_ENTRIES")).into())
     }
 
-    /// Attaches to these interfaces and detaches from all others.
-    fn attach(
-        &mut self,
-        links: &Path,
-        interfaces: &BTreeMap<String, u32>,
-    ) -> BTreeMap<String, Attachment> {
-        let Some((kernel, _)) = &mut self.live else { return BTreeMap::new() };
-        let mut attached = BTreeMap::new();
+    /// Attaches to these interfaces and detaches from all others. Those that have the programs keep them.
+    fn attach(&mut self, links: &Path, interfaces: &BTreeMap<String, u32>) {
+        let Some((kernel, _)) = &mut self.live else { return };
+        let first = self.attached.is_empty();
+        let mut before = std::mem::take(&mut self.attached);
         for (name, &index) in interfaces {
+            if let Some(known @ (at, Attachment::Tcx)) = before.remove(name)
+                && at == index
+            {
+                self.attached.insert(name.clone(), known);
+                continue;
+            }
             let done = kernel::attach(kernel, links, name, index);
             if let Attachment::Failed(why) = &done {
                 tracing::error!(interface = name, "policy is not enforced: {why}");
             }
-            attached.insert(name.clone(), done);
+            self.attached.insert(name.clone(), (index, done));
+        }
+        if !first && before.is_empty() {
+            return;
         }
         let keep: Vec<u32> = interfaces.values().copied().collect();
         kernel::detach_all_but(links, &keep);
         // Every link points at this set now.
         kernel.remove_others(&self.root);
-        attached
     }
 
     fn release(&mut self) {
@@ -191,17 +253,21 @@ impl Policy {
         }
     }
 
-    fn look(&self, wanted: &Wanted, attached: &BTreeMap<String, Attachment>) -> PolicyView {
+    fn look(&self, wanted: &Wanted) -> PolicyView {
         let Some((_, state)) = &self.live else { return PolicyView::default() };
         let endpoints = wanted.endpoints.iter().map(|(spec, _)| EndpointView {
             spec: Arc::clone(spec),
             identity: state.identities().of_endpoint(&spec.labels).unwrap_or(0),
-            attached: attached.get(&spec.interface).cloned().unwrap_or_else(|| {
-                let name = &spec.interface;
-                Attachment::Failed(format!(
-                    "there is no interface {name}; it is attached when it comes"
-                ))
-            }),
+            attached: self
+                .attached
+                .get(&spec.interface)
+                .map(|(_, how)| how.clone())
+                .unwrap_or_else(|| {
+                    let name = &spec.interface;
+                    Attachment::Failed(format!(
+                        "there is no interface {name}; it is attached when it comes"
+                    ))
+                }),
         });
         let rows = state.rule_rows();
         let rules = wanted.rules.iter().zip(rows).map(|(rule, row)| RuleView {
@@ -209,11 +275,6 @@ impl Policy {
             source: rule.source.clone(),
             audit: rule.audit,
             row,
-            endpoints: wanted
-                .endpoints
-                .iter()
-                .filter(|(endpoint, _)| rule.subject.selects(&endpoint.labels))
-                .count() as u64,
         });
         PolicyView {
             endpoints: endpoints.collect(),

@@ -147,7 +147,7 @@ impl<'c> Compiler<'c> {
     }
 
     /// The rules that select these labels, in order.
-    fn selecting(&self, subject: &Labels) -> Vec<(u32, &'c Rule)> {
+    pub(super) fn selecting(&self, subject: &Labels) -> Vec<(u32, &'c Rule)> {
         let own = subject.iter().filter_map(|(k, v)| self.by_label.get(&(k.as_str(), v.as_str())));
         let candidates: BTreeSet<u32> = own.flatten().chain(&self.unlabelled).copied().collect();
         let rules = candidates.into_iter().map(|index| (index, &self.rules[index as usize]));
@@ -460,6 +460,31 @@ fn is_about(peer: &Peer, labels: &Labels) -> bool {
         Peer::Entity(Entity::Cluster) => !has("world"),
         Peer::Entity(entity) => has(name(*entity)),
     }
+}
+
+/// How many endpoints each rule selects, of so many with these labels.
+#[must_use]
+pub fn selected<'l>(
+    rules: &[Rule],
+    labels: impl IntoIterator<Item = (&'l Labels, u64)>,
+) -> Vec<u64> {
+    let (nobody, nothing) = (Identities::default(), Known::default());
+    let compiler = Compiler::new(rules, &nobody, &nothing);
+    let mut counts = vec![0; rules.len()];
+    for (labels, count) in labels {
+        for (index, _) in compiler.selecting(labels) {
+            counts[index as usize] += count;
+        }
+    }
+    counts
+}
+
+/// Rules with a clause about whoever has these labels, everybody left out.
+pub(super) fn rules_about(rules: &[Rule], labels: &Labels) -> BTreeSet<u32> {
+    let names = |clause: &Clause| {
+        clause.peers.iter().any(|peer| *peer != Peer::Any && is_about(peer, labels))
+    };
+    (0..).zip(rules).filter(|(_, rule)| rule.clauses.iter().any(names)).map(|(n, _)| n).collect()
 }
 
 fn selects_peer(selector: &Selector, labels: &Labels) -> bool {

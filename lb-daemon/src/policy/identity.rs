@@ -163,6 +163,38 @@ impl Identities {
         Ok(())
     }
 
+    /// The number of an endpoint's labels, and whether they are new here.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn add(&mut self, labels: &Labels) -> Result<(Identity, bool), Exhausted> {
+        if let Some(number) = self.endpoints.get(labels) {
+            return Ok((*number, false));
+        }
+        let number = match of_reserved(labels) {
+            Some(number) => number,
+            None => {
+                let taken = |number: &Identity| self.labels.contains_key(number);
+                let room = FIRST_CIDR - FIRST_ENDPOINT;
+                if self.endpoints.len() >= room as usize {
+                    return Err(Exhausted);
+                }
+                first_free(labels_text(labels).as_bytes(), FIRST_ENDPOINT, FIRST_CIDR, taken)
+            }
+        };
+        self.endpoints.insert(labels.clone(), number);
+        self.labels.insert(number, labels.clone());
+        Ok((number, true))
+    }
+
+    /// Says whose an address is; `None`: nobody's.
+    pub fn set_address(&mut self, address: IpAddr, identity: Option<Identity>) {
+        match identity {
+            Some(identity) => drop(self.addresses.insert(address, identity)),
+            None => drop(self.addresses.remove(&address)),
+        }
+    }
+
     /// All identities with their labels, in the order of the numbers.
     pub fn iter(&self) -> impl Iterator<Item = (Identity, &Labels)> {
         self.labels.iter().map(|(number, labels)| (*number, labels))
@@ -272,13 +304,25 @@ fn renumber<K: Ord + Clone>(
         if numbers.contains_key(*key) {
             continue;
         }
-        let mut hasher = SipHasher24::new();
-        hasher.write(text(key).as_bytes());
-        let mut number = first + (hasher.finish() % u64::from(room)) as Identity;
-        while !used.insert(number) {
-            number = if number + 1 == end { first } else { number + 1 };
-        }
+        let number = first_free(text(key).as_bytes(), first, end, |number| used.contains(number));
+        used.insert(number);
         numbers.insert((*key).clone(), number);
     }
     Ok(numbers)
+}
+
+/// The first number in `first..end` that is not taken, from the hash of a text on.
+fn first_free(
+    text: &[u8],
+    first: Identity,
+    end: Identity,
+    taken: impl Fn(&Identity) -> bool,
+) -> Identity {
+    let mut hasher = SipHasher24::new();
+    hasher.write(text);
+    let mut number = first + (hasher.finish() % u64::from(end - first)) as Identity;
+    while taken(&number) {
+        number = if number + 1 == end { first } else { number + 1 };
+    }
+    number
 }

@@ -278,8 +278,57 @@ impl Image {
         wanted: &BTreeMap<u32, Attached>,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
+        let mut leave = self.put(wanted, ops)?;
+        let gone: Vec<u32> =
+            self.interfaces.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
+        for index in gone {
+            ops.push(Op::Interface(index, 0));
+            leave.extend(self.interfaces.remove(&index).map(|(content, _)| content));
+        }
+        for content in leave {
+            self.leave(&content);
+        }
+        Ok(())
+    }
+
+    /// Puts policies behind these interfaces and leaves the others as they are.
+    ///
+    /// # Errors
+    /// A table is full; this image is of no use then.
+    pub fn put_interfaces(
+        &mut self,
+        some: &BTreeMap<u32, Attached>,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        for content in self.put(some, ops)? {
+            self.leave(&content);
+        }
+        Ok(())
+    }
+
+    /// The identity behind an interface.
+    #[must_use]
+    pub fn identity_at(&self, index: u32) -> Option<Identity> {
+        let (_, word) = self.interfaces.get(&index)?;
+        Interface::from_word(*word).map(|interface| interface.identity)
+    }
+
+    /// An interface is nobody's any more.
+    pub fn remove_interface(&mut self, index: u32, ops: &mut Vec<Op>) {
+        if let Some((content, _)) = self.interfaces.remove(&index) {
+            ops.push(Op::Interface(index, 0));
+            self.leave(&content);
+        }
+    }
+
+    /// What is behind them no longer comes back, still with its users.
+    fn put(
+        &mut self,
+        some: &BTreeMap<u32, Attached>,
+        ops: &mut Vec<Op>,
+    ) -> Result<Vec<Arc<Content>>, Full> {
         let mut leave = Vec::new();
-        for (&index, Attached { content, identity, audit }) in wanted {
+        for (&index, Attached { content, identity, audit }) in some {
             if index >= self.sizes.interfaces {
                 return Err(Full("P_INTERFACES"));
             }
@@ -299,16 +348,7 @@ impl Image {
                 leave.push(old);
             }
         }
-        let gone: Vec<u32> =
-            self.interfaces.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
-        for index in gone {
-            ops.push(Op::Interface(index, 0));
-            leave.extend(self.interfaces.remove(&index).map(|(content, _)| content));
-        }
-        for content in leave {
-            self.leave(&content);
-        }
-        Ok(())
+        Ok(leave)
     }
 
     /// The row of a policy, which has one user more.
@@ -413,27 +453,45 @@ impl Image {
             .copied()
             .collect();
         for address in gone {
-            if let Some((row, _)) = self.addresses.remove(&address) {
-                self.remove_address(address, row, ops);
-            }
+            self.set_address(address, None, ops)?;
         }
         // In the order of addresses: the same wishes make the same tables.
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort_unstable();
         for (&address, &identity) in sorted {
-            let own = AddressRow::new(address.into(), identity);
-            match self.addresses.get(&address) {
-                Some(&(_, old)) if old == identity => {}
-                Some(&(row, _)) => {
-                    ops.push(Op::Address(row, own));
-                    self.addresses.insert(address, (row, identity));
-                }
-                None => {
-                    let row = self.address_rows.take().ok_or(Full("P_ADDRESSES"))?;
-                    ops.push(Op::Address(row, own));
-                    self.add_address(address, row, ops)?;
-                    self.addresses.insert(address, (row, identity));
-                }
+            self.set_address(address, Some(identity), ops)?;
+        }
+        Ok(())
+    }
+
+    /// Says whose an address is; `None`: nobody's.
+    ///
+    /// # Errors
+    /// The table is full; this image is of no use then.
+    pub fn set_address(
+        &mut self,
+        address: IpAddr,
+        identity: Option<Identity>,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let Some(identity) = identity else {
+            if let Some((row, _)) = self.addresses.remove(&address) {
+                self.remove_address(address, row, ops);
+            }
+            return Ok(());
+        };
+        let own = AddressRow::new(address.into(), identity);
+        match self.addresses.get(&address) {
+            Some(&(_, old)) if old == identity => {}
+            Some(&(row, _)) => {
+                ops.push(Op::Address(row, own));
+                self.addresses.insert(address, (row, identity));
+            }
+            None => {
+                let row = self.address_rows.take().ok_or(Full("P_ADDRESSES"))?;
+                ops.push(Op::Address(row, own));
+                self.add_address(address, row, ops)?;
+                self.addresses.insert(address, (row, identity));
             }
         }
         Ok(())

@@ -90,11 +90,13 @@ impl Kernel {
         let Sizes { interfaces, policies, tops, pages, entries, addresses, buckets, .. } = sizes;
         let cpus = cpus();
         let mask = buckets - 1;
+        let tick = tick();
         let mut loader = EbpfLoader::new();
         loader
             .override_global("ADDRESS_MASK", &mask, true)
             .override_global("ADDRESS_SALT", &salt, true)
             .override_global("RULE_ROWS", &sizes.rules, true)
+            .override_global("TICK_NS", &tick, true)
             .map_max_entries("P_INTERFACES", interfaces)
             .map_max_entries("P_POLICIES", policies)
             .map_max_entries("P_TOPS", tops)
@@ -227,6 +229,12 @@ pub fn remove_sets(root: &Path, keep: Option<&Path>) {
             tracing::warn!(path = %path.display(), %error, "cannot remove policy tables");
         }
     }
+}
+
+/// Nanoseconds between two ticks of the kernel's clock: what its coarse clock tells apart.
+fn tick() -> u64 {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    tick.map_or(4_000_000, |tick| std::time::Duration::from(tick).as_nanos() as u64).max(1)
 }
 
 /// The directories of sets of this version, with their numbers.

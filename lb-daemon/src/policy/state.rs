@@ -7,6 +7,8 @@
 //! 3. the new rules, compiled with the old and the new identities;
 //! 4. prefixes that are no longer named go.
 
+mod change;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -22,7 +24,7 @@ use ipnet::IpNet;
 
 use super::{
     Identities, Identity,
-    compile::{Compiler, Known, Subject, TooManyClasses},
+    compile::{Compiler, Known, Subject, TooManyClasses, rules_about},
     identity::{Exhausted, prefixes_of},
     image::{Attached, Content, Image, Op, Sizes},
 };
@@ -124,6 +126,8 @@ pub struct State {
     wanted: Wanted,
     identities: Identities,
     rules: RuleRows,
+    /// Endpoints' labels that may be nobody's any more and keep their number.
+    retired: usize,
 }
 
 /// Rows of rules' counters: a rule keeps its row while there is one of its name.
@@ -173,6 +177,7 @@ impl State {
             wanted: Wanted::default(),
             identities: Identities::default(),
             rules: RuleRows { rows: Rows::new(sizes.rules), by_name: BTreeMap::new() },
+            retired: 0,
         }
     }
 
@@ -218,6 +223,10 @@ impl State {
     /// # Errors
     /// [`Failure`]; this state is of no use then.
     pub fn plan(&mut self, wanted: Wanted) -> Result<Vec<Op>, Failure> {
+        if let Some(ops) = self.change_endpoints(&wanted)? {
+            self.wanted = wanted;
+            return Ok(ops);
+        }
         let mut ops = Vec::new();
         let own = wanted.prefixes();
         let both = own.iter().copied().chain(self.identities.prefixes().keys().copied()).collect();
@@ -251,6 +260,7 @@ impl State {
         self.image.retain_prefixes(identities.prefixes(), &mut ops);
         self.identities = identities;
         self.wanted = wanted;
+        self.retired = 0;
         Ok(ops)
     }
 

@@ -2,6 +2,7 @@
 //! ends, stand beside the programs of others, and are replaced in one step.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -85,13 +86,11 @@ fn attach_way(
 
 /// Detaches from all interfaces but these.
 pub fn detach_all_but(links: &Path, keep: &[u32]) {
+    let pins = keep.iter().flat_map(|&index| [Way::In, Way::Out].map(|way| pin(links, index, way)));
+    let keep: HashSet<PathBuf> = pins.collect();
     for entry in fs::read_dir(links).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with("tc-")
-            && !keep.iter().any(|&index| {
-                [Way::In, Way::Out].iter().any(|&way| pin(links, index, way) == entry.path())
-            })
-        {
+        if name.to_string_lossy().starts_with("tc-") && !keep.contains(&entry.path()) {
             remove(&entry.path());
         }
     }

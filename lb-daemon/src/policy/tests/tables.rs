@@ -319,6 +319,79 @@ fn no_step_between_two_policies_is_neither() {
     assert!(steps > 1000, "{steps}");
 }
 
+/// Endpoints that come, go and change alone are planned apart from all others: what then stands is what
+/// the rules say, after every step for whoever has not changed, and little is written.
+#[test]
+fn a_change_of_endpoints_touches_what_is_about_them() {
+    let mut random = Random(11);
+    let (mut small, mut steps) = (0, 0);
+    for _ in 0..40 {
+        let rules: Vec<Rule> = (0..8).map(|_| random.named()).collect();
+        let mut old = random_site(&mut random, rules, Enforcement::Default);
+        for (endpoint, _) in &mut old.endpoints {
+            Arc::make_mut(endpoint).ports.clear();
+        }
+        let (mut state, mut fake) = (State::new(SIZES, SALT), Fake::new());
+        state.plan(old.clone()).expect("room").iter().for_each(|op| fake.apply(op));
+        for _ in 0..12 {
+            state.release();
+            let mut new = old.clone();
+            let n = random.below(new.endpoints.len());
+            match random.below(4) {
+                0 if new.endpoints.len() > 4 => drop(new.endpoints.remove(n)),
+                1 => {
+                    let spare =
+                        (0..12).find(|n| !new.endpoints.iter().any(|(_, i)| *i == Some(n + 1)));
+                    let Some(spare) = spare else { continue };
+                    let address = address_of(spare as usize);
+                    let labels = random.labels();
+                    let one = endpoint(&spare.to_string(), labels, &address);
+                    new.endpoints.push((one, Some(spare + 1)));
+                }
+                _ => Arc::make_mut(&mut new.endpoints[n].0).labels = random.labels(),
+            }
+            let ops = state.plan(new.clone()).expect("room");
+            small += usize::from(ops.len() < 12);
+            let questions: Vec<Question> =
+                (0..60).map(|_| Question::random(&mut random, 12)).collect();
+            let at = |wanted: &Wanted, q: &Question| {
+                let own = |(_, i): &(Arc<Endpoint>, Option<u32>)| *i == Some(q.subject as u32 + 1);
+                wanted.endpoints.iter().position(own)
+            };
+            for op in &ops {
+                fake.apply(op);
+                steps += 1;
+                for q in &questions {
+                    let (Some(a), Some(b)) = (at(&old, q), at(&new, q)) else { continue };
+                    let who = |w: &Wanted| {
+                        w.endpoints.iter().find(|(e, _)| e.addresses.contains(&q.peer)).cloned()
+                    };
+                    if old.endpoints[a] != new.endpoints[b] || who(&old) != who(&new) {
+                        continue;
+                    }
+                    let want = Question { subject: b, ..*q }.by_rules(&new);
+                    let (passes, _) = q.by_tables(&fake).expect("attached");
+                    assert_eq!(passes, want.passes(), "after {op:?}");
+                }
+            }
+            for q in &questions {
+                let Some(b) = at(&new, q) else {
+                    assert!(q.by_tables(&fake).is_none(), "an interface that is nobody's");
+                    continue;
+                };
+                let want = Question { subject: b, ..*q }.by_rules(&new);
+                let (passes, _) = q.by_tables(&fake).expect("attached");
+                assert_eq!(passes, want.passes(), "in force");
+            }
+            old = new;
+        }
+        state.plan(Wanted::default()).expect("room");
+        state.release();
+        assert_eq!(state.image().used(), [0, 0, 0, 0]);
+    }
+    assert!(small > 100 && steps > 500, "{small} {steps}");
+}
+
 #[test]
 fn what_goes_comes_back_to_the_tables() {
     let mut random = Random(8);
