@@ -8,6 +8,7 @@ mod api;
 mod duration;
 mod fault;
 mod file;
+mod geo;
 mod lists;
 mod load;
 pub mod model;
@@ -22,6 +23,7 @@ pub use api::{endpoint_to_json, parse_endpoint_json, parse_service_json, service
 pub use duration::{format_duration, parse_duration};
 pub use fault::{Fault, FieldFault};
 pub use file::parse_prefix;
+pub use geo::{Country, Geo};
 pub use lists::{Checked, ListLines, MAX_ATTRIBUTION, parse_list};
 pub use load::Loader;
 pub use prefixes::{Net4, PrefixSet};

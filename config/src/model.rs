@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
-    Fault, PrefixSet,
+    Fault, Geo, PrefixSet,
     policy::{Enforcement, PortName, Rule},
 };
 
@@ -363,6 +363,27 @@ pub struct Prefilter {
     pub filters: Filters,
     /// By name; at most [`MAX_RATE_LIMITS`].
     pub rate_limits: Vec<RateLimit>,
+    /// Countries and networks of addresses.
+    pub geo: Arc<Geo>,
+    /// Local APIs whose decisions become bans, in the order of the files.
+    pub crowdsec: Vec<Arc<CrowdSec>>,
+}
+
+/// A local API of CrowdSec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrowdSec {
+    /// The list that its bans are on.
+    pub list: String,
+    /// `http://` or `https://`.
+    pub url: String,
+    /// Holds the bouncer's key.
+    pub api_key_file: PathBuf,
+    /// How often decisions are pulled.
+    pub interval: Duration,
+    /// How long pulling may take.
+    pub timeout: Duration,
+    /// Authorities to trust, in the place of the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Packets that are dropped whatever their source.

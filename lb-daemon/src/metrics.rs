@@ -294,9 +294,11 @@ fn lists(page: &mut Page, view: &View, counters: &dyn Counters) {
 }
 
 fn fetches(page: &mut Page, view: &View) {
-    let lists = view.lists.iter().filter(|list| list.remote.is_some());
-    let lists: Vec<_> = lists
-        .map(|list| (list.name.as_str(), view.fetches.get(&list.name).unwrap_or_default()))
+    let remote = view.lists.iter().filter(|list| list.remote.is_some()).map(|list| &list.name);
+    let pulled = view.prefilter.crowdsec.iter().map(|bouncer| &bouncer.list);
+    let lists: Vec<_> = remote
+        .chain(pulled)
+        .map(|list| (list.as_str(), view.fetches.get(list).unwrap_or_default()))
         .collect();
     let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut family = page.family(&FETCH_SUCCESS);

@@ -1,6 +1,7 @@
 //! Care with blocklists, and lists that are fetched, with real packets.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::TcpListener,
     sync::{Arc, Mutex},
@@ -176,4 +177,50 @@ fn a_fetched_list_outlives_its_server() -> anyhow::Result<()> {
     ensure!(shown.contains("1 IPv4") && shown.contains("failing"), "{shown}");
     edge.lb.change_config(&edge::yaml(&edge::L2()))?;
     expect_free(&edge)
+}
+
+#[test]
+fn lists_by_country_and_decisions_of_a_local_api() -> anyhow::Result<()> {
+    let edge = edge()?;
+    let (port, body) = serve(&edge)?;
+    let set = |text: Option<&str>| -> anyhow::Result<()> {
+        *body.lock().map_err(|_| anyhow::anyhow!("poisoned"))? = text.map(str::to_owned);
+        Ok(())
+    };
+    let directory = edge.lb.config().parent().context("a directory")?.to_path_buf();
+    fs::write(directory.join("geo.csv"), format!("{OTHER},{OTHER},XX\n"))?;
+    fs::write(directory.join("asn.csv"), "network,asn,as_name\n192.0.2.0/24,64496,\"Us, Inc\"\n")?;
+    let yaml = edge::yaml(&edge::L2());
+    let geo = "prefilter:\n  tables: {country: [geo.csv], asn: [asn.csv]}\n  lists:\n    \
+               - {name: xx, match: {country: [\"XX\"]}}\n";
+    edge.lb.change_config(&yaml.replace("prefilter:\n  lists:\n", geo))?;
+    expect_blocked(&edge)?;
+    let found = edge.lb.lbctl(&["prefilter", "lookup", OTHER])?;
+    ensure!(found.contains("the list xx decides"), "{found}");
+    ensure!(found.contains("country XX, AS64496 Us, Inc"), "{found}");
+    edge.lb.change_config(&yaml)?;
+    expect_free(&edge)?;
+
+    // Decisions: one is new; the server fails; everything anew, without it.
+    set(Some(&format!(
+        "{{\"new\":[{{\"duration\":\"1h\",\"id\":1,\"origin\":\"cscli\",\"scenario\":\"manual\",\
+         \"scope\":\"Ip\",\"type\":\"ban\",\"value\":\"{OTHER}\"}}],\"deleted\":null}}"
+    )))?;
+    fs::write(directory.join("key"), "k\n")?;
+    let crowdsec = format!(
+        "prefilter:\n  crowdsec: [{{url: \"http://192.0.2.1:{port}\", api_key_file: key, interval: 1s}}]\n  lists:\n"
+    );
+    edge.lb.change_config(&yaml.replace("prefilter:\n  lists:\n", &crowdsec))?;
+    eventually(PATIENCE, || expect_blocked(&edge)).context("no ban")?;
+    let shown = edge.lb.lbctl(&["prefilter", "list", "crowdsec"])?;
+    ensure!(shown.contains("cscli: manual"), "{shown}");
+    set(None)?;
+    eventually(PATIENCE, || {
+        let status = edge.lb.lbctl(&["status"])?;
+        ensure!(status.contains("list crowdsec: the server answers 500"), "{status}");
+        Ok(())
+    })?;
+    expect_blocked(&edge)?;
+    set(Some("{\"new\":null,\"deleted\":null}"))?;
+    eventually(PATIENCE, || expect_free(&edge)).context("the ban stays")
 }

@@ -13,6 +13,10 @@ pub(crate) struct Prefilter {
     pub(crate) allow: List<Cidr>,
     /// Lists of sources. The first list that drops an address decides.
     pub(crate) lists: List<PrefixList>,
+    /// Which address is in which country and network, for lists with `match` and for lookups.
+    pub(crate) tables: Field<Tables>,
+    /// Local APIs of CrowdSec whose decisions become bans.
+    pub(crate) crowdsec: List<CrowdSec>,
     /// What is dropped whatever its source.
     pub(crate) filters: List<Filter>,
     /// Limits on packets per second and source; at most 8.
@@ -25,7 +29,8 @@ pub(crate) struct Prefilter {
 #[schemars(extend(
     "required" = ["name"],
     "oneOf" = [
-        {"required": ["cidrs"]}, {"required": ["file"]}, {"required": ["directory"]}, {"required": ["url"]}
+        {"required": ["cidrs"]}, {"required": ["file"]}, {"required": ["directory"]}, {"required": ["url"]},
+        {"required": ["match"]}
     ]
 ))]
 pub(crate) struct PrefixList {
@@ -39,6 +44,9 @@ pub(crate) struct PrefixList {
     pub(crate) directory: Field<String>,
     /// Where such a file is fetched from, over HTTP or HTTPS. The last good copy is kept in `--state`.
     pub(crate) url: Field<String>,
+    /// Countries and networks whose addresses are in it, by the `tables`.
+    #[serde(rename = "match")]
+    pub(crate) matches: Field<ListMatch>,
     /// How often it is fetched; 1m to 30d. Default: `1h`.
     pub(crate) refresh: Field<Span>,
     /// How long fetching it may take in all; 1s to 10m. Default: `30s`.
@@ -56,6 +64,45 @@ pub(crate) struct PrefixList {
     /// It may cover gateways, name servers, backends, addresses of this machine, and whoever is logged in over
     /// SSH. Default: false.
     pub(crate) force: Field<bool>,
+}
+
+/// Which addresses a list has.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ListMatch {
+    /// Codes of countries (ISO 3166): two letters.
+    pub(crate) country: List<String>,
+    /// Numbers of networks (ASN).
+    pub(crate) asn: List<u32>,
+}
+
+/// CSV files, each path relative to the directory of this file; their form is found out from their content.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Tables {
+    /// GeoLite2 country blocks and locations; `network,country`; `start,end,country`.
+    pub(crate) country: List<String>,
+    /// GeoLite2 ASN blocks; `network,number,name`; `start,end,number,name`.
+    pub(crate) asn: List<String>,
+}
+
+/// A local API of CrowdSec.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["url", "api_key_file"]))]
+pub(crate) struct CrowdSec {
+    /// Of the local API, as http://127.0.0.1:8080.
+    pub(crate) url: Field<String>,
+    /// A file with the bouncer's key, as `cscli bouncers add` prints it.
+    pub(crate) api_key_file: Field<String>,
+    /// The list that its bans are on. Default: `crowdsec`.
+    pub(crate) list: Field<String>,
+    /// How often decisions are pulled; 1s to 1h. Default: `10s`.
+    pub(crate) interval: Field<Span>,
+    /// How long pulling may take; 1s to 10m. Default: `30s`.
+    pub(crate) timeout: Field<Span>,
+    /// Certificates (PEM) of the authorities to trust, in the place of the system's.
+    pub(crate) ca_file: Field<String>,
 }
 
 /// How a list file is written.

@@ -210,6 +210,8 @@ pub(super) fn scalars<'f>(
             services: _,
             allow: _,
             lists: _,
+            tables: _,
+            crowdsec: _,
             filters: _,
             rate_limits: _,
             endpoints,

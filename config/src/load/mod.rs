@@ -5,6 +5,7 @@
 //! [`crate::Watcher`].
 
 mod directory;
+mod geo;
 mod index;
 mod read;
 mod remote;
@@ -21,6 +22,7 @@ use std::{
 use serde::Deserialize;
 
 use self::{
+    geo::GeoCache,
     index::Index,
     read::{Seen, Unreadable, read_if_changed, unreadable},
 };
@@ -44,6 +46,7 @@ pub struct Loader {
     index: Index,
     lists: ListCache,
     copies: Option<PathBuf>,
+    geo: GeoCache,
     prefilter: Arc<model::Prefilter>,
 }
 
@@ -84,6 +87,7 @@ impl Loader {
             index: Index::default(),
             lists: HashMap::new(),
             copies: None,
+            geo: GeoCache::default(),
             prefilter: Arc::default(),
         }
     }
@@ -121,7 +125,12 @@ impl Loader {
         state.node.name.clone_from(&self.host_name);
         let parts = cached().map(|file| (&file.path, &file.fragment));
         index::scalars(parts, &mut state, &mut faults);
-        let prefilter = prefilter(cached(), self.copies.as_deref(), &mut self.lists, &mut faults);
+        let prefilter = prefilter(
+            cached,
+            self.copies.as_deref(),
+            (&mut self.lists, &mut self.geo),
+            &mut faults,
+        );
 
         if !faults.is_empty() {
             faults.sort();
@@ -143,14 +152,15 @@ impl Loader {
         let lists = self.files.values().flat_map(|file| &file.fragment.lists);
         let list_files = lists.filter_map(|entry| match &entry.body {
             ListBody::File(file) => Some(&file.path),
-            ListBody::Directory(_) | ListBody::Inline(_) | ListBody::Remote(..) => None,
+            _ => None,
         });
         let own = if self.path.is_dir() { &self.path } else { parent(&self.path) };
         let mut directories = BTreeSet::new();
         // Who writes copies says so.
         let is_copy = |path: &Path| self.copies.as_deref() == Some(parent(path));
         let in_directories = self.lists.keys().map(|(path, ..)| path).filter(|path| !is_copy(path));
-        for path in self.files.keys().chain(list_files).chain(in_directories) {
+        let tables = self.geo.paths();
+        for path in self.files.keys().chain(list_files).chain(in_directories).chain(tables) {
             directories.insert(parent(path).to_path_buf());
             let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
             if is_link && let Ok(target) = fs::canonicalize(path) {
@@ -321,18 +331,23 @@ fn same_file(one: &model::Source, other: &model::Source) -> bool {
 }
 
 /// The blocklists of all documents, with those that stand in files of their own.
-fn prefilter<'f>(
-    files: impl Iterator<Item = &'f CachedFile>,
+fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
+    files: impl Fn() -> I,
     copies: Option<&Path>,
-    cache: &mut ListCache,
+    (cache, geo): (&mut ListCache, &mut GeoCache),
     faults: &mut Vec<Fault>,
 ) -> model::Prefilter {
+    let tables = files()
+        .flat_map(|file| file.fragment.tables.iter().map(|table| (file.path.as_path(), table)));
+    let known = geo.tables(tables, faults);
+    let mut crowdsec = Vec::new();
     cache.values_mut().for_each(|list| list.used = false);
     let mut allow = Vec::new();
     let mut lists = Vec::new();
     let mut filters = model::Filters::default();
     let mut rate_limits: Vec<model::RateLimit> = Vec::new();
-    for CachedFile { path: document, fragment, .. } in files {
+    for CachedFile { path: document, fragment, .. } in files() {
+        crowdsec.extend(fragment.crowdsec.iter().cloned());
         allow.extend_from_slice(&fragment.allow);
         filters.tcp_flags |= fragment.filters.tcp_flags;
         filters.amplification |= fragment.filters.amplification;
@@ -346,6 +361,10 @@ fn prefilter<'f>(
                     Ok(Ok(list)) => lists.push(list),
                     Ok(Err(of_lines)) => faults.extend(of_lines),
                     Err(why) => of_document(file.at, why),
+                },
+                ListBody::Match(wanted, at) => match geo.lacks(wanted) {
+                    None => lists.push(geo.list(entry, wanted)),
+                    Some(why) => of_document(*at, why),
                 },
                 ListBody::Remote(remote, at) => {
                     match remote::list(entry, remote, *at, copies, cache) {
@@ -382,7 +401,8 @@ fn prefilter<'f>(
             help: format!("allowed: at most {}", model::MAX_RATE_LIMITS),
         });
     }
-    model::Prefilter { allow: allow.into_iter().collect(), lists, filters, rate_limits }
+    let allow = allow.into_iter().collect();
+    model::Prefilter { allow, lists, filters, rate_limits, geo: known, crowdsec }
 }
 
 fn of_place(document: &Path, at: Loc, Unreadable { message, help }: Unreadable) -> Fault {
@@ -399,7 +419,7 @@ fn list_file(
     let ListPath { path, at: _, format, on_error } = file;
     let remote = match body {
         ListBody::Remote(remote, _) => Some(remote),
-        ListBody::File(_) | ListBody::Directory(_) | ListBody::Inline(_) => None,
+        _ => None,
     };
     let list = |prefixes, skipped, skipped_lines| {
         let (name, source, action, remote) =
@@ -460,6 +480,8 @@ fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {
     one.allow == other.allow
         && one.filters == other.filters
         && one.rate_limits == other.rate_limits
+        && one.crowdsec == other.crowdsec
+        && Arc::ptr_eq(&one.geo, &other.geo)
         && one.lists.len() == other.lists.len()
         && one.lists.iter().zip(&other.lists).all(|(one, other)| Arc::ptr_eq(one, other))
 }

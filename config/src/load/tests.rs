@@ -165,6 +165,71 @@ fn a_fetched_list_is_its_copy_and_empty_without_one() {
     assert_ne!(other.copy_name("feed"), remote.copy_name("feed"));
 }
 
+#[test]
+fn lists_by_country_and_network() {
+    let yaml = "prefilter:\n  tables: {country: [geo/c.csv, geo/more.csv], asn: [geo/a.csv]}\n  lists:\n    \
+                - {name: xx, match: {country: [\"xx\"]}}\n    \
+                - {name: both, match: {country: [\"YY\"], asn: [64496]}, action: audit}\n";
+    let directory = directory(&[
+        ("lb.yaml", yaml),
+        ("geo/c.csv", "192.0.2.0/25,XX\n192.0.2.128/25,YY\n"),
+        ("geo/more.csv", "2001:db8::,2001:db8:ffff:ffff:ffff:ffff:ffff:ffff,XX\n"),
+        ("geo/a.csv", "198.51.100.0/24,AS64496,Us\n"),
+    ]);
+    let mut loader = Loader::new(directory.path());
+    let state = loader.load().unwrap();
+    let of = |name: &str, nets: &[&str]| {
+        (name.to_owned(), nets.iter().map(|net| (*net).to_owned()).collect::<Vec<_>>())
+    };
+    let (xx, both) = (
+        of("xx", &["192.0.2.0/25", "2001:db8::/32"]),
+        of("both", &["192.0.2.128/25", "198.51.100.0/24"]),
+    );
+    assert_eq!(texts(&state), [xx, both]);
+    assert_eq!(state.prefilter.lists[1].action, model::ListAction::Audit);
+    let ip = "198.51.100.7".parse().unwrap();
+    assert_eq!(state.prefilter.geo.asn(ip).map(|(number, _)| number), Some(64496));
+    assert!(loader.watch_dirs().contains(&directory.path().join("geo")));
+    let again = loader.load().unwrap();
+    assert!(Arc::ptr_eq(&again.prefilter, &state.prefilter), "nothing changed");
+
+    // One of the files changes: the others are not lost, and lists that stay the same are the same.
+    fs::write(directory.path().join("geo/c.csv"), "192.0.2.128/25,YY\n").unwrap();
+    let state = loader.load().unwrap();
+    assert_eq!(texts(&state)[0], of("xx", &["2001:db8::/32"]));
+    assert_eq!(texts(&state)[1].1.len(), 2);
+
+    fs::write(directory.path().join("geo/a.csv"), "198.51.100.0/24,AS64496\nx,1\n").unwrap();
+    for _ in 0..2 {
+        let faults = loader.load().unwrap_err();
+        assert!(faults[0].to_string().contains("geo/a.csv:2:1: `x` is not a prefix"), "{faults:?}");
+    }
+    fs::remove_file(directory.path().join("geo/a.csv")).unwrap();
+    assert!(loader.load().unwrap_err()[0].to_string().contains("cannot read"));
+    fs::write(directory.path().join("geo/a.csv"), "198.51.100.0/25,64496\n").unwrap();
+    assert!(texts(&loader.load().unwrap())[1].1.contains(&"198.51.100.0/25".to_owned()));
+
+    for (yaml, message) in [
+        ("lists: [{name: a, match: {country: [\"XX\"]}}]", "there is no table of that"),
+        ("lists: [{name: a, match: {country: [Norway]}}]", "`Norway` is not a country code"),
+        ("lists: [{name: a, match: {}}]", "`match` matches nothing"),
+        ("lists: [{name: a, match: {asn: [1]}, cidrs: [192.0.2.1]}]", "a list has two of"),
+        ("crowdsec: [{url: \"http://a\"}]", "`api_key_file` is missing"),
+        ("crowdsec: [{url: \"a\", api_key_file: k}]", "is not the URL"),
+        (
+            "{crowdsec: [{url: \"http://a\", api_key_file: k, list: b}], lists: [{name: b, cidrs: [192.0.2.1]}]}",
+            "b",
+        ),
+    ] {
+        let directory = self::directory(&[("lb.yaml", &format!("prefilter:\n  {yaml}\n"))]);
+        let faults = Loader::new(directory.path()).load().unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{yaml}: {faults:?}");
+    }
+    let yaml = "crowdsec: [{url: \"http://127.0.0.1:8080\", api_key_file: k}]";
+    let bouncer = &prefilter(yaml).unwrap().prefilter.crowdsec[0];
+    assert_eq!((bouncer.list.as_str(), bouncer.interval.as_secs()), ("crowdsec", 10));
+}
+
 /// Files that users copy are good, with the lists that the pages about them have.
 #[test]
 fn examples_are_good() {

@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
     policy::endpoint,
-    prefilter::{ListBody, ListEntry, ListPath},
+    prefilter::{ListBody, ListEntry, ListMatch, ListPath, TableFile},
     refused::{cidr_rule, expressions, policy_shape, port_range},
     service::{Places, service},
 };
@@ -39,6 +39,8 @@ pub(crate) struct Fragment {
     pub(crate) services: Vec<(Arc<model::Service>, Places)>,
     pub(crate) allow: Vec<IpNet>,
     pub(crate) lists: Vec<ListEntry>,
+    pub(crate) tables: Vec<TableFile>,
+    pub(crate) crowdsec: Vec<Arc<model::CrowdSec>>,
     pub(crate) filters: model::Filters,
     pub(crate) rate_limits: Vec<model::RateLimit>,
     pub(crate) endpoints: Vec<Arc<model::Endpoint>>,

@@ -1,11 +1,14 @@
 //! `prefilter`.
 
+mod crowdsec;
+mod matches;
 mod remote;
 
 use std::{path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
+pub(crate) use self::matches::{ListMatch, TableFile};
 use super::{Context, Fragment, Kind, required_name};
 use crate::{
     fault::Loc,
@@ -34,6 +37,8 @@ pub(crate) enum ListBody {
     Directory(ListPath),
     /// In a copy of what the document names at this place.
     Remote(Arc<model::Remote>, Loc),
+    /// Of countries and networks, which the document names at this place.
+    Match(ListMatch, Loc),
 }
 
 /// Where the document names a file or directory of prefixes, and how to read it.
@@ -50,9 +55,19 @@ pub(super) fn prefilter(
     context: &Context<'_, '_>,
     fragment: &mut Fragment,
 ) {
-    let Some(file::Prefilter { allow, lists, filters, rate_limits }) = prefilter.get() else {
+    let Some(file::Prefilter { allow, lists, tables, crowdsec, filters, rate_limits }) =
+        prefilter.get()
+    else {
         return;
     };
+    if let Some(tables) = tables.get() {
+        matches::tables(tables, context, fragment);
+    }
+    for (entry, at) in crowdsec.elements() {
+        if let Some(entry) = crowdsec::crowdsec(entry, at, context, fragment) {
+            fragment.crowdsec.push(Arc::new(entry));
+        }
+    }
     fragment.allow.extend(allow.elements().map(|(cidr, _)| cidr.0));
     for (entry, at) in lists.elements() {
         if let Some(entry) = list(entry, at, context, fragment) {
@@ -131,7 +146,17 @@ fn list(
 ) -> Option<ListEntry> {
     let report = context.report;
     let file::PrefixList {
-        name, cidrs, file, directory, url, format, on_error, action, force, ..
+        name,
+        cidrs,
+        file,
+        directory,
+        url,
+        matches,
+        format,
+        on_error,
+        action,
+        force,
+        ..
     } = list;
     let name = required_name(name, at, Kind::PrefixList, context, fragment);
     let action = match action.get() {
@@ -143,17 +168,19 @@ fn list(
         (!file.is_absent(), file.at),
         (!directory.is_absent(), directory.at),
         (!url.is_absent(), url.at),
+        (!matches.is_absent(), matches.at),
     ];
     let places: Vec<Loc> = places.iter().filter(|(is, _)| *is).map(|(_, at)| *at).collect();
     match places[..] {
         [] => report.missing(
             at,
             "cidrs",
-            "allowed: cidrs: [192.0.2.0/24], file: lists/drop.txt, directory: lists or url: https://...",
+            "allowed: cidrs: [192.0.2.0/24], file: lists/drop.txt, directory: lists, url: https://... or match: \
+             {country: [XX]}",
         ),
         [_] => {}
         [.., last] => {
-            let message = "a list has two of `cidrs`, `file`, `directory` and `url`";
+            let message = "a list has two of `cidrs`, `file`, `directory`, `url` and `match`";
             report.fault(last, message, "allowed: one of them");
             return None;
         }
@@ -177,7 +204,12 @@ fn list(
     let name = name?;
     let source = context.source(at);
     let force = force.get().copied().unwrap_or(false);
+    let wanted = matches.placed();
     let body = match (file.placed(), directory.placed(), url.placed()) {
+        _ if wanted.is_some() => {
+            let (wanted, at) = wanted?;
+            ListBody::Match(matches::list_match(wanted, at, context)?, at)
+        }
         (Some(path), ..) => ListBody::File(list_path(path, "file", list, context)?),
         (_, Some(path), _) => ListBody::Directory(list_path(path, "directory", list, context)?),
         (.., Some((text, at))) => {

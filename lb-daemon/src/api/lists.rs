@@ -141,6 +141,15 @@ pub struct Lookup {
     /// The list that decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
+    /// The country that it is said to be in, where there is a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country: Option<String>,
+    /// The number of the network that announces it, where there is a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asn: Option<u32>,
+    /// The name of that network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_name: Option<String>,
     /// Every list that holds the address.
     pub hits: Vec<LookupHit>,
 }
@@ -359,7 +368,12 @@ fn look_up(view: &View, ip: IpAddr) -> Lookup {
     let Verdict { allowed, decides, hits } = prefixes::lookup(&view.prefilter, ip);
     let deciding = hits.iter().find(|hit| Some(hit.list) == decides);
     let now = SystemTime::now();
+    let geo = &view.prefilter.geo;
+    let asn = geo.asn(ip);
     Lookup {
+        country: geo.country(ip).map(|country| country.to_string()),
+        asn: asn.map(|(number, _)| number),
+        as_name: asn.and_then(|(_, name)| name).map(ToString::to_string),
         address: ip,
         verdict: deciding.map_or("pass", |hit| hit.action.as_str()).to_owned(),
         allowed_by: allowed,

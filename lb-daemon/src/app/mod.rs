@@ -37,7 +37,7 @@ use crate::{
     api::{ApiAddr, ApiState, listen},
     bans::{self, journal::Journal, pending::Slot},
     events,
-    fetch::{self, Fetcher},
+    fetch::{self, Fetcher, crowdsec::Bouncers},
     guard::Guard,
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
@@ -190,6 +190,17 @@ pub async fn run(
     tasks.spawn(async move {
         fetcher.run(lists, token).await;
         Ok("the fetcher of lists")
+    });
+    let bouncers = Bouncers {
+        shared: fetches,
+        view: view.clone(),
+        commands: commands.clone(),
+        guard: guard.clone(),
+    };
+    let token = stop.clone();
+    tasks.spawn(async move {
+        bouncers.run(token).await;
+        Ok("the bouncers")
     });
     let token = stop.clone();
     tasks.spawn(async move {

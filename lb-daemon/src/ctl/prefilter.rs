@@ -278,7 +278,15 @@ fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
 fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
     let (value, found) = client.get::<Lookup>(&format!("/v1/prefilter/lookup?ip={ip}"))?;
     output.show(&value, || {
-        let Lookup { address, verdict, allowed_by, list, hits } = found;
+        let Lookup { address, verdict, allowed_by, list, country, asn, as_name, hits } = found;
+        let place = country.map(|country| format!("country {country}"));
+        let network = asn.map(|asn| format!("AS{asn} {}", as_name.unwrap_or_default()));
+        let place: Vec<String> =
+            place.into_iter().chain(network).map(|text| text.trim_end().to_owned()).collect();
+        let place = match place.as_slice() {
+            [] => String::new(),
+            place => format!("{}\n", place.join(", ")),
+        };
         let why = match (allowed_by, list) {
             (Some(prefix), _) => format!("{prefix} is allowed, whatever lists say"),
             (None, Some(list)) => format!("the list {list} decides"),
@@ -297,7 +305,7 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
                 ]
             }),
         );
-        format!("{address}: {verdict}: {why}\n\n{hits}")
+        format!("{address}: {verdict}: {why}\n{place}\n{hits}")
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod copies;
+pub mod crowdsec;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -82,6 +83,7 @@ pub struct Shared(Arc<Board>);
 #[derive(Debug, Default)]
 struct Board {
     lists: Mutex<BTreeMap<String, Progress>>,
+    bouncers: Mutex<BTreeMap<String, Progress>>,
     asked: Mutex<BTreeSet<String>>,
     wake: Notify,
 }
@@ -101,7 +103,8 @@ impl Shared {
     /// How fetching a list goes; `None`: it is not fetched.
     #[must_use]
     pub fn get(&self, list: &str) -> Option<Progress> {
-        self.lists().get(list).cloned()
+        let of_list = self.lists().get(list).cloned();
+        of_list.or_else(|| self.bouncers().get(list).cloned())
     }
 
     /// Has a list fetched now rather than when it is due.
@@ -109,7 +112,8 @@ impl Shared {
     /// # Errors
     /// Why not.
     pub fn refresh(&self, list: &str) -> Result<(), NotNow> {
-        let progress = self.get(list).ok_or_else(|| NotNow::NotFetched(list.to_owned()))?;
+        let progress =
+            self.lists().get(list).cloned().ok_or_else(|| NotNow::NotFetched(list.to_owned()))?;
         let since = progress.attempt.and_then(|at| SystemTime::now().duration_since(at).ok());
         if let Some(since) = since.filter(|since| *since < LEAST) {
             return Err(NotNow::TooSoon(since.as_secs()));
@@ -121,6 +125,11 @@ impl Shared {
 
     fn take_asked(&self) -> BTreeSet<String> {
         std::mem::take(&mut *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Those of bouncers, by list.
+    fn bouncers(&self) -> MutexGuard<'_, BTreeMap<String, Progress>> {
+        self.0.bouncers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lists(&self) -> MutexGuard<'_, BTreeMap<String, Progress>> {

@@ -104,9 +104,9 @@ impl PrefixList {
     #[must_use]
     pub fn of(list: &view::ListView, view: &View, counters: &dyn Counters) -> Self {
         let hits = counters.list(list.row);
-        let fetch = list.remote.as_ref().map(|remote| {
+        let fetch = source_url(list, view).map(|url| {
             let progress = view.fetches.get(&list.name).unwrap_or_default();
-            Fetch::of(remote.shown_url(), progress)
+            Fetch::of(url, progress)
         });
         Self {
             name: list.name.clone(),
@@ -121,6 +121,13 @@ impl PrefixList {
             fetch,
         }
     }
+}
+
+/// Where a list, or what is on it, is fetched from.
+fn source_url(list: &view::ListView, view: &View) -> Option<String> {
+    let of_bouncer = || view.prefilter.crowdsec.iter().find(|c| c.list == list.name);
+    let remote = list.remote.as_ref().map(|remote| remote.shown_url());
+    remote.or_else(|| of_bouncer().map(|bouncer| bouncer.url.clone()))
 }
 
 impl Fetch {
@@ -170,13 +177,17 @@ impl PrefilterStatus {
             status.prefixes_v4 += list.prefixes_v4;
             status.prefixes_v6 += list.prefixes_v6;
             status.hits += counters.list(list.row).packets;
-            let progress = list.remote.as_ref().and_then(|_| view.fetches.get(&list.name));
+        }
+        let remote = view.lists.iter().filter(|list| list.remote.is_some()).map(|l| &l.name);
+        let pulled = view.prefilter.crowdsec.iter().map(|bouncer| &bouncer.list);
+        for list in remote.chain(pulled) {
+            let progress = view.fetches.get(list);
             let Some(Progress { error: Some(error), success, .. }) = progress else { continue };
             let since = match success {
-                Some(at) => format!("the copy of {} is in force", rfc3339(at)),
+                Some(at) => format!("what came at {} is in force", rfc3339(at)),
                 None => "nothing was ever fetched".to_owned(),
             };
-            status.failing.push(format!("list {}: {error}; {since}", list.name));
+            status.failing.push(format!("list {list}: {error}; {since}"));
         }
         status
     }
