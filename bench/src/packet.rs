@@ -99,15 +99,18 @@ pub fn expect_routed(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that `out` is `sent` one hop later inside an outer header of the backend's family.
+/// Checks that `out` is `sent` one hop later inside an outer header of the backend's family, and behind
+/// the `shim` bytes of UDP and of what follows it.
 ///
 /// # Errors
 /// What differs.
-pub fn expect_encapsulated(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+pub fn expect_encapsulated(out: &[u8], sent: &[u8], shim: usize) -> anyhow::Result<()> {
     ensure!(out.len() > ETH + 20 && out[..6] == HOP_MAC && out[6..12] == OUR_MAC, "link header");
     let inner = one_hop_later(sent);
     // Protocol and length: TCP without options and payload.
     let (proto, length) = if sent[12..14] == [8, 0] { (4, 40) } else { (41, 60) };
+    let proto = if shim == 0 { proto } else { 17 };
+    let length = length + shim as u16;
     let l3 = &out[ETH..];
     let rest = if out[12..14] == [8, 0] {
         ensure!(l3[0] == 0x45 && l3[9] == proto && sum(&l3[..20]) == 0xffff, "outer IPv4 header");
@@ -121,6 +124,11 @@ pub fn expect_encapsulated(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
         ensure!(total == length, "outer length {total}");
         l3.get(40..).context("the outer header is cut")?
     };
+    if shim > 0 {
+        let udp = rest.get(4..6).context("the UDP header is cut")?;
+        ensure!(udp == (length).to_be_bytes(), "UDP length {udp:?}");
+    }
+    let rest = rest.get(shim..).context("the shim is cut")?;
     ensure!(rest == inner, "inner packet: {rest:02x?}, not {inner:02x?}");
     Ok(())
 }
@@ -168,11 +176,11 @@ mod tests {
         let check = !sum(&out[ETH..ETH + 20]);
         out[ETH + 10..ETH + 12].copy_from_slice(&check.to_be_bytes());
         out.extend_from_slice(&sent[ETH..]);
-        assert!(expect_encapsulated(&out, &sent).is_err(), "the inner TTL is as it was");
+        assert!(expect_encapsulated(&out, &sent, 0).is_err(), "the inner TTL is as it was");
         out[ETH + 20 + 8] -= 1;
         out[ETH + 20 + 10] += 1;
-        expect_encapsulated(&out, &sent).unwrap();
+        expect_encapsulated(&out, &sent, 0).unwrap();
         out[ETH + 40] ^= 1;
-        assert!(expect_encapsulated(&out, &sent).is_err());
+        assert!(expect_encapsulated(&out, &sent, 0).is_err());
     }
 }

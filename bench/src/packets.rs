@@ -203,10 +203,10 @@ fn summarize(sets: &[Set], cases: &[Case], rounds: &[Figures]) -> Vec<Cost> {
     };
     let row = |(index, case): (usize, &Case)| {
         let frame = &sets[case.set].frame;
-        let one = case.of_one.and_then(|tables| {
+        let one = case.of_one.and_then(|(tables, bar)| {
             let same = |other: &&Case| other.packet == case.packet && other.flows_as(case);
             let one = cases.iter().filter(|other| other.tables == tables).find(same)?;
-            cases.iter().position(|other| std::ptr::eq(other, one))
+            Some((cases.iter().position(|other| std::ptr::eq(other, one))?, bar))
         });
         Cost {
             packet: case.packet,
@@ -217,14 +217,11 @@ fn summarize(sets: &[Set], cases: &[Case], rounds: &[Figures]) -> Vec<Cost> {
             net_ns: of(&|figures| figures.cases[index]),
             ratio: of(&|figures| figures.cases[index] / figures.floor),
             bar: case.bar,
-            of_one: one.map(|one| (of(&|f| f.cases[index] / f.cases[one]), OF_ONE)),
+            of_one: one.map(|(one, bar)| (of(&|f| f.cases[index] / f.cases[one]), bar)),
         }
     };
     std::iter::once(floor).chain(cases.iter().enumerate().map(row)).collect()
 }
-
-/// Tables of many services may cost so many times as much as those of one.
-const OF_ONE: f64 = 1.15;
 
 /// Keeps this thread on the CPU that it runs on: another one has cold caches.
 fn pin() -> anyhow::Result<()> {

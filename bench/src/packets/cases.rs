@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use abi::reason::Reason;
+use abi::{
+    outer::{GENEVE_SHIM, GUE_SHIM},
+    reason::Reason,
+};
 use anyhow::Context as _;
 
 use super::{
@@ -31,8 +34,8 @@ pub(super) struct Case {
     /// Every round brings new flows.
     pub(super) renew: bool,
     pub(super) bar: Option<f64>,
-    /// Compare with the row of the same packets and these tables.
-    pub(super) of_one: Option<Kind>,
+    /// Compare with the row of the same packets and these tables, and how many times as much it may cost.
+    pub(super) of_one: Option<(Kind, f64)>,
 }
 
 impl Case {
@@ -41,10 +44,11 @@ impl Case {
     }
 
     pub(super) fn expect_forwarded(&self, run: &Run) -> anyhow::Result<()> {
-        if self.tables == Kind::L2 {
-            packet::expect_routed(&run.out, &run.sent)
-        } else {
-            packet::expect_encapsulated(&run.out, &run.sent)
+        match self.tables {
+            Kind::L2 => packet::expect_routed(&run.out, &run.sent),
+            Kind::Gue => packet::expect_encapsulated(&run.out, &run.sent, GUE_SHIM),
+            Kind::Geneve => packet::expect_encapsulated(&run.out, &run.sent, GENEVE_SHIM),
+            _ => packet::expect_encapsulated(&run.out, &run.sent, 0),
         }
     }
 }
@@ -96,9 +100,14 @@ pub(super) fn all(effort: Effort, tables: &Tables) -> anyhow::Result<(Vec<Set>, 
     for (flows, bar) in [(1, Some(3.5)), (4096, None), (65_536, None), (524_288, Some(5.0))] {
         rows.set(random.flows4(flows.min(effort.flows), &[vip4]), false)?;
         rows.row(KNOWN, Kind::One, bar);
-        rows.row(KNOWN, Kind::Many, None).of_one = Some(Kind::One);
+        rows.row(KNOWN, Kind::Many, None).of_one = Some((Kind::One, 1.15));
         rows.row(KNOWN, Kind::Whole, None);
         rows.row(KNOWN, Kind::Listed, None);
+        rows.row(KNOWN, Kind::Hundredth, None).of_one = Some((Kind::One, 1.1));
+        if flows == 1 || flows == 524_288 {
+            rows.row(KNOWN, Kind::Gue, Some(4.0));
+            rows.row(KNOWN, Kind::Geneve, Some(4.0));
+        }
         if flows <= 65_536 {
             rows.row(KNOWN, Kind::L2, None);
             rows.row(KNOWN, Kind::Moving, None);
@@ -121,7 +130,7 @@ pub(super) fn all(effort: Effort, tables: &Tables) -> anyhow::Result<(Vec<Set>, 
         rows.row(OTHER, Kind::One, Some(1.2)).reason = Reason::NotOurs;
         let many = rows.row(OTHER, Kind::Many, None);
         many.reason = Reason::NotOurs;
-        many.of_one = Some(Kind::One);
+        many.of_one = Some((Kind::One, 1.15));
     }
     rows.set(random.flows4(524_288.min(effort.flows), tables.vips()), false)?;
     rows.row("IPv4 TCP, known flows of all services", Kind::Many, None);

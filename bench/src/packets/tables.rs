@@ -32,6 +32,12 @@ pub(super) enum Kind {
     Listed,
     /// One service that forwards on layer 2.
     L2,
+    /// One service that encapsulates with GUE.
+    Gue,
+    /// One service that encapsulates with Geneve.
+    Geneve,
+    /// One service of whose hundred backends one has just been replaced.
+    Hundredth,
     /// One service whose backends have all just been replaced.
     Moving,
     /// Many services.
@@ -45,6 +51,9 @@ impl Kind {
             Self::Whole => "one, prefilter and decap on",
             Self::Listed => "one, and a blocklist",
             Self::L2 => "one, l2",
+            Self::Gue => "one, gue",
+            Self::Geneve => "one, geneve",
+            Self::Hundredth => "one, 1 % of its slots moving",
             Self::Moving => "one, every slot moving",
             Self::Many => "many services",
         }
@@ -57,6 +66,9 @@ pub(super) struct Tables {
     whole: Rig,
     listed: Rig,
     l2: Rig,
+    gue: Rig,
+    geneve: Rig,
+    hundredth: Rig,
     moving: Rig,
     many: Rig,
     vips: Vec<Ipv4Addr>,
@@ -67,6 +79,8 @@ impl Tables {
         let single = |forwarding, first| vec![edge(forwarding, first)];
         let mut moving = rig(feature::BALANCE, single(Forwarding::Ipip, 0), 1);
         moving.fill(single(Forwarding::Ipip, BACKENDS), INGRESS, 1500);
+        let mut hundredth = rig(feature::BALANCE, single(Forwarding::Ipip, 0), 1);
+        hundredth.fill(single(Forwarding::Ipip, 1), INGRESS, 1500);
         let vips: Vec<Ipv4Addr> = (0..services).map(vip).collect();
         let many = vips.iter().zip(0..).map(|(vip, i)| small(*vip, i)).collect();
         let one = |features| rig(features, single(Forwarding::Ipip, 0), 1);
@@ -75,6 +89,9 @@ impl Tables {
             whole: one(EVERYTHING),
             listed: listed(one(EVERYTHING | LISTED)),
             l2: rig(feature::BALANCE, single(Forwarding::L2, 0), 1),
+            gue: rig(feature::BALANCE, single(Forwarding::Gue, 0), 1),
+            geneve: rig(feature::BALANCE, single(Forwarding::Geneve, 0), 1),
+            hundredth,
             moving,
             many: rig(feature::BALANCE, many, services),
             vips,
@@ -87,6 +104,9 @@ impl Tables {
             Kind::Whole => &mut self.whole,
             Kind::Listed => &mut self.listed,
             Kind::L2 => &mut self.l2,
+            Kind::Gue => &mut self.gue,
+            Kind::Geneve => &mut self.geneve,
+            Kind::Hundredth => &mut self.hundredth,
             Kind::Moving => &mut self.moving,
             Kind::Many => &mut self.many,
         }
