@@ -21,6 +21,7 @@ pub mod ranges;
 pub mod reason;
 pub mod reply;
 pub mod sock;
+pub mod summary;
 pub mod table;
 pub mod upper;
 pub mod wire;

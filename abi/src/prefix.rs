@@ -6,6 +6,8 @@
 //! by its entry alone; one with several of the same list by a bitmap of 32 bytes; any other by a
 //! block with the list of each of its addresses.
 //!
+//! Before it stands a summary that says which entries are there at all ([`summary`]).
+//!
 //! IPv6: a hash table of prefixes, each with the strongest list of all that cover it, so that the
 //! longest match is right; it is probed once for each length that prefixes with the address's
 //! leading 32 bits have, as a filter says. Most addresses have none: then that is all. A prefix is in
@@ -15,7 +17,7 @@
 //! [`crate::table::Control`]'s flags says which. Lists are numbered from 1; 0 is none.
 
 use crate::{
-    hash,
+    hash, summary,
     table::{live, shared},
 };
 
@@ -352,6 +354,8 @@ impl Net6 {
 
 /// Read access to the half in force. What is not there is 0 or `None`.
 pub trait Prefixes {
+    /// A word of the summary of the first level: [`summary`].
+    fn summary(&self, row: u32) -> u64;
     /// The word of the first level for a network of length 24.
     fn word(&self, network: u32) -> u32;
     /// Whether a bitmap holds the address that ends in `low`.
@@ -367,6 +371,13 @@ pub trait Prefixes {
 /// The list of an IPv4 address, given in host byte order; 0: none.
 #[inline(always)]
 pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
+    let may = summary::may_have(|row| tables.summary(row), addr >> 8);
+    if may { entry_v4(tables, addr) } else { 0 }
+}
+
+/// The same, when the summary has said that there may be one.
+#[inline(always)]
+pub fn entry_v4(tables: &impl Prefixes, addr: u32) -> u8 {
     match Entry::from_word(tables.word(addr >> 8)) {
         Entry::List(n) => n,
         Entry::One(one) => one.list(addr as u8),

@@ -133,8 +133,11 @@ impl Control {
     pub const FILTER_AMPLIFICATION: u64 = 8;
     /// There are limits.
     pub const LIMITS: u64 = 16;
-    /// Any of these three.
-    pub const GUARD: u64 = Self::FILTER_TCP_FLAGS | Self::FILTER_AMPLIFICATION | Self::LIMITS;
+    /// Fragments are dropped.
+    pub const FILTER_FRAGMENTS: u64 = 32;
+    /// Any of these four.
+    pub const GUARD: u64 =
+        Self::FILTER_TCP_FLAGS | Self::FILTER_AMPLIFICATION | Self::FILTER_FRAGMENTS | Self::LIMITS;
 
     /// The flags for lengths of IPv6 prefixes below [`crate::prefix::SHORTEST6`] that are in use.
     #[must_use]
@@ -985,8 +988,8 @@ mod tests {
         assert_eq!(
             c[24..56],
             [
-                9, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,
-                0, 0, 0, 0
+                10, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0,
+                0, 0, 0, 0, 0
             ]
         );
         let k: [u8; 32] = bytes(Bucket::from_words([Bucket::entry(1, 2), 0, 0, 0]));

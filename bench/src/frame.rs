@@ -8,7 +8,10 @@ use std::{os::fd::AsFd as _, time::Duration};
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, ProgramArray},
+    maps::{
+        Map, ProgramArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -155,6 +158,26 @@ impl Frame {
         frame[ETH + 16..ETH + 24].copy_from_slice(&salted.to_ne_bytes());
         frame
     }
+}
+
+/// A program that drops what the kernel's trie has and lets pass the rest, with a trie of these IPv4
+/// prefixes.
+///
+/// # Errors
+/// The kernel refuses a program, a map or a prefix.
+pub fn trie(list: &config::PrefixSet) -> anyhow::Result<ProgramFd> {
+    let entries = u32::try_from(list.len())?.max(1);
+    let mut ebpf = EbpfLoader::new().map_max_entries("TRIE", entries).load(OBJECT)?;
+    let map = ebpf.map_mut("TRIE").context("no map TRIE")?;
+    let mut trie = LpmTrie::<_, [u8; 4], u32>::try_from(map)?;
+    for net in list.v4() {
+        let key = Key::new(net.bits().into(), net.first().to_be_bytes());
+        trie.insert(&key, 1, 0)?;
+    }
+    let program = program(&mut ebpf, "trie")?;
+    program.load().context("program trie")?;
+    // The program keeps the map.
+    Ok(program.fd()?.try_clone()?)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use lb_bench::{
     packets::{self, Effort},
-    ring, scale,
+    prefilter, ring, scale,
 };
 
 /// Measures the data path and what compiles its tables. Needs root.
@@ -26,6 +26,8 @@ struct Options {
 enum What {
     /// Cost of a packet
     Packets,
+    /// What blocklists cost a packet
+    Prefilter,
     /// Construction of rings
     Ring,
     /// Changes and memory of a daemon with 10,000 services
@@ -43,6 +45,10 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Packets) {
         let effort = if quick { Effort::QUICK } else { Effort::FULL };
         packets::measure(effort)?.publish(Some(&out), &name("packets"))?;
+    }
+    if wanted(What::Prefilter) {
+        let effort = if quick { prefilter::Effort::QUICK } else { prefilter::Effort::FULL };
+        prefilter::measure(effort)?.publish(Some(&out), &name("prefilter"))?;
     }
     if wanted(What::Scale) {
         let effort = if quick { scale::Effort::QUICK } else { scale::Effort::FULL };

@@ -224,7 +224,7 @@ fn summarize(sets: &[Set], cases: &[Case], rounds: &[Figures]) -> Vec<Cost> {
 }
 
 /// Keeps this thread on the CPU that it runs on: another one has cold caches.
-fn pin() -> anyhow::Result<()> {
+pub(crate) fn pin() -> anyhow::Result<()> {
     use nix::{sched, unistd::Pid};
     let mut set = sched::CpuSet::new();
     set.set(sched::sched_getcpu()?)?;

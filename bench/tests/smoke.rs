@@ -2,7 +2,7 @@
 
 use lb_bench::{
     packets::{self, Effort},
-    ring, scale,
+    prefilter, ring, scale,
 };
 use lb_tests::rig::need_root;
 
@@ -10,6 +10,13 @@ use lb_tests::rig::need_root;
 fn packets_take_the_way_that_their_row_says() {
     need_root();
     packets::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
+}
+
+#[test]
+fn blocklists_are_measured() {
+    need_root();
+    let report = prefilter::measure(prefilter::Effort::TINY).expect("a tiny round");
+    report.publish(None, "").expect("prints");
 }
 
 #[test]

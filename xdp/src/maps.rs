@@ -12,7 +12,7 @@ use abi::{
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
-    reply,
+    reply, summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
     upper::{Piece, Upper},
 };
@@ -99,6 +99,8 @@ static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "ALLOWANCE")]
 static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+#[map(name = "SUMMARY")]
+static SUMMARY: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "LINES")]
 static LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BITMAPS")]
@@ -204,6 +206,13 @@ impl Half {
 }
 
 impl Prefixes for Half {
+    #[inline(always)]
+    fn summary(&self, row: u32) -> u64 {
+        let Some(word) = SUMMARY.get_ptr(self.0 * summary::WORDS + row) else { return 0 };
+        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        unsafe { word.read_volatile() }
+    }
+
     #[inline(always)]
     fn word(&self, network: u32) -> u32 {
         let line = LINES.get(self.0 * prefix::LINES + network / prefix::LINE as u32);

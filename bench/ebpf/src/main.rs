@@ -15,7 +15,10 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_action, xdp_md},
     helpers::bpf_xdp_adjust_head,
     macros::{map, xdp},
-    maps::{Array, ProgramArray},
+    maps::{
+        Array, ProgramArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::XdpContext,
 };
 
@@ -57,6 +60,8 @@ static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// source of IPv6.
 #[map(name = "FLOWS")]
 static FLOWS: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "TRIE")]
+static TRIE: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(1, 0);
 #[map(name = "TARGET")]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
@@ -146,6 +151,24 @@ fn bounds(ctx: *mut xdp_md) -> (usize, usize) {
 #[xdp(frags)]
 #[inline(always)]
 pub fn empty(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// The kernel's trie of prefixes: drops sources that are in it.
+#[xdp(frags)]
+#[inline(always)]
+pub fn trie(ctx: XdpContext) -> u32 {
+    let (data, end) = bounds(ctx.ctx);
+    if data + ETH + 20 > end {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: inside the packet by the check above.
+    let (kind, source) = unsafe {
+        (((data + 12) as *const u16).read_unaligned(), ((data + ETH + 12) as *const [u8; 4]).read())
+    };
+    if kind == 0x0800u16.to_be() && TRIE.get(Key::new(32, source)).is_some() {
+        return xdp_action::XDP_DROP;
+    }
     xdp_action::XDP_PASS
 }
 

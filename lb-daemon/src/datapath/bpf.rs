@@ -22,9 +22,11 @@ use std::{
 use abi::{
     event::STREAMS,
     guard::{LIMIT_ROWS, Limit},
+    hash,
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
-    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, WAYS6},
+    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, SHORTEST6, WAYS6},
     reason::Reason,
+    summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
 };
 use aya::{
@@ -46,7 +48,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 25] = [
+const MAPS: [&str; 26] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -57,6 +59,7 @@ const MAPS: [&str; 25] = [
     "FLOWS",
     "FRAGMENTS",
     "JUMP",
+    "SUMMARY",
     "LINES",
     "BITMAPS",
     "BLOCKS",
@@ -247,6 +250,7 @@ pub struct Bpf {
     slots: Mapped<u64>,
     backends: Mapped<Backend>,
     egress: Mapped<Egress>,
+    summary: Mapped<u64>,
     lines: Mapped<Line>,
     bitmaps: Mapped<Bitmap>,
     blocks: Mapped<Block>,
@@ -292,6 +296,7 @@ impl Bpf {
             slots: source.mapped("SLOTS")?,
             backends: source.mapped("BACKENDS")?,
             egress: source.mapped("EGRESS")?,
+            summary: source.mapped("SUMMARY")?,
             lines: source.mapped("LINES")?,
             bitmaps: source.mapped("BITMAPS")?,
             blocks: source.mapped("BLOCKS")?,
@@ -384,6 +389,7 @@ impl Bpf {
             + self.slots.bytes()
             + self.backends.bytes()
             + self.egress.bytes()
+            + self.summary.bytes()
             + self.lines.bytes()
             + self.bitmaps.bytes()
             + self.blocks.bytes()
@@ -453,6 +459,7 @@ fn instance(
         .override_global("FILTER6_ROWS", &filter6, true)
         .override_global("BUCKET6_ROWS", &buckets6, true)
         // Two halves each.
+        .map_max_entries("SUMMARY", if lines == 0 { 1 } else { summary::WORDS * 2 })
         .map_max_entries("LINES", (lines * 2).max(1))
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
         .map_max_entries("BLOCKS", (blocks * 2).max(1))
@@ -709,6 +716,7 @@ impl Bpf {
         let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
         if lines > 0 {
             self.lines.fill(idle * LINES, bytes_of(words));
+            self.summary.fill(idle * summary::WORDS, bytes_of(&summary_of(words, buckets)));
         }
         self.bitmaps.fill(idle * own_bitmaps, bytes_of(bitmaps));
         self.blocks.fill(idle * own_blocks, bytes_of(blocks));
@@ -718,13 +726,39 @@ impl Bpf {
     }
 
     fn store_entry(&self, network: u32, entry: u32) {
-        let line = self.half() * LINES + network / LINE as u32;
-        self.lines.store_half_word(line, network as usize % LINE * 4, entry);
+        let (line, place) = (self.half() * LINES + network / LINE as u32, network as usize % LINE);
+        let note = |has| {
+            summary::note(
+                network,
+                has,
+                |row| self.summary(row),
+                |row, word| self.summarize(row, word),
+            );
+        };
+        if entry != 0 {
+            note(true);
+        }
+        self.lines.store_half_word(line, place * 4, entry);
+        if entry == 0 {
+            note(false);
+        }
+    }
+
+    /// A word of the summary of the half in force.
+    fn summary(&self, row: u32) -> u64 {
+        self.summary.read(self.half() * summary::WORDS + row)
+    }
+
+    fn summarize(&self, row: u32, word: u64) {
+        self.summary.store(self.half() * summary::WORDS + row, 0, word);
     }
 
     /// An address is written while nothing says that there is one.
     fn store_bucket6(&self, row: u32, bucket: &Bucket6) {
         let row = self.half() * self.capacity.buckets6 + row;
+        for leading in leading(bucket) {
+            summary::note6(leading, |row| self.summary(row), |row, word| self.summarize(row, word));
+        }
         let before = self.buckets6.read(row);
         let words = bucket.words();
         for way in (0..WAYS6).filter(|&way| before.get(way) != bucket.get(way)) {
@@ -736,6 +770,35 @@ impl Bpf {
             self.buckets6.store_half_word(row, meta, word as u32);
         }
     }
+}
+
+/// The summary of a half.
+fn summary_of(words: &[u32], buckets: &[Bucket6]) -> Vec<u64> {
+    let mut all = vec![0; summary::WORDS as usize];
+    let (v4, v6) = all.split_at_mut(summary::FAMILY as usize);
+    let v6 = std::cell::RefCell::new(v6);
+    let first = summary::FAMILY;
+    for leading in buckets.iter().flat_map(leading) {
+        summary::note6(
+            leading,
+            |row| v6.borrow()[(row - first) as usize],
+            |row, word| v6.borrow_mut()[(row - first) as usize] = word,
+        );
+    }
+    let (coarse, fine) = v4.split_at_mut(summary::COARSE as usize);
+    for (word, entries) in fine.iter_mut().zip(words.as_chunks().0) {
+        *word = summary::fine(entries);
+    }
+    for (word, fine) in coarse.iter_mut().zip(fine.as_chunks().0) {
+        *word = summary::coarse(fine);
+    }
+    all
+}
+
+/// Hashes of the leading 32 bits of a bucket's prefixes that have as many.
+fn leading(bucket: &Bucket6) -> impl Iterator<Item = u32> {
+    let nets = (0..WAYS6).filter_map(|way| bucket.get(way));
+    nets.filter(|(net, _)| net.len >= SHORTEST6).map(|(net, _)| hash::leading6(net.hi))
 }
 
 /// Waits until every program that runs now has ended: programs run in read-side critical sections, and

@@ -13,6 +13,7 @@ use abi::{
     guard::Limit,
     pick,
     prefix::{self, Block, Bucket6, Filter6, LINE, ListRow},
+    summary,
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
 };
 
@@ -198,6 +199,19 @@ impl Tables for Fake {
 }
 
 impl prefix::Prefixes for Fake {
+    /// Made when it is asked for: a fake does not keep one.
+    fn summary(&self, row: u32) -> u64 {
+        let fine = |row: u32| {
+            let entries =
+                self.half().and_then(|half| half.words.get(row as usize * 64..)?.first_chunk());
+            entries.map_or(0, summary::fine)
+        };
+        match row.checked_sub(summary::COARSE) {
+            Some(row) => fine(row),
+            None => summary::coarse(&std::array::from_fn(|n| fine(row * 8 + n as u32))),
+        }
+    }
+
     fn word(&self, network: u32) -> u32 {
         self.half().map_or(0, |half| half.words[network as usize])
     }

@@ -5,6 +5,7 @@ use abi::{
     hash,
     prefix::{self, Prefixes as _},
     reason::Reason,
+    summary,
     table::Control,
     wire::{Frame as _, Ip},
 };
@@ -20,7 +21,7 @@ use crate::{
 pub(crate) fn blocks<const V4: bool>(packet: &Packet, ip: &Ip, flags: u64, cpu: u32) -> bool {
     let half = Half::of(flags);
     let number = if V4 {
-        u32::from(prefix::list_v4(&half, u32::from_be(ip.src.as_v4_raw())))
+        list_v4(half, u32::from_be(ip.src.as_v4_raw()), flags)
     } else if flags & Control::PREFIXES_V6 != 0 {
         list_v6(half, ip.src.hi().swap_bytes(), ip.src.lo().swap_bytes(), flags)
     } else {
@@ -36,11 +37,27 @@ pub(crate) fn blocks<const V4: bool>(packet: &Packet, ip: &Ip, flags: u64, cpu: 
     drops
 }
 
+/// The list of an IPv4 source: mostly the summary alone says that there is none.
+#[inline(always)]
+fn list_v4(half: Half, addr: u32, flags: u64) -> u32 {
+    if summary::may_have(|row| half.summary(row), addr >> 8) { search4(addr, flags) } else { 0 }
+}
+
+/// Out of line: the verifier would follow each kind of entry through all that comes after.
+#[inline(never)]
+fn search4(addr: u32, flags: u64) -> u32 {
+    u32::from(prefix::entry_v4(&Half::of(flags), addr))
+}
+
 /// The list of an IPv6 source: mostly the filter alone says that there is none.
 #[inline(always)]
 fn list_v6(half: Half, hi: u64, lo: u64, flags: u64) -> u32 {
-    let [long, middle] = half.filter6(hash::leading6(hi));
-    if long | middle | flags >> 32 == 0 {
+    let (leading, short) = (hash::leading6(hi), flags >> 32);
+    if short == 0 && !summary::may_have6(|row| half.summary(row), leading) {
+        return 0;
+    }
+    let [long, middle] = half.filter6(leading);
+    if long | middle | short == 0 {
         return 0;
     }
     search(hi, lo, long, middle, flags)
