@@ -459,7 +459,8 @@ fn instance(
         .override_global("FILTER6_ROWS", &filter6, true)
         .override_global("BUCKET6_ROWS", &buckets6, true)
         // Two halves each.
-        .map_max_entries("SUMMARY", if lines == 0 { 1 } else { summary::WORDS * 2 })
+        // Whether or not there is a first level: IPv6 prefixes have none.
+        .map_max_entries("SUMMARY", summary::WORDS * 2)
         .map_max_entries("LINES", (lines * 2).max(1))
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
         .map_max_entries("BLOCKS", (blocks * 2).max(1))
@@ -716,8 +717,8 @@ impl Bpf {
         let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
         if lines > 0 {
             self.lines.fill(idle * LINES, bytes_of(words));
-            self.summary.fill(idle * summary::WORDS, bytes_of(&summary_of(words, buckets)));
         }
+        self.summary.fill(idle * summary::WORDS, bytes_of(&summary_of(words, buckets)));
         self.bitmaps.fill(idle * own_bitmaps, bytes_of(bitmaps));
         self.blocks.fill(idle * own_blocks, bytes_of(blocks));
         self.filter6.fill(idle * self.capacity.filter6, bytes_of(filter));
