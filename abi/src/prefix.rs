@@ -354,7 +354,7 @@ impl Net6 {
 
 /// Read access to the half in force. What is not there is 0 or `None`.
 pub trait Prefixes {
-    /// A word of the summary of the first level: [`summary`].
+    /// A word of the summary of both families: [`summary`].
     fn summary(&self, row: u32) -> u64;
     /// The word of the first level for a network of length 24.
     fn word(&self, network: u32) -> u32;

@@ -1,11 +1,11 @@
 //! Services and endpoints as JSON: the same shape as in the files, read by the same code.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
     duration::format_duration,
-    fault::{Document, FieldFault, Report},
+    fault::{Document, FieldFault, Loc, Report},
     file, model, tree, validate,
 };
 
@@ -14,22 +14,10 @@ use crate::{
 /// # Errors
 /// Everything that is wrong, each with the field it concerns.
 pub fn parse_service_json(name: &str, body: &[u8]) -> Result<model::Service, Vec<FieldFault>> {
-    let json: Value = serde_json::from_slice(body).map_err(|error| {
-        vec![FieldFault { field: String::new(), message: format!("the body is not JSON: {error}") }]
-    })?;
-    let (node, paths) = tree::json::from_json(&json);
-    let report = Report::new(Document::Json(&paths));
-    let de = tree::de::NodeDe { node: &node, report: &report, field: "" };
-    let service = file::Service::deserialize(de)
-        .map_err(|error| report.fault(node.at, error.to_string(), ""))
-        .ok()
-        .and_then(|service| {
-            validate::service(&service, node.at, Some(name), model::Source::Api, &report)
-        });
-    match service {
-        Some((service, _)) if report.len() == 0 => Ok(service),
-        _ => Err(report.into_field_faults()),
-    }
+    parse(body, |service: &file::Service, at, report| {
+        let valid = validate::service(service, at, Some(name), model::Source::Api, report);
+        valid.map(|(service, _)| service)
+    })
 }
 
 /// Reads the endpoint `name` from a JSON body.
@@ -37,18 +25,25 @@ pub fn parse_service_json(name: &str, body: &[u8]) -> Result<model::Service, Vec
 /// # Errors
 /// Everything that is wrong, each with the field it concerns.
 pub fn parse_endpoint_json(name: &str, body: &[u8]) -> Result<model::Endpoint, Vec<FieldFault>> {
+    parse(body, |endpoint: &file::Endpoint, at, report| {
+        validate::endpoint(endpoint, at, name, report)
+    })
+}
+
+/// An object of a JSON body, which `validate` makes of what a file would hold.
+fn parse<F: DeserializeOwned, M>(
+    body: &[u8],
+    validate: impl FnOnce(&F, Loc, &Report<'_>) -> Option<M>,
+) -> Result<M, Vec<FieldFault>> {
     let json: Value = serde_json::from_slice(body).map_err(|error| {
         vec![FieldFault { field: String::new(), message: format!("the body is not JSON: {error}") }]
     })?;
     let (node, paths) = tree::json::from_json(&json);
     let report = Report::new(Document::Json(&paths));
     let de = tree::de::NodeDe { node: &node, report: &report, field: "" };
-    let endpoint = file::Endpoint::deserialize(de)
-        .map_err(|error| report.fault(node.at, error.to_string(), ""))
-        .ok()
-        .and_then(|endpoint| validate::endpoint(&endpoint, node.at, name, &report));
-    match endpoint {
-        Some(endpoint) if report.len() == 0 => Ok(endpoint),
+    let read = F::deserialize(de).map_err(|error| report.fault(node.at, error.to_string(), ""));
+    match read.ok().and_then(|read| validate(&read, node.at, &report)) {
+        Some(valid) if report.len() == 0 => Ok(valid),
         _ => Err(report.into_field_faults()),
     }
 }

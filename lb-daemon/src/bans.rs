@@ -88,6 +88,15 @@ impl Change {
             | Self::Delete { list } => list,
         }
     }
+
+    /// The prefix that it puts on the list.
+    #[must_use]
+    pub const fn added(&self) -> Option<IpNet> {
+        match self {
+            Self::Add { cidr, .. } => Some(*cidr),
+            Self::Remove { .. } | Self::Set { .. } | Self::Delete { .. } => None,
+        }
+    }
 }
 
 /// A list of the API.

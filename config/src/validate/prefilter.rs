@@ -11,7 +11,7 @@ use ipnet::IpNet;
 pub(crate) use self::matches::{ListMatch, TableFile};
 use super::{Context, Fragment, Kind, required_name};
 use crate::{
-    fault::Loc,
+    fault::{Loc, Report},
     file::{self, Field, List, ListFormat, OnError},
     model,
 };
@@ -145,24 +145,49 @@ fn list(
     fragment: &mut Fragment,
 ) -> Option<ListEntry> {
     let report = context.report;
-    let file::PrefixList {
-        name,
-        cidrs,
-        file,
-        directory,
-        url,
-        matches,
-        format,
-        on_error,
-        action,
-        force,
-        ..
-    } = list;
+    let file::PrefixList { name, cidrs, file, directory, url, matches, action, force, .. } = list;
     let name = required_name(name, at, Kind::PrefixList, context, fragment);
     let action = match action.get() {
         None | Some(file::ListAction::Drop) => model::ListAction::Drop,
         Some(file::ListAction::Audit) => model::ListAction::Audit,
     };
+    let is_inline = has_one_body(list, at, report)?;
+    refuse_read_options(list, report);
+    if url.is_absent() {
+        remote::refuse_options(list, report);
+    }
+    let name = name?;
+    let source = context.source(at);
+    let force = force.get().copied().unwrap_or(false);
+    let wanted = matches.placed();
+    let body = match (file.placed(), directory.placed(), url.placed()) {
+        _ if wanted.is_some() => {
+            let (wanted, at) = wanted?;
+            ListBody::Match(matches::list_match(wanted, at, context)?, at)
+        }
+        (Some(path), ..) => ListBody::File(list_path(path, "file", list, context)?),
+        (_, Some(path), _) => ListBody::Directory(list_path(path, "directory", list, context)?),
+        (.., Some((text, at))) => {
+            ListBody::Remote(Arc::new(remote::remote(text, at, list, context)?), at)
+        }
+        (None, None, None) if !is_inline => return None,
+        (None, None, None) => ListBody::Inline(Arc::new(model::PrefixList {
+            name: name.clone(),
+            source: source.clone(),
+            action,
+            prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
+            skipped: Vec::new(),
+            skipped_lines: 0,
+            remote: None,
+            force,
+        })),
+    };
+    Some(ListEntry { name, source, action, force, body })
+}
+
+/// Whether the prefixes stand in the list itself; `None`: it says two things at once.
+fn has_one_body(list: &file::PrefixList, at: Loc, report: &Report<'_>) -> Option<bool> {
+    let file::PrefixList { cidrs, file, directory, url, matches, .. } = list;
     let places = [
         (!cidrs.is_absent(), at),
         (!file.is_absent(), file.at),
@@ -185,6 +210,12 @@ fn list(
             return None;
         }
     }
+    Some(places == [at])
+}
+
+/// Options of reading, in a list that nothing is read for.
+fn refuse_read_options(list: &file::PrefixList, report: &Report<'_>) {
+    let file::PrefixList { file, directory, url, format, on_error, .. } = list;
     if file.is_absent() && directory.is_absent() && url.is_absent() {
         let others = [
             (format.is_absent(), format.at, "format"),
@@ -198,36 +229,6 @@ fn list(
             );
         }
     }
-    if url.is_absent() {
-        remote::refuse_options(list, report);
-    }
-    let name = name?;
-    let source = context.source(at);
-    let force = force.get().copied().unwrap_or(false);
-    let wanted = matches.placed();
-    let body = match (file.placed(), directory.placed(), url.placed()) {
-        _ if wanted.is_some() => {
-            let (wanted, at) = wanted?;
-            ListBody::Match(matches::list_match(wanted, at, context)?, at)
-        }
-        (Some(path), ..) => ListBody::File(list_path(path, "file", list, context)?),
-        (_, Some(path), _) => ListBody::Directory(list_path(path, "directory", list, context)?),
-        (.., Some((text, at))) => {
-            ListBody::Remote(Arc::new(remote::remote(text, at, list, context)?), at)
-        }
-        (None, None, None) if places != [at] => return None,
-        (None, None, None) => ListBody::Inline(Arc::new(model::PrefixList {
-            name: name.clone(),
-            source: source.clone(),
-            action,
-            prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
-            skipped: Vec::new(),
-            skipped_lines: 0,
-            remote: None,
-            force,
-        })),
-    };
-    Some(ListEntry { name, source, action, force, body })
 }
 
 fn list_path(

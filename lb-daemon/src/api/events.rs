@@ -21,7 +21,7 @@ use super::{
     ApiState,
     extract::QueryOf,
     model::rfc3339_millis,
-    problem::{FieldError, Kind, Problem},
+    problem::{Kind, Problem},
 };
 use crate::{
     events::{LISTENERS, Sample, Samples, Share, Top, WINDOW},
@@ -145,9 +145,7 @@ struct Filter {
 
 impl Filter {
     fn of(wanted: Wanted) -> Result<Self, Problem> {
-        let refuse = |field: &str, detail: String| {
-            Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, detail)])
-        };
+        let refuse = |field: &str, detail: String| Problem::invalid(field, detail);
         let reason = |name: String| {
             let found = Reason::ALL.iter().copied().find(|reason| reason.name() == name);
             found.ok_or_else(|| {

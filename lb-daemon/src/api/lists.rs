@@ -225,7 +225,10 @@ pub(super) async fn put_list(
         "drop" => false,
         "audit" => true,
         other => {
-            return Err(invalid("action", format!("\"{other}\": allowed are drop and audit")));
+            return Err(Problem::invalid(
+                "action",
+                format!("\"{other}\": allowed are drop and audit"),
+            ));
         }
     };
     let changes = vec![Change::Set { list: list_name(&name)?, audit }];
@@ -298,7 +301,7 @@ pub(super) async fn lookup(
     QueryOf(asked): QueryOf<Address>,
 ) -> Result<Json<Lookup>, Problem> {
     let Ok(ip) = asked.ip.parse::<IpAddr>() else {
-        return Err(invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
+        return Err(Problem::invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
     };
     state.read(move |view, _| look_up(view, ip)).await.map(Json)
 }
@@ -411,15 +414,14 @@ fn list_name(name: &str) -> Result<Arc<str>, Problem> {
         return Ok(name.into());
     }
     let allowed = "1 to 128 letters, digits, `.`, `_`, `:` and `-`";
-    Err(invalid("name", format!("\"{name}\" cannot be the name of a list; allowed: {allowed}")))
+    Err(Problem::invalid(
+        "name",
+        format!("\"{name}\" cannot be the name of a list; allowed: {allowed}"),
+    ))
 }
 
 fn typed<T: serde::de::DeserializeOwned>(body: serde_json::Value) -> Result<T, Problem> {
-    serde_json::from_value(body).map_err(|error| invalid("", error.to_string()))
-}
-
-fn invalid(field: &str, message: impl Into<String>) -> Problem {
-    Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
+    serde_json::from_value(body).map_err(|error| Problem::invalid("", error.to_string()))
 }
 
 impl ApiState {

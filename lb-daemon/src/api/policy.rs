@@ -267,14 +267,11 @@ pub(super) async fn put_document(
     PathOf(name): PathOf<String>,
     body: BulkBody,
 ) -> Result<Json<PolicyDocument>, Problem> {
-    let invalid = |field: &str, message: String| {
-        Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
-    };
     if !config::is_name(&name) {
-        return Err(invalid("name", "allowed: letters, digits, `.`, `_`, `:` and `-`".to_owned()));
+        return Err(Problem::invalid("name", "allowed: letters, digits, `.`, `_`, `:` and `-`"));
     }
     let text = String::from_utf8(body.whole().await?)
-        .map_err(|error| invalid("", format!("the body is not UTF-8: {error}")))?;
+        .map_err(|error| Problem::invalid("", format!("the body is not UTF-8: {error}")))?;
     let document = name.clone();
     // Ten thousand rules take longer to read than other requests should wait.
     let read = move || (config::policy::import(Path::new(&document), &text), text);
@@ -335,9 +332,7 @@ pub(super) async fn trace(
     State(state): State<ApiState>,
     QueryOf(asked): QueryOf<Asked>,
 ) -> Result<Json<Trace>, Problem> {
-    let invalid = |field: &str, message: String| {
-        Problem::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
-    };
+    let invalid = |field: &str, message: String| Problem::invalid(field, message);
     let from = asked.from.parse().map_err(|error| invalid("from", error))?;
     let to = asked.to.parse().map_err(|error| invalid("to", error))?;
     let flow = crate::policy::trace::flow(&asked.dport).map_err(|error| invalid("dport", error))?;

@@ -169,6 +169,12 @@ impl Problem {
         Self { field, errors, ..Self::new(kind, detail) }
     }
 
+    /// An object or a question with one fault, at `field`.
+    #[must_use]
+    pub fn invalid(field: &str, message: impl Into<String>) -> Self {
+        Self::with_fields(Kind::Invalid, vec![FieldError::new(field, message)])
+    }
+
     /// There is no `kind` (`service`, `backend`) of that name.
     #[must_use]
     pub fn not_found(kind: &'static str, name: &str) -> Self {

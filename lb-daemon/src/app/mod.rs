@@ -7,11 +7,13 @@
 
 mod attach;
 mod cleanup;
+mod kept;
 mod kernel;
 mod notify;
 mod owner;
 mod policy;
 mod sources;
+mod tasks;
 mod views;
 
 use std::{
@@ -23,36 +25,33 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use config::{Loader, Watcher};
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::cleanup::{Removed, cleanup};
 use self::{
+    kept::Kept,
     kernel::Kernel,
     owner::{Inbox, Owner, Parts},
+    tasks::Tasks,
 };
 use crate::{
     api::{ApiAddr, ApiState, listen},
-    bans::{self, journal::Journal, pending::Slot},
-    events,
+    bans, events,
     fetch::{self, Fetcher, crowdsec::Bouncers},
     guard::Guard,
     health::{Checker, MAX_IN_FLIGHT},
     links::Links,
     nexthop::{NextHop, Resolver},
     plan::prefixes::Prefixes,
-    policy::documents::{Documents, EndpointStore},
-    store::Store,
 };
 
 /// Messages that may wait for the owner task, of each kind.
 const QUEUE: usize = 64;
 /// How long the first plan waits for next hops; those that come later are put in force then.
 const FIRST_HOPS: Duration = Duration::from_secs(2);
-/// How long tasks may take to end.
-const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// What the daemon is started with.
 #[derive(Clone, Debug)]
@@ -83,18 +82,8 @@ pub async fn run(
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
 
     let _lock = lock(&options.state)?;
-    let store = Store::open(&options.state).context("the state directory")?;
-    let api = store.load().context("the state directory")?;
-    let api = api.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let (journal, lists) = Journal::open(&options.state, now.as_millis() as u64)?;
-    let (slot, pending) = Slot::open(&options.state).context("the state directory")?;
-    let (documents, rules) = Documents::open(&options.state).context("the state directory")?;
-    let (endpoint_store, endpoints) =
-        EndpointStore::open(&options.state).context("the state directory")?;
-    let set = sources::Api { services: &api, lists: &lists, rules: &rules, endpoints: &endpoints };
-    let (wanted, _) = sources::merge_what_fits(&files, &set);
+    let kept = Kept::open(&options.state)?;
+    let (wanted, _) = sources::merge_what_fits(&files, &kept.set());
     let bound = listen::bind(&options.api).await?;
 
     let (links, link_watcher) = Links::open().await.context("reading interfaces")?;
@@ -104,23 +93,12 @@ pub async fn run(
     let (health_changes, health) = mpsc::channel(QUEUE);
     let (checker, checker_task) = Checker::new(health_changes, MAX_IN_FLIGHT);
 
-    let stop = CancellationToken::new();
-    let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
-    let token = stop.clone();
-    tasks.spawn(async move {
-        link_watcher.run(token).await?;
-        Ok("the watch on interfaces")
-    });
-    let token = stop.clone();
-    tasks.spawn(async move {
-        resolver_task.run(token).await?;
-        Ok("the resolver of next hops")
-    });
-    let token = stop.clone();
-    tasks.spawn(async move {
-        checker_task.run(token).await;
-        Ok("the health checks")
-    });
+    let mut tasks = Tasks::default();
+    let stop = tasks.stop();
+    tasks.spawn("the watch on interfaces", async move { Ok(link_watcher.run(stop).await?) });
+    let stop = tasks.stop();
+    tasks.spawn("the resolver of next hops", async move { Ok(resolver_task.run(stop).await?) });
+    tasks.spawn_sure("the health checks", checker_task.run(tasks.stop()));
 
     let targets = owner::targets(&wanted);
     resolver.set_targets(targets.clone());
@@ -142,6 +120,8 @@ pub async fn run(
         .with_context(|| format!("cannot make {}", copies.display()))?;
     let events = kernel.events()?;
     let samples = events::Samples::default();
+    let Kept { store, api, journal, lists, slot, pending, .. } = kept;
+    let Kept { documents, rules, endpoint_store, endpoints, .. } = kept;
     let parts = Parts {
         config_path: options.config.clone(),
         pins: options.bpffs.clone(),
@@ -168,65 +148,29 @@ pub async fn run(
     };
     let (owner, view) = Owner::start(parts, prefixes)?;
 
-    let (token, shown) = (stop.clone(), view.clone());
-    tasks.spawn(async move {
-        events::run(events, samples, shown, events::Rates::default(), token).await;
-        Ok("the reader of samples")
-    });
+    let reading =
+        events::run(events, samples, view.clone(), events::Rates::default(), tasks.stop());
+    tasks.spawn_sure("the reader of samples", reading);
     let (commands, inbox) = mpsc::channel(QUEUE);
-    let token = stop.clone();
     let news = sources::News { notices, reload, copies: new_copies };
-    let following = sources::follow_files(loader, watcher, news, commands.clone(), token);
-    tasks.spawn(async move {
-        following.await?;
-        Ok("the watch on the configuration")
-    });
-    let token = stop.clone();
-    tasks.spawn(async move {
-        owner.run(Inbox { commands: inbox, hops, health }, token).await;
-        Ok("the owner task")
-    });
-    let (token, lists) = (stop.clone(), view.clone());
-    tasks.spawn(async move {
-        fetcher.run(lists, token).await;
-        Ok("the fetcher of lists")
-    });
+    let following = sources::follow_files(loader, watcher, news, commands.clone(), tasks.stop());
+    tasks.spawn("the watch on the configuration", following);
+    let inbox = Inbox { commands: inbox, hops, health };
+    tasks.spawn_sure("the owner task", owner.run(inbox, tasks.stop()));
+    tasks.spawn_sure("the fetcher of lists", fetcher.run(view.clone(), tasks.stop()));
     let bouncers = Bouncers {
         shared: fetches,
         view: view.clone(),
         commands: commands.clone(),
         guard: guard.clone(),
     };
-    let token = stop.clone();
-    tasks.spawn(async move {
-        bouncers.run(token).await;
-        Ok("the bouncers")
-    });
-    let token = stop.clone();
-    tasks.spawn(async move {
-        bound.serve(ApiState { view, commands, counters, guard }, token).await;
-        Ok("the API")
-    });
+    tasks.spawn_sure("the bouncers", bouncers.run(tasks.stop()));
+    let state = ApiState { view, commands, counters, guard };
+    tasks.spawn_sure("the API", bound.serve(state, tasks.stop()));
     give_memory_back();
     notify::ready();
     tracing::info!(adopted, config = %options.config.display(), "ready");
-
-    let ended = tokio::select! {
-        () = shutdown.cancelled() => None,
-        ended = tasks.join_next() => ended,
-    };
-    notify::stopping();
-    stop.cancel();
-    let all = async { while tasks.join_next().await.is_some() {} };
-    if timeout(SHUTDOWN, all).await.is_err() {
-        tracing::warn!("some tasks did not end in time");
-    }
-    match ended {
-        None => Ok(()),
-        Some(Ok(Ok(what))) => bail!("{what} ended unexpectedly"),
-        Some(Ok(Err(error))) => Err(error),
-        Some(Err(error)) => Err(error).context("a task ended unexpectedly"),
-    }
+    tasks.run(shutdown, notify::stopping).await
 }
 
 /// Reads and checks the configuration, and says what it holds.

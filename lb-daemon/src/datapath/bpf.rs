@@ -6,9 +6,13 @@
 
 mod events;
 mod grow;
+mod mapped;
+mod prefixes;
 mod sock;
 
 pub use events::Events;
+pub(crate) use mapped::Mapped;
+use mapped::bytes_of;
 pub use sock::Sock;
 
 use std::{
@@ -16,15 +20,14 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{Ordering, fence},
 };
 
 use abi::{
     event::STREAMS,
     guard::{LIMIT_ROWS, Limit},
-    hash,
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
-    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow, SHORTEST6, WAYS6},
+    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow},
     reason::Reason,
     summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
@@ -35,7 +38,6 @@ use aya::{
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
-use memmap2::{MmapOptions, MmapRaw};
 use siphasher::sip::SipHasher13;
 
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
@@ -154,87 +156,6 @@ impl Instance {
             }
             Self::Pinned(program) => Ok(program),
         }
-    }
-}
-
-/// A BPF array in this process's memory.
-pub(crate) struct Mapped<T> {
-    memory: MmapRaw,
-    len: u32,
-    _rows: std::marker::PhantomData<T>,
-}
-
-impl<T: Pod> Mapped<T> {
-    const WORDS: usize = size_of::<T>() / 8;
-
-    pub(crate) fn new(map: &MapData, name: &'static str) -> Result<Self, BpfError> {
-        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
-        let fail = |source| BpfError::Mmap { name, source };
-        let info = map.info().map_err(|e| fail(io::Error::other(e)))?;
-        let len = info.max_entries();
-        let bytes = len as usize * size_of::<T>();
-        let memory = MmapOptions::new().len(bytes).map_raw(&map.fd().as_fd()).map_err(fail)?;
-        Ok(Self { memory, len, _rows: std::marker::PhantomData })
-    }
-
-    /// The word at a byte offset of a row.
-    fn word(&self, row: u32, offset: usize) -> &AtomicU64 {
-        assert!(row < self.len && offset + 8 <= size_of::<T>() && offset.is_multiple_of(8));
-        let at = row as usize * size_of::<T>() + offset;
-        // SAFETY: inside the mapping by the check above and `len`; aligned, as the mapping begins on
-        // a page and all terms are multiples of 8; the kernel's programs access it as whole words.
-        unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(at).cast()) }
-    }
-
-    pub(crate) fn read(&self, row: u32) -> T {
-        let mut value = std::mem::MaybeUninit::<T>::uninit();
-        for i in 0..Self::WORDS {
-            let word = self.word(row, i * 8).load(Ordering::Relaxed);
-            // SAFETY: word `i` lies inside `T`, whose size is a multiple of 8.
-            unsafe { value.as_mut_ptr().cast::<u64>().add(i).write_unaligned(word) };
-        }
-        // SAFETY: every word is written, and `T: Pod` takes any bit pattern.
-        unsafe { value.assume_init() }
-    }
-
-    pub(crate) fn write(&self, row: u32, value: &T) {
-        for i in 0..Self::WORDS {
-            // SAFETY: word `i` lies inside `T`, whose size is a multiple of 8.
-            let word = unsafe { std::ptr::from_ref(value).cast::<u64>().add(i).read_unaligned() };
-            self.word(row, i * 8).store(word, Ordering::Relaxed);
-        }
-        // What is stored after this must not be seen before it.
-        fence(Ordering::Release);
-    }
-
-    pub(crate) fn store(&self, row: u32, offset: usize, word: u64) {
-        self.word(row, offset).store(word, Ordering::Release);
-    }
-
-    /// As [`Self::store`], for 32 bits at a multiple of 4.
-    fn store_half_word(&self, row: u32, offset: usize, value: u32) {
-        let word = self.word(row, offset / 8 * 8).as_ptr().cast::<u32>();
-        // SAFETY: one half of a word inside the mapping, aligned to 4.
-        unsafe { AtomicU32::from_ptr(word.add(offset / 4 % 2)) }.store(value, Ordering::Release);
-    }
-
-    /// Copies rows, as bytes, to where no program reads.
-    fn fill(&self, first: u32, rows: &[u8]) {
-        let (start, all) = (first as usize * size_of::<T>(), self.len as usize * size_of::<T>());
-        assert!(start <= all && rows.len() <= all - start);
-        // SAFETY: inside the mapping by the check above; the two do not overlap, as one of them is the
-        // mapping, which `rows` cannot point into: nobody is given a reference to it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                rows.as_ptr(),
-                self.memory.as_mut_ptr().add(start),
-                rows.len(),
-            );
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        u64::from(self.len) * size_of::<T>() as u64
     }
 }
 
@@ -705,101 +626,6 @@ impl Bpf {
         }
         Ok(())
     }
-
-    /// The half of the prefix sets in force.
-    fn half(&self) -> u32 {
-        u32::from(self.control.read(0).flags() & Control::HALF != 0)
-    }
-
-    /// Writes the half that no program reads.
-    fn write_half(&self, Image { words, bitmaps, blocks, filter, buckets }: &Image) {
-        let idle = 1 - self.half();
-        let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
-        if lines > 0 {
-            self.lines.fill(idle * LINES, bytes_of(words));
-        }
-        self.summary.fill(idle * summary::WORDS, bytes_of(&summary_of(words, buckets)));
-        self.bitmaps.fill(idle * own_bitmaps, bytes_of(bitmaps));
-        self.blocks.fill(idle * own_blocks, bytes_of(blocks));
-        self.filter6.fill(idle * self.capacity.filter6, bytes_of(filter));
-        self.buckets6.fill(idle * self.capacity.buckets6, bytes_of(buckets));
-        fence(Ordering::Release);
-    }
-
-    fn store_entry(&self, network: u32, entry: u32) {
-        let (line, place) = (self.half() * LINES + network / LINE as u32, network as usize % LINE);
-        let note = |has| {
-            summary::note(
-                network,
-                has,
-                |row| self.summary(row),
-                |row, word| self.summarize(row, word),
-            );
-        };
-        if entry != 0 {
-            note(true);
-        }
-        self.lines.store_half_word(line, place * 4, entry);
-        if entry == 0 {
-            note(false);
-        }
-    }
-
-    /// A word of the summary of the half in force.
-    fn summary(&self, row: u32) -> u64 {
-        self.summary.read(self.half() * summary::WORDS + row)
-    }
-
-    fn summarize(&self, row: u32, word: u64) {
-        self.summary.store(self.half() * summary::WORDS + row, 0, word);
-    }
-
-    /// An address is written while nothing says that there is one.
-    fn store_bucket6(&self, row: u32, bucket: &Bucket6) {
-        let row = self.half() * self.capacity.buckets6 + row;
-        for leading in leading(bucket) {
-            summary::note6(leading, |row| self.summary(row), |row, word| self.summarize(row, word));
-        }
-        let before = self.buckets6.read(row);
-        let words = bucket.words();
-        for way in (0..WAYS6).filter(|&way| before.get(way) != bucket.get(way)) {
-            let meta = Bucket6::META + way * 4;
-            self.buckets6.store_half_word(row, meta, 0);
-            self.buckets6.store(row, way * 16, words[way * 2]);
-            self.buckets6.store(row, way * 16 + 8, words[way * 2 + 1]);
-            let word = words[meta / 8] >> (meta % 8 * 8);
-            self.buckets6.store_half_word(row, meta, word as u32);
-        }
-    }
-}
-
-/// The summary of a half.
-fn summary_of(words: &[u32], buckets: &[Bucket6]) -> Vec<u64> {
-    let mut all = vec![0; summary::WORDS as usize];
-    let (v4, v6) = all.split_at_mut(summary::FAMILY as usize);
-    let v6 = std::cell::RefCell::new(v6);
-    let first = summary::FAMILY;
-    for leading in buckets.iter().flat_map(leading) {
-        summary::note6(
-            leading,
-            |row| v6.borrow()[(row - first) as usize],
-            |row, word| v6.borrow_mut()[(row - first) as usize] = word,
-        );
-    }
-    let (coarse, fine) = v4.split_at_mut(summary::COARSE as usize);
-    for (word, entries) in fine.iter_mut().zip(words.as_chunks().0) {
-        *word = summary::fine(entries);
-    }
-    for (word, fine) in coarse.iter_mut().zip(fine.as_chunks().0) {
-        *word = summary::coarse(fine);
-    }
-    all
-}
-
-/// Hashes of the leading 32 bits of a bucket's prefixes that have as many.
-fn leading(bucket: &Bucket6) -> impl Iterator<Item = u32> {
-    let nets = (0..WAYS6).filter_map(|way| bucket.get(way));
-    nets.filter(|(net, _)| net.len >= SHORTEST6).map(|(net, _)| hash::leading6(net.hi))
 }
 
 /// Waits until every program that runs now has ended: programs run in read-side critical sections, and
@@ -812,12 +638,6 @@ pub fn grace() {
         // With nohz_full CPUs the kernel refuses. A program runs for microseconds.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-}
-
-/// The bytes of rows.
-fn bytes_of<T: Pod>(rows: &[T]) -> &[u8] {
-    // SAFETY: `T: Pod` has no padding, so every byte is initialised; the lifetime is that of `rows`.
-    unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows)) }
 }
 
 /// Counters in shared memory: reading them asks nobody.

@@ -49,7 +49,7 @@ fn search4(addr: u32, flags: u64) -> u32 {
     u32::from(prefix::entry_v4(&Half::of(flags), addr))
 }
 
-/// The list of an IPv6 source: mostly the filter alone says that there is none.
+/// The list of an IPv6 source: mostly the summary alone says that there is none, else the filter.
 #[inline(always)]
 fn list_v6(half: Half, hi: u64, lo: u64, flags: u64) -> u32 {
     let (leading, short) = (hash::leading6(hi), flags >> 32);
@@ -60,12 +60,12 @@ fn list_v6(half: Half, hi: u64, lo: u64, flags: u64) -> u32 {
     if long | middle | short == 0 {
         return 0;
     }
-    search(hi, lo, long, middle, flags)
+    search6(hi, lo, long, middle, flags)
 }
 
 /// Out of line: it is long, and the pipeline is made for each place where an IP header can begin.
 #[inline(never)]
-fn search(hi: u64, lo: u64, long: u64, middle: u64, flags: u64) -> u32 {
+fn search6(hi: u64, lo: u64, long: u64, middle: u64, flags: u64) -> u32 {
     let half = Half::of(flags);
     u32::from(prefix::list_v6(&half, [hi, lo], [long, middle], (flags >> 32) as u32))
 }

@@ -112,7 +112,7 @@ impl Lines<'_> {
             serde_json::from_slice(bytes).map(|one| vec![one])
         };
         let entries: Vec<NewEntry> = parsed.map_err(|error| {
-            super::invalid("", format!("not an entry or an array of entries: {error}"))
+            Problem::invalid("", format!("not an entry or an array of entries: {error}"))
         })?;
         let single = entries.len() == 1;
         for (n, entry) in entries.into_iter().enumerate() {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Changed, Entries, Entry, NewEntry, body, invalid, list_name,
+    Changed, Entries, Entry, NewEntry, body, list_name,
     safety::{Safety, Session},
     with_ban,
 };
@@ -85,7 +85,7 @@ pub(in crate::api) async fn list_entries(
         }
         Some(other) => {
             let message = format!("\"{other}\": allowed are json, plain and nft");
-            Err(invalid("format", message))
+            Err(Problem::invalid("format", message))
         }
     }
 }
@@ -122,18 +122,18 @@ impl Options {
         let Self { ttl, reason, on_error, force, confirm } = self;
         let ttl = ttl.as_deref().map(config::parse_duration).transpose();
         if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
-            return Err(invalid("reason", format!("longer than {MAX_REASON} bytes")));
+            return Err(Problem::invalid("reason", format!("longer than {MAX_REASON} bytes")));
         }
         let skip = match on_error.as_deref() {
             None | Some("reject") => false,
             Some("skip") => true,
             Some(other) => {
                 let message = format!("\"{other}\": allowed are reject and skip");
-                return Err(invalid("on_error", message));
+                return Err(Problem::invalid("on_error", message));
             }
         };
         let common = Common {
-            ttl: ttl.map_err(|message| invalid("ttl", message))?,
+            ttl: ttl.map_err(|message| Problem::invalid("ttl", message))?,
             reason: reason.map(Arc::from),
             skip,
         };
@@ -188,8 +188,14 @@ pub(in crate::api) async fn add_entries(
     Ok(Json(Changed { skipped: wrong, errors, ..done }))
 }
 
+/// Reads a body of which every entry must be right.
+pub(super) async fn read_all(body: BulkBody, list: &Arc<str>) -> Result<Vec<Change>, Problem> {
+    let read = body::read(body, list, &Common::default(), SystemTime::now()).await?;
+    if read.wrong > 0 { Err(refused(read)) } else { Ok(read.changes) }
+}
+
 /// The refusal of a body in which something is wrong.
-pub(super) fn refused(body::Read { mut errors, wrong, .. }: body::Read) -> Problem {
+fn refused(body::Read { mut errors, wrong, .. }: body::Read) -> Problem {
     let unlisted = wrong - errors.len() as u64;
     if unlisted > 0 {
         errors.push(FieldError::new("", format!("{unlisted} more are wrong")));
@@ -222,7 +228,8 @@ pub(in crate::api) async fn delete_entry(
     PathOf(name): PathOf<String>,
     QueryOf(which): QueryOf<Which>,
 ) -> Result<StatusCode, Problem> {
-    let cidr = config::parse_prefix(&which.cidr).map_err(|message| invalid("cidr", message))?;
+    let cidr =
+        config::parse_prefix(&which.cidr).map_err(|message| Problem::invalid("cidr", message))?;
     let list: Arc<str> = name.into();
     let change = Change::Remove { list: Arc::clone(&list), cidr };
     let Json(done) = state.change(vec![change], None).await?;
@@ -267,20 +274,13 @@ pub(in crate::api) async fn remove_entries(
     body: BulkBody,
 ) -> Result<Json<Removed>, Problem> {
     let list = list_name(&name)?;
-    let read = body::read(body, &list, &Common::default(), SystemTime::now()).await?;
-    if read.wrong > 0 {
-        return Err(refused(read));
-    }
-    let cidrs = read.changes.into_iter().filter_map(|change| match change {
-        Change::Add { cidr, .. } => Some(cidr),
-        Change::Remove { .. } | Change::Set { .. } | Change::Delete { .. } => None,
-    });
+    let changes = read_all(body, &list).await?;
     let mut done = Removed::default();
     {
         let view = state.view();
         let bans = view.bans.read();
         let there = bans.get(&list);
-        for cidr in cidrs {
+        for cidr in changes.iter().filter_map(Change::added) {
             let is_there = there.is_some_and(|list| list.entries().contains_key(&cidr));
             if is_there { done.removed.push(cidr) } else { done.missing.push(cidr) }
         }

@@ -1,11 +1,7 @@
 //! Care with changes of lists: what one would cut off, refusing it unless it is meant, and changes that are
 //! taken back by themselves unless they are confirmed.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -20,7 +16,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{NewEntry, body, entries, invalid, list_name};
+use super::{NewEntry, entries, list_name};
 use crate::{
     api::{
         ApiState,
@@ -65,9 +61,9 @@ pub(super) struct Safety {
 impl Safety {
     pub(super) fn read(force: bool, confirm: Option<&str>) -> Result<Self, Problem> {
         let confirm = confirm.map(config::parse_duration).transpose();
-        let confirm = confirm.map_err(|message| invalid("confirm", message))?;
+        let confirm = confirm.map_err(|message| Problem::invalid("confirm", message))?;
         if confirm.is_some_and(|time| !CONFIRM.contains(&time)) {
-            return Err(invalid("confirm", "allowed: 1s to 1h"));
+            return Err(Problem::invalid("confirm", "allowed: 1s to 1h"));
         }
         Ok(Self { force, confirm })
     }
@@ -133,15 +129,11 @@ pub(in crate::api) async fn plan(
     body: BulkBody,
 ) -> Result<Json<Plan>, Problem> {
     let list = list_name(&name)?;
-    let common = entries::Common::default();
-    let read = body::read(body, &list, &common, SystemTime::now()).await?;
-    if read.wrong > 0 {
-        return Err(entries::refused(read));
-    }
+    let changes = entries::read_all(body, &list).await?;
     let guard = state.guard.clone();
     state
         .read(move |view, _| {
-            let set = added(&read.changes);
+            let set = added(&changes);
             let before = view.prefilter.lists.iter().find(|before| *before.name == *list);
             let action = before.map_or(ListAction::Drop, |before| before.action);
             let is_known = |net: &IpNet| before.is_some_and(|list| list.prefixes.contains(*net));
@@ -177,11 +169,7 @@ fn addresses(set: &PrefixSet) -> u64 {
 }
 
 fn added(changes: &[Change]) -> PrefixSet {
-    let nets = changes.iter().filter_map(|change| match change {
-        Change::Add { cidr, .. } => Some(*cidr),
-        Change::Remove { .. } | Change::Set { .. } | Change::Delete { .. } => None,
-    });
-    nets.collect()
+    changes.iter().filter_map(Change::added).collect()
 }
 
 /// Keeps the change that waits for it.
@@ -194,8 +182,7 @@ fn added(changes: &[Change]) -> PrefixSet {
     )
 )]
 pub(in crate::api) async fn confirm(State(state): State<ApiState>) -> Result<StatusCode, Problem> {
-    state.command(|reply| Command::ConfirmLists { keep: true, reply }).await??;
-    Ok(StatusCode::NO_CONTENT)
+    settle(&state, true).await
 }
 
 /// Takes back the change that waits for confirmation, now rather than when its time is over.
@@ -208,7 +195,11 @@ pub(in crate::api) async fn confirm(State(state): State<ApiState>) -> Result<Sta
     )
 )]
 pub(in crate::api) async fn rollback(State(state): State<ApiState>) -> Result<StatusCode, Problem> {
-    state.command(|reply| Command::ConfirmLists { keep: false, reply }).await??;
+    settle(&state, false).await
+}
+
+async fn settle(state: &ApiState, keep: bool) -> Result<StatusCode, Problem> {
+    state.command(|reply| Command::ConfirmLists { keep, reply }).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 

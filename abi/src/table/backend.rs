@@ -1,0 +1,291 @@
+//! Real servers, and the interfaces that packets leave by on the way to them.
+
+use super::{live, shared};
+use crate::addr::Addr;
+
+/// What a backend may take; one live word together with its heir.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Takes no packet: unhealthy, in maintenance, or its next hop is unknown.
+    pub down: bool,
+    /// Was down a short while ago: flows that went elsewhere meanwhile have entries and keep them.
+    pub recovering: bool,
+    /// The backend that takes its flows while it is down and other slots' backends are too.
+    pub heir: Option<u32>,
+}
+
+impl State {
+    const DOWN: u64 = 1;
+    const RECOVERING: u64 = 2;
+
+    /// One word.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        let heir = match self.heir {
+            Some(row) => row as u64 + 1,
+            None => 0,
+        };
+        heir << 32
+            | if self.down { Self::DOWN } else { 0 }
+            | if self.recovering { Self::RECOVERING } else { 0 }
+    }
+
+    /// From one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            down: word & Self::DOWN != 0,
+            recovering: word & Self::RECOVERING != 0,
+            heir: ((word >> 32) as u32).checked_sub(1),
+        }
+    }
+}
+
+/// The way to a next hop: MAC and row of the egress table, in one word; 0 is unresolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HopWord(u64);
+
+impl HopWord {
+    /// Not known.
+    pub const UNRESOLVED: Self = Self(0);
+
+    /// From a MAC address and a row of the egress table.
+    #[must_use]
+    pub const fn new(mac: [u8; 6], egress: u8) -> Self {
+        let m = u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]);
+        Self(m | (egress as u64 + 1) << 48)
+    }
+
+    /// As stored.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// As stored.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// Row of the egress table.
+    #[inline(always)]
+    #[must_use]
+    pub const fn egress(self) -> Option<u32> {
+        ((self.0 >> 48) as u32).checked_sub(1)
+    }
+
+    /// First four bytes of the MAC, as they stand in a header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mac_head(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Last two bytes of the MAC, as they stand in a header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mac_tail(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// The MAC.
+    #[must_use]
+    pub const fn mac(self) -> [u8; 6] {
+        let b = self.0.to_ne_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+}
+
+/// A row of the backend table: a real server of one service.
+///
+/// Live words: `hop`, `state`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    addr: Addr,
+    hop: u64,
+    state: u64,
+    id: u64,
+    epoch: u32,
+    reserved: [u32; 5],
+}
+
+shared!(Backend, 64, { addr @ 0, hop @ 16, state @ 24, id @ 32, epoch @ 40, reserved @ 44 });
+
+impl Backend {
+    /// Byte offset of `hop`, for the daemon's store.
+    pub const HOP: usize = core::mem::offset_of!(Self, hop);
+    /// Byte offset of `state`, for the daemon's store.
+    pub const STATE: usize = core::mem::offset_of!(Self, state);
+
+    /// A row. `id` is the stable number of the service's name, 0 in a row that is free; `epoch` differs from that of
+    /// whatever stood in this row before, so that flow entries of that one do not count.
+    #[must_use]
+    pub const fn new(addr: Addr, hop: HopWord, state: State, id: u64, epoch: u32) -> Self {
+        Self { addr, hop: hop.to_word(), state: state.to_word(), id, epoch, reserved: [0; 5] }
+    }
+
+    /// Where it is reached.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addr(&self) -> Addr {
+        self.addr
+    }
+
+    /// The way there, now.
+    #[inline(always)]
+    #[must_use]
+    pub fn hop(&self) -> HopWord {
+        HopWord::from_word(live(&self.hop))
+    }
+
+    /// What it may take, now.
+    #[inline(always)]
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::from_word(live(&self.state))
+    }
+
+    /// Whether it takes packets and none of its flows are elsewhere: the fast path.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        live(&self.state) & (State::DOWN | State::RECOVERING) == 0
+    }
+
+    /// Stable number of the service's name; 0: the row is free.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Of this use of the row.
+    #[inline(always)]
+    #[must_use]
+    pub const fn epoch(&self) -> u32 {
+        self.epoch
+    }
+}
+
+/// A row of the egress table: an interface, and what outer headers say when they leave there.
+/// Immutable while anything points at it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Egress {
+    src6: Addr,
+    ifindex: u32,
+    mtu: u32,
+    src4: u32,
+    entropy4: u32,
+    entropy6: u32,
+    sum4: u32,
+    src_mac: [u8; 6],
+    flags: u16,
+    reserved: u64,
+    reserved2: u64,
+}
+
+shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, sum4 @ 36, src_mac @ 40, flags @ 46, reserved @ 48, reserved2 @ 56 });
+
+impl Egress {
+    const HAS_V4: u16 = 1;
+    const HAS_V6: u16 = 2;
+
+    /// `mtu` in bytes of L3. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
+    /// is no source of that family, and no encapsulation.
+    #[must_use]
+    pub fn new(
+        ifindex: u32,
+        src_mac: [u8; 6],
+        mtu: u32,
+        src4: Option<([u8; 4], u8)>,
+        src6: Option<([u8; 16], u8)>,
+    ) -> Self {
+        let mask = |bits: u8| ((1u64 << bits) - 1) as u32;
+        let (a4, bits4) = src4.unwrap_or_default();
+        let (a6, bits6) = src6.unwrap_or_default();
+        let base4 = u32::from_be_bytes(a4) & !mask(bits4);
+        let base4 = u32::from_ne_bytes(base4.to_be_bytes());
+        let low6 = u128::from_be_bytes(a6) & !u128::from(mask(bits6));
+        Self {
+            src6: Addr::from_bytes(low6.to_be_bytes()),
+            ifindex,
+            mtu,
+            src4: base4,
+            entropy4: mask(bits4).to_be(),
+            entropy6: mask(bits6).to_be(),
+            sum4: crate::outer::constant_sum4(base4),
+            src_mac,
+            flags: if src4.is_some() { Self::HAS_V4 } else { 0 }
+                | if src6.is_some() { Self::HAS_V6 } else { 0 },
+            reserved: 0,
+            reserved2: 0,
+        }
+    }
+
+    /// Interface index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Bytes of L3 that fit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Our MAC.
+    #[inline(always)]
+    #[must_use]
+    pub const fn src_mac(&self) -> [u8; 6] {
+        self.src_mac
+    }
+
+    /// Whether an outer header of that family can be made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_source(&self, v4: bool) -> bool {
+        self.flags & (if v4 { Self::HAS_V4 } else { Self::HAS_V6 }) != 0
+    }
+
+    /// Outer IPv4 source for a flow's entropy, as it stands in a header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source4(&self, entropy: u32) -> u32 {
+        self.src4 | (entropy & self.entropy4)
+    }
+
+    /// The entropy part of [`Self::source4`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn entropy4(&self, entropy: u32) -> u32 {
+        entropy & self.entropy4
+    }
+
+    /// Sum over the constant words of an outer IPv4 header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum4(&self) -> u32 {
+        self.sum4
+    }
+
+    /// First half of the outer IPv6 source.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source6_hi(&self) -> u64 {
+        self.src6.hi()
+    }
+
+    /// Second half of the outer IPv6 source for a flow's entropy.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source6_lo(&self, entropy: u32) -> u64 {
+        self.src6.lo() | ((entropy & self.entropy6) as u64) << 32
+    }
+}
