@@ -1,6 +1,6 @@
 //! The representations of the API: what `GET` answers with, as types with a schema.
 //!
-//! Owns names and units of every field. Made from a [`View`] and live counters alone, so they hold
+//! Owns names and units of every field. Made from a [`View`](view::View) and live counters alone, so they hold
 //! no state; the client reads the same types back to draw its tables. Fields are only ever added.
 
 mod prefilter;
