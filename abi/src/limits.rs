@@ -93,6 +93,16 @@ pub mod feature {
     pub const EVENTS: u32 = 8;
 }
 
+/// Places of the programs that a packet goes on to from the first one by a tail call.
+pub mod behind {
+    /// What is rare: ICMP, fragments, extension headers, what is too big or not served.
+    pub const SECOND: u32 = 0;
+    /// Services whose backend is not simply the ring's.
+    pub const CHOICE: u32 = 1;
+    /// How many.
+    pub const PLACES: u32 = 4;
+}
+
 /// Bounds of identity policy.
 pub mod policy {
     /// The identity of IPv4 addresses that are nobody's.

@@ -15,7 +15,10 @@ mod packet;
 mod pipeline;
 mod stage;
 
-use abi::reason::{Reason, Verdict};
+use abi::{
+    limits::behind,
+    reason::{Reason, Verdict},
+};
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 use crate::{maps::feature, packet::Packet};
@@ -30,7 +33,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let reason = pipeline::run(&mut packet, cpu);
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no second program.
-        maps::hand_on(packet.context(), reason);
+        maps::hand_on(packet.context(), behind::SECOND, reason);
     }
     maps::count_reason(cpu, reason, bytes);
     events::dropped(&packet, cpu, reason);

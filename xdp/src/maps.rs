@@ -8,7 +8,7 @@ use abi::{
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{FLOWS, FRAGMENTS, REASON_ROWS},
+    limits::{FLOWS, FRAGMENTS, REASON_ROWS, behind},
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
@@ -87,9 +87,9 @@ static FLOW_TABLE: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries
 #[map(name = "FRAGMENTS")]
 static FRAGMENT_TABLE: LruHashMap<FragmentKey, FragmentEntry> =
     LruHashMap::with_max_entries(FRAGMENTS, 0);
-/// The second program, and what the first one says to it.
+/// The programs that a packet goes on to ([`behind`]), and what the first one says to them.
 #[map(name = "JUMP")]
-static JUMP: ProgramArray = ProgramArray::with_max_entries(1, 0);
+static JUMP: ProgramArray = ProgramArray::with_max_entries(behind::PLACES, 0);
 #[map(name = "HANDED_ON")]
 static HANDED_ON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// See [`forget`].
@@ -270,14 +270,14 @@ pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
     EGRESS.get(row)
 }
 
-/// Goes on in the second program, which reads the reason by [`handed_on`]. Comes back if there is none.
+/// Goes on in another program, which reads the reason by [`handed_on`]. Comes back if there is none.
 #[inline(always)]
-pub(crate) fn hand_on(ctx: *mut xdp_md, reason: Reason) {
-    if let Some(place) = HANDED_ON.get_ptr_mut(0) {
+pub(crate) fn hand_on(ctx: *mut xdp_md, place: u32, reason: Reason) {
+    if let Some(said) = HANDED_ON.get_ptr_mut(0) {
         // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { *place = reason as u32 };
+        unsafe { *said = reason as u32 };
         // SAFETY: the program in the map is of the same type, and takes the same context.
-        unsafe { JUMP.tail_call(&XdpContext::new(ctx), 0) };
+        unsafe { JUMP.tail_call(&XdpContext::new(ctx), place) };
     }
 }
 

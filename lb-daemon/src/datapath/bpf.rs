@@ -26,7 +26,7 @@ use std::{
 use abi::{
     event::STREAMS,
     guard::{LIMIT_ROWS, Limit},
-    limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, feature},
+    limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, behind, feature},
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow},
     reason::Reason,
     summary,
@@ -91,6 +91,9 @@ const SHARED: [&str; 9] = [
     "EVENTS",
     "SAMPLERS",
 ];
+
+/// Programs that a packet goes on to from the first one, and their places in `JUMP`.
+const BEHIND: [(&str, u32); 1] = [("lb_second", behind::SECOND)];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -408,7 +411,7 @@ fn instance(
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
     if features & (feature::BALANCE | feature::DECAP) != 0 {
-        second(&mut ebpf, pins).map_err(refused)?;
+        load_behind(&mut ebpf, pins).map_err(refused)?;
     }
     let program: &mut Xdp = ebpf
         .program_mut("lb")
@@ -421,27 +424,32 @@ fn instance(
     Ok(Instance::Object(Box::new(ebpf)))
 }
 
-/// Loads the program that takes a second look, and puts it where the first one finds it. The map is what
-/// keeps it.
-fn second(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<(), String> {
-    let program: &mut Xdp = ebpf
-        .program_mut("lb_second")
-        .ok_or_else(|| "lb_second is missing".to_owned())?
-        .try_into()
-        .map_err(|e| chain(&e))?;
-    program.load().map_err(|e| chain(&e))?;
-    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?;
-    let map = match pins {
-        Some(dir) => {
-            let data = MapData::from_pin(pin_of(dir, "JUMP")).map_err(|e| chain(&e))?;
-            ProgramArray::try_from(Map::ProgramArray(data)).map_err(|e| chain(&e))?.set(0, &fd, 0)
-        }
-        None => {
-            let map = ebpf.map_mut("JUMP").ok_or_else(|| "JUMP is missing".to_owned())?;
-            ProgramArray::try_from(map).map_err(|e| chain(&e))?.set(0, &fd, 0)
-        }
-    };
-    map.map_err(|e| chain(&e))
+/// Loads the programs that a packet goes on to, and puts them where the first one finds them. The map is
+/// what keeps them.
+fn load_behind(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<(), String> {
+    for (name, place) in BEHIND {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .ok_or_else(|| format!("{name} is missing"))?
+            .try_into()
+            .map_err(|e| format!("{name}: {}", chain(&e)))?;
+        program.load().map_err(|e| format!("{name}: {}", chain(&e)))?;
+        let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?;
+        let map = match pins {
+            Some(dir) => {
+                let data = MapData::from_pin(pin_of(dir, "JUMP")).map_err(|e| chain(&e))?;
+                ProgramArray::try_from(Map::ProgramArray(data))
+                    .map_err(|e| chain(&e))?
+                    .set(place, &fd, 0)
+            }
+            None => {
+                let map = ebpf.map_mut("JUMP").ok_or_else(|| "JUMP is missing".to_owned())?;
+                ProgramArray::try_from(map).map_err(|e| chain(&e))?.set(place, &fd, 0)
+            }
+        };
+        map.map_err(|e| chain(&e))?;
+    }
+    Ok(())
 }
 
 /// Where a map is pinned for the set of tables in `dir`.
