@@ -8,6 +8,7 @@
 #![expect(missing_docs, reason = "the classifier macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
+mod events;
 mod maps;
 mod packet;
 
@@ -58,6 +59,7 @@ fn run(mut packet: Packet, way: Way) -> i32 {
     if decision.rule != 0 {
         maps::count_rule(cpu, decision.rule - 1, bytes);
     }
+    events::note(&packet, cpu, way, &decision);
     match decision.reason.verdict() {
         Verdict::Drop => TC_ACT_SHOT,
         // The next program decides; without one the packet passes.

@@ -5,6 +5,7 @@
 
 use abi::{
     addr::Addr,
+    event::{Event, RING_BYTES, Sampler},
     limits::{
         REASON_ROWS,
         policy::{CONNECTIONS, FRAGMENTS},
@@ -16,9 +17,9 @@ use abi::{
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    helpers::{bpf_get_smp_processor_id, bpf_jiffies64},
+    helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LpmTrie, LruHashMap, lpm_trie::Key},
+    maps::{Array, LpmTrie, LruHashMap, RingBuf, lpm_trie::Key},
 };
 
 /// Buckets of the address table, less one; the number is a power of two.
@@ -64,6 +65,15 @@ static FRAGMENT_TABLE: LruHashMap<ConnectionKey, u64> = LruHashMap::with_max_ent
 static REASON_COUNT: Array<ReasonCounter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "P_RULE_COUNT")]
 static RULE_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Samples of verdicts; see [`crate::events`]. The XDP programs write to the same.
+#[map(name = "EVENTS")]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map(name = "SAMPLERS")]
+static SAMPLERS: Array<Sampler> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Where a sample is put together: a place for each sampler.
+#[map(name = "P_EVENT")]
+static EVENT: Array<Event> = Array::with_max_entries(1, 0);
 
 /// A place for each CPU; see [`Tables::settled`].
 #[map(name = "P_SCRATCH")]
@@ -175,6 +185,33 @@ impl Tables for Maps {
         // SAFETY: no arguments, no effect.
         unsafe { bpf_jiffies64() }.wrapping_mul(TICK_NS.load())
     }
+}
+
+impl Maps {
+    /// Whose interface it is.
+    #[inline(always)]
+    pub(crate) fn word_of(index: u32) -> u64 {
+        live(&INTERFACES, index)
+    }
+}
+
+/// Only this CPU writes this row, but for the words that are the daemon's.
+#[inline(always)]
+pub(crate) fn sampler(row: u32) -> Option<*mut Sampler> {
+    SAMPLERS.get_ptr_mut(row)
+}
+
+/// Only this CPU uses this row.
+#[inline(always)]
+pub(crate) fn event(row: u32) -> Option<*mut Event> {
+    EVENT.get_ptr_mut(row)
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub(crate) fn time() -> u64 {
+    // SAFETY: no arguments, no effect.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]

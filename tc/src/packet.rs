@@ -1,7 +1,7 @@
 //! The frame: the only place with raw packet pointers. Nothing is written.
 
 use abi::wire::{Frame, Wire};
-use aya_ebpf::{helpers::bpf_skb_pull_data, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
 
 /// Headers lie within this many bytes.
 const HEADERS: u32 = 256;
@@ -32,6 +32,12 @@ impl Packet {
             self.data = (&raw const (*self.ctx.skb.skb).data).read_volatile() as usize;
             self.end = (&raw const (*self.ctx.skb.skb).data_end).read_volatile() as usize;
         }
+    }
+
+    /// For helpers that read the frame.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
     }
 
     /// Bytes of the frame, all its buffers counted.

@@ -237,6 +237,44 @@ fn an_established_connection_follows_the_rules() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Denied and allowed connections are told with both sides' labels, and the rule.
+#[test]
+fn verdicts_are_told_with_labels_and_rule() -> anyhow::Result<()> {
+    let site = Site::start("polv", ENDPOINTS)?;
+    let file = site.directory.path().join("l3-rule.json");
+    fs::write(&file, PUBLISHED)?;
+    site.daemon.lbctl(&["policy", "import", file.to_str().context("a path")?])?;
+    let ask =
+        |from: usize, arguments: &[&str], wanted: bool| -> anyhow::Result<serde_json::Value> {
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let listening = scope.spawn(|| {
+                    let said = site.daemon.lbctl(arguments);
+                    done.store(true, Relaxed);
+                    said
+                });
+                while !done.load(Relaxed) {
+                    ensure!(site.reaches(from, "10.15.1.2", web::PORT)? == wanted, "app{from}");
+                }
+                let said = listening.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+                Ok(serde_json::from_str(said.lines().next().context("an event")?)?)
+            })
+        };
+    let monitor = ["-o", "json", "monitor", "--count", "1", "--type", "policy", "--reason"];
+    let event = ask(3, &[&monitor[..], &["policy_default_deny"]].concat(), false)?;
+    ensure!(event["hook"] == "ingress" && event["outcome"] == "dropped", "{event}");
+    ensure!(event["labels"][0]["id"] == "app3" && event["labels"][1]["id"] == "app1", "{event}");
+    let event = ask(2, &[&monitor[..], &["policy_allowed", "--passed"]].concat(), true)?;
+    ensure!(event["rule"] == "l3-rule" && event["origin"] == "api", "{event}");
+    ensure!(event["labels"][0]["id"] == "app2" && event["labels"][1]["id"] == "app1", "{event}");
+    fs::write(&file, PUBLISHED.replacen("[{\n", "[{\"audit\": true,\n", 1))?;
+    site.daemon.lbctl(&["policy", "import", file.to_str().context("a path")?])?;
+    let event = ask(3, &[&monitor[..], &["policy_audit"]].concat(), true)?;
+    ensure!(event["outcome"] == "audited" && event["hook"] == "ingress", "{event}");
+    ensure!(event["labels"][0]["id"] == "app3" && event["labels"][1]["id"] == "app1", "{event}");
+    site.daemon.expect_quiet()
+}
+
 /// Endpoints and rules of the API alone; after a restart they are there, and the daemon says why.
 #[test]
 fn endpoints_of_the_api_and_what_a_trace_says() -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Sampled packets: as a stream, and the top of the last minute.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc, time::UNIX_EPOCH};
 
 use abi::{
     event::{Hook, Outcome},
@@ -48,6 +48,12 @@ pub struct Event {
     /// The rule of policy that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// Where that rule stands: file with line and column, `api`, or the Kubernetes object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Labels of source and destination, of verdicts of policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<[BTreeMap<String, String>; 2]>,
     /// Identities of source and destination, of verdicts of policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identities: Option<[u32; 2]>,
@@ -96,6 +102,8 @@ impl Event {
             reason: known.then(|| sample.reason.name().to_owned()),
             list: sample.list.as_deref().map(str::to_owned),
             rule: sample.rule.as_deref().map(str::to_owned),
+            origin: sample.origin.as_deref().map(str::to_owned),
+            labels: sample.labels.clone(),
             identities: sample.identities,
             interface: sample.interface.to_string(),
             source: flow.map(|flow| flow.source),
@@ -119,10 +127,24 @@ const fn outcome(outcome: Outcome) -> &'static str {
     }
 }
 
+/// Programs that sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Programs {
+    /// Of the prefilter and the balancer.
+    Drop,
+    /// Of identity policy.
+    Policy,
+}
+
 /// Which events are wanted.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
+    /// Only what these programs say.
+    #[serde(rename = "type")]
+    #[param(inline)]
+    kind: Option<Programs>,
     /// Only those with this reason.
     reason: Option<String>,
     /// Only those on this blocklist.
@@ -137,6 +159,7 @@ pub(super) struct Wanted {
 
 /// The same, checked.
 struct Filter {
+    kind: Option<Programs>,
     reason: Option<Reason>,
     list: Option<String>,
     source: Option<IpNet>,
@@ -158,6 +181,7 @@ impl Filter {
                 .ok_or_else(|| refuse("source", format!("\"{text}\" is no address or prefix")))
         };
         Ok(Self {
+            kind: wanted.kind,
             reason: wanted.reason.map(reason).transpose()?,
             list: wanted.list,
             source: wanted.source.map(source).transpose()?,
@@ -166,8 +190,10 @@ impl Filter {
     }
 
     fn takes(&self, sample: &Sample) -> bool {
+        let of = if sample.hook == Hook::Xdp { Programs::Drop } else { Programs::Policy };
         let let_pass = matches!(sample.outcome, Outcome::Passed | Outcome::Forwarded);
         (self.passed || !let_pass)
+            && self.kind.is_none_or(|kind| kind == of)
             && self.reason.is_none_or(|reason| reason == sample.reason)
             && self.list.as_deref().is_none_or(|list| sample.list.as_deref() == Some(list))
             && self

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write as _},
     path::PathBuf,
@@ -22,6 +23,9 @@ use crate::api::events::{Event, Ranked, TopList};
 /// Arguments of `monitor`.
 #[derive(Debug, Args)]
 pub(super) struct Monitor {
+    /// Only what these programs say: `drop` of the prefilter and the balancer, `policy` of identity policy.
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["drop", "policy"])]
+    kind: Option<String>,
     /// Only packets with this reason (`lbctl reason list --all`).
     #[arg(long)]
     reason: Option<String>,
@@ -45,7 +49,12 @@ pub(super) struct Monitor {
 impl Monitor {
     pub(super) fn run(self, client: &Client, output: &Output) -> anyhow::Result<()> {
         let mut path = format!("/v1/events?passed={}", self.passed);
-        let wanted = [("reason", &self.reason), ("list", &self.list), ("source", &self.source)];
+        let wanted = [
+            ("type", &self.kind),
+            ("reason", &self.reason),
+            ("list", &self.list),
+            ("source", &self.source),
+        ];
         for (name, value) in wanted {
             if let Some(value) = value {
                 path.push_str(&format!("&{name}={}", segment(value)));
@@ -88,7 +97,18 @@ fn sentence(event: &Event) -> String {
         }
     }
     if let Some([source, destination]) = event.identities {
-        line.push_str(&format!(" identity={source}->{destination}"));
+        let [from, to] = event.labels.clone().unwrap_or_default();
+        let side = |identity: u32, labels: BTreeMap<String, String>| {
+            let pairs = labels.into_iter().map(|(key, value)| match value.as_str() {
+                "" => key,
+                value => format!("{key}={value}"),
+            });
+            match pairs.collect::<Vec<_>>().join(",") {
+                labels if labels.is_empty() => identity.to_string(),
+                labels => format!("{identity}({labels})"),
+            }
+        };
+        line.push_str(&format!(" {} -> {}", side(source, from), side(destination, to)));
     }
     line.push_str(&format!(" {}", event.interface));
     if let (Some(source), Some(destination)) = (event.source, event.destination) {

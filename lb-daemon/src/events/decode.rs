@@ -10,6 +10,8 @@ use abi::{
     wire::{self, Eth, Frame as _, Ports, Vlan, ethertype, protocol},
 };
 
+use config::{model::Source, policy::Labels};
+
 use crate::view::View;
 
 /// A sampled packet.
@@ -27,8 +29,12 @@ pub struct Sample {
     pub list: Option<Arc<str>>,
     /// The rule of policy that decided.
     pub rule: Option<Arc<str>>,
+    /// Where that rule stands.
+    pub origin: Option<Arc<str>>,
     /// Identities of both sides, of policy.
     pub identities: Option<[u32; 2]>,
+    /// The labels of these.
+    pub labels: Option<[Labels; 2]>,
     /// Where it came in; its number if it has no name here.
     pub interface: Arc<str>,
     /// Addresses and ports, of an IP packet.
@@ -109,21 +115,38 @@ pub(super) fn sample(event: &Event, time: SystemTime, view: &View) -> Option<Sam
     };
     let policy = hook != Hook::Xdp;
     let list = view.lists.iter().find(|list| !policy && list.row == head.number);
-    let rule = view.policy.rules.iter().find(|rule| policy && rule.row == head.number);
+    let rule = view.policy.rules.iter().find(|rule| policy && rule.row + 1 == head.number);
     Some(Sample {
         time,
         hook,
         outcome,
         reason: Reason::from_index(u32::from(head.reason))?,
         list: list.filter(|_| head.number != 0).map(|list| list.name.as_str().into()),
-        rule: rule.filter(|_| head.number != 0).map(|rule| rule.name.as_str().into()),
+        rule: rule.map(|rule| rule.name.as_str().into()),
+        origin: rule.map(|rule| origin(&rule.source).into()),
         identities: policy.then_some(head.identities),
+        labels: policy.then(|| head.identities.map(|identity| labels(view, identity))),
         interface: interface(view, head.ifindex),
         flow: flow(event.packet()),
         length: head.length,
         weight: head.weight,
         bytes: event.packet().into(),
     })
+}
+
+/// The labels of an identity; none of one that is not known (any more).
+fn labels(view: &View, identity: u32) -> Labels {
+    let all = &view.policy.identities;
+    let found = all.binary_search_by_key(&identity, |(number, _)| *number);
+    found.map(|at| all[at].1.clone()).unwrap_or_default()
+}
+
+fn origin(source: &Source) -> String {
+    match source {
+        Source::File { path, line, column } => format!("{}:{line}:{column}", path.display()),
+        Source::Api => "api".to_owned(),
+        Source::Kubernetes(object) => object.clone(),
+    }
 }
 
 fn interface(view: &View, index: u32) -> Arc<str> {

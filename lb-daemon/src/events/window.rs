@@ -182,6 +182,8 @@ mod tests {
             reason: if list.is_some() { Reason::Blocked } else { Reason::NotOurs },
             list: list.map(Into::into),
             rule: None,
+            origin: None,
+            labels: None,
             identities: None,
             interface: "eth0".into(),
             flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),

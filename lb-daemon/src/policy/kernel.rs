@@ -19,6 +19,7 @@ use std::{
 
 use abi::{
     addr::Addr,
+    event::STREAMS,
     limits::{ABI_VERSION, REASON_ROWS, policy::MAX_RULES},
     policy::{AddressRow, Entries, Page, PolicyRow, Top, Way},
     reason::Reason,
@@ -49,7 +50,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc.o"));
 
 /// Maps that outlive a set of tables.
-const SHARED: [&str; 3] = ["P_CONNECTIONS", "P_FRAGMENTS", "P_REASON_COUNT"];
+const SHARED: [&str; 5] = ["P_CONNECTIONS", "P_FRAGMENTS", "P_REASON_COUNT", "EVENTS", "SAMPLERS"];
 /// Maps of one set of tables.
 const OWN: [&str; 10] = [
     "P_INTERFACES",
@@ -107,7 +108,9 @@ impl Kernel {
             .map_max_entries("P_PREFIXES", sizes.prefixes)
             .map_max_entries("P_REASON_COUNT", REASON_ROWS * cpus)
             .map_max_entries("P_RULE_COUNT", sizes.rules * cpus)
-            .map_max_entries("P_SCRATCH", cpus);
+            .map_max_entries("P_SCRATCH", cpus)
+            .map_max_entries("P_EVENT", STREAMS * cpus)
+            .map_max_entries("SAMPLERS", STREAMS * cpus);
         if let (Some(root), Some(directory)) = (root, &directory) {
             for name in SHARED {
                 loader.map_pin_path(name, root.join(format!("v{ABI_VERSION}-{name}")));
