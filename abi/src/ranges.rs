@@ -45,7 +45,7 @@ pub const fn words(v4: bool) -> u32 {
 }
 
 /// Whether the set at `word` has an address, given in two halves as [`Addr`] has it.
-#[inline(never)]
+#[inline(always)]
 pub fn contains<T: Tables>(tables: &T, word: u64, hi: u64, lo: u64) -> bool {
     let ranges = Ranges::from_word(word);
     let v4 = hi == 0 && lo as u32 == 0xffff_0000;

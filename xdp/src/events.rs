@@ -57,9 +57,10 @@ pub(crate) fn note(packet: &Packet, cpu: u32, stream: Stream, what: What) {
     }
 }
 
-/// Out of line: it is rare, and the pipeline is made for each place where an IP header can begin.
+/// Out of line, for it is rare; a global function, so that the verifier goes through it once.
 #[inline(never)]
-fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
     let Some(sampler) = maps::sampler(row as u32) else { return 0 };
     // SAFETY: as in `note`.
     let Some(weight) = (unsafe { (*sampler).take() }) else { return 0 };

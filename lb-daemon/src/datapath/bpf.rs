@@ -254,6 +254,23 @@ impl Bpf {
         self.instances.get_mut(&features).ok_or(BpfError::Map("lb"))?.program()
     }
 
+    /// How many instructions the verifier followed for each program that this process loaded; it gives up
+    /// at a million. Empty on kernels that do not tell (before 5.16).
+    #[must_use]
+    pub fn verified(&self) -> BTreeMap<String, u32> {
+        let mut found = BTreeMap::new();
+        for instance in self.instances.values() {
+            let Instance::Object(ebpf) = instance else { continue };
+            for (name, program) in ebpf.programs() {
+                let info = program.info().ok();
+                if let Some(count) = info.and_then(|info| info.verified_instruction_count()) {
+                    found.insert(name.to_owned(), count);
+                }
+            }
+        }
+        found
+    }
+
     /// Live counters, on mappings of their own.
     ///
     /// # Errors

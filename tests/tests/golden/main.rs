@@ -35,6 +35,19 @@ fn loads_with_every_set_of_features() {
     }
 }
 
+/// The verifier gives up at a million: what is new goes behind a tail call or into a global function before
+/// these are raised much.
+#[test]
+fn the_verifier_has_room() {
+    let rig = Rig::new(EVERYTHING);
+    let verified = rig.bpf.verified();
+    for (name, most) in [("lb", 400_000), ("lb_second", 400_000)] {
+        let count = verified.get(name).copied().unwrap_or(0);
+        println!("{name}: {count} instructions");
+        assert!((1..=most).contains(&count), "{name}: {count} instructions, bound {most}");
+    }
+}
+
 #[test]
 fn ipip_in_every_combination_of_families() {
     for (backend, outer_v4) in [("10.0.1.11", true), ("2001:db8:2::11", false)] {

@@ -4,13 +4,17 @@
 use abi::{
     checksum,
     outer::{self, GENEVE_PORT, GUE_PORT, PROTO_IPV4, PROTO_IPV6},
-    pick, ranges,
+    pick,
     reason::Reason,
     table::{FrontendKey, Kind},
     wire::{Eth, Frame, Ip, Ports, Udp, Word, ethertype, protocol},
 };
 
-use crate::{maps::Maps, packet::Packet, stage::forward::split};
+use crate::{
+    maps::Maps,
+    packet::Packet,
+    stage::{forward::split, service::is_among},
+};
 
 /// What stands behind the outer IP header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ pub(crate) fn restricted<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: 
         return Reason::TunnelSourceRefused;
     };
     let sources = frontend.ranges();
-    if sources != 0 && !ranges::contains(&Maps, sources, ip.src.hi(), ip.src.lo()) {
+    if sources != 0 && !is_among(sources, ip.src) {
         return Reason::TunnelSourceRefused;
     }
     match strip::<L3>(packet, ip, tunnel) {

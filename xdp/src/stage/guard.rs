@@ -57,9 +57,11 @@ const fn destination([.., high, low]: [u8; 4]) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
-/// Whether a limit drops it. Out of line: the pipeline is made for each place where an IP header can begin.
+/// Whether a limit drops it. A global function: the verifier goes through its loop once, not once for each
+/// kind of packet.
 #[inline(never)]
-fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
     let (port, protocol, v4) = (what as u16, (what >> 16) as u8, what >> 24 != 0);
     let (cpu, now) = (maps::cpu(), maps::now() >> UNIT_BITS);
     let mut drops = 0;

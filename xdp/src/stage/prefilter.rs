@@ -43,9 +43,11 @@ fn list_v4(half: Half, addr: u32, flags: u64) -> u32 {
     if summary::may_have(|row| half.summary(row), addr >> 8) { search4(addr, flags) } else { 0 }
 }
 
-/// Out of line: the verifier would follow each kind of entry through all that comes after.
+/// A global function: the verifier goes through it once and knows of its answer only that it is a number;
+/// else it would follow each kind of entry through all that comes after.
 #[inline(never)]
-fn search4(addr: u32, flags: u64) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn search4(addr: u32, flags: u64) -> u32 {
     u32::from(prefix::entry_v4(&Half::of(flags), addr))
 }
 
@@ -63,9 +65,10 @@ fn list_v6(half: Half, hi: u64, lo: u64, flags: u64) -> u32 {
     search6(hi, lo, long, middle, flags)
 }
 
-/// Out of line: it is long, and the pipeline is made for each place where an IP header can begin.
+/// A global function, as [`search4`].
 #[inline(never)]
-fn search6(hi: u64, lo: u64, long: u64, middle: u64, flags: u64) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn search6(hi: u64, lo: u64, long: u64, middle: u64, flags: u64) -> u32 {
     let half = Half::of(flags);
     u32::from(prefix::list_v6(&half, [hi, lo], [long, middle], (flags >> 32) as u32))
 }

@@ -97,10 +97,23 @@ pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static 
 #[inline(always)]
 pub(crate) fn permit(frontend: &Frontend, client: Addr) -> Result<(), Reason> {
     let sources = frontend.ranges();
-    if sources != 0 && !ranges::contains(&Maps, sources, client.hi(), client.lo()) {
+    if sources != 0 && !is_among(sources, client) {
         return Err(Reason::SourceRefused);
     }
     Ok(())
+}
+
+/// Whether an address is in a set of prefixes.
+#[inline(always)]
+pub(crate) fn is_among(sources: u64, address: Addr) -> bool {
+    in_ranges(sources, address.hi(), address.lo()) != 0
+}
+
+/// A global function: the verifier goes through the search once, not once for each way that leads to it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn in_ranges(sources: u64, hi: u64, lo: u64) -> u32 {
+    u32::from(ranges::contains(&Maps, sources, hi, lo))
 }
 
 /// The transport header; the usual place first, so that its offset is a constant.
