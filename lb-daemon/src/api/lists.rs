@@ -38,7 +38,7 @@ mod tests;
 use self::safety::{Safety, Session};
 pub use self::{
     entries::Removed,
-    safety::{Covered, Plan, SESSION},
+    safety::{Covered, Plan, SESSION, WouldDrop},
 };
 
 /// What a list is called that nobody gave a name.

@@ -25,6 +25,7 @@ use crate::{
     },
     bans::Change,
     command::Command,
+    events::Share,
     guard::{self, MAX_LISTED},
     view::View,
 };
@@ -88,6 +89,24 @@ pub struct Plan {
     pub covered_total: u64,
     /// Whether the change needs `force`.
     pub needs_force: bool,
+    /// What passed in the last minute, estimated from samples.
+    pub passed_packets: u64,
+    /// What of that the prefixes would have dropped.
+    pub would_drop_packets: u64,
+    /// How many samples say so: few say little.
+    pub samples: u64,
+    /// The sources of that with most packets; at most 20.
+    pub would_drop: Vec<WouldDrop>,
+}
+
+/// A source that would have been dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WouldDrop {
+    /// Who.
+    #[schema(value_type = String)]
+    pub source: IpAddr,
+    /// Packets in the last minute, estimated.
+    pub packets: u64,
 }
 
 /// An address that would be cut off and should not be.
@@ -142,7 +161,13 @@ pub(in crate::api) async fn plan(
                 ListAction::Drop => guard.covered(view, &list, &set, session.0),
                 ListAction::Audit => Vec::new(),
             };
+            let traffic = view.samples.would_match(&set, &view.prefilter.allow);
+            let would_drop = |of: &Share<IpAddr>| WouldDrop { source: of.of, packets: of.packets };
             Plan {
+                passed_packets: traffic.passed.packets,
+                would_drop_packets: traffic.matched.packets,
+                samples: traffic.passed.samples,
+                would_drop: traffic.sources.iter().map(would_drop).collect(),
                 list: list.to_string(),
                 action: action.as_str().to_owned(),
                 new: (set.len() - known) as u64,

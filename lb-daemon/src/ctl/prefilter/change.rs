@@ -83,6 +83,15 @@ pub(super) fn plan(
             number(*known),
             number(*addresses_v4)
         );
+        page.push_str(&format!(
+            "of some {} packets that passed in the last minute it would have dropped some {} (by {} samples)\n",
+            number(plan.passed_packets),
+            number(plan.would_drop_packets),
+            number(plan.samples)
+        ));
+        for source in &plan.would_drop {
+            page.push_str(&format!("  {} {}\n", source.source, number(source.packets)));
+        }
         for one in covered {
             let roles = one.roles.join(", ");
             page.push_str(&format!("CUTS OFF {} ({roles}) by {}\n", one.address, one.prefix));
