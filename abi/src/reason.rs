@@ -138,6 +138,8 @@ reasons! {
     PolicyFragment = 38, "policy_fragment", Drop;
     /// Headers end before they should, or there are too many, on an endpoint's interface.
     PolicyMalformed = 39, "policy_malformed", Drop;
+    /// A fragment (`prefilter.filters: [fragments]`).
+    FragmentRefused = 40, "fragment_refused", Drop;
 }
 
 impl Reason {

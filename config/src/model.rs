@@ -393,12 +393,23 @@ pub struct Filters {
     pub tcp_flags: bool,
     /// UDP from ports of services that are misused to amplify.
     pub amplification: bool,
+    /// Fragments.
+    pub fragments: bool,
 }
 
 /// Rate limits that can be in force.
 pub const MAX_RATE_LIMITS: usize = 8;
 
-/// A limit on packets per second and source.
+/// What a rate limit counts, and how much of it is allowed in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rate {
+    /// Packets: 1 to 1,000,000.
+    Packets(u64),
+    /// Bytes of frames: 1,000 to 100,000,000,000.
+    Bytes(u64),
+}
+
+/// A limit on packets or bytes per second and source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RateLimit {
     /// Unique name.
@@ -411,9 +422,11 @@ pub struct RateLimit {
     pub protocol: Option<Protocol>,
     /// Destination port; 0: all.
     pub port: u16,
-    /// 1 to 1,000,000.
-    pub packets_per_second: u64,
-    /// Packets that may come at once, at least 1.
+    /// TCP flags that are looked at, and those of them that are set; none: all packets.
+    pub tcp_flags: (u8, u8),
+    /// What it allows in a second.
+    pub rate: Rate,
+    /// Packets or bytes that may come at once, at least 1.
     pub burst: u64,
     /// Lengths of the IPv4 and IPv6 prefixes that have a budget of their own.
     pub key: (u8, u8),

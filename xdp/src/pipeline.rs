@@ -65,7 +65,7 @@ fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu:
             return Reason::Blocked;
         }
         if flags & Control::GUARD != 0
-            && let Some(reason) = guard::refuses::<L3, V4>(packet, ip, flags)
+            && let Some(reason) = guard::refuses::<L3, V4>(packet, ip, flags, cpu)
         {
             return reason;
         }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Cidr, Field, List, Protocol, RateKey, Span};
+use super::{Cidr, Field, List, Protocol, RateKey, Span, TcpFlag};
 
 /// Which sources are dropped at the interface.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -19,7 +19,7 @@ pub(crate) struct Prefilter {
     pub(crate) crowdsec: List<CrowdSec>,
     /// What is dropped whatever its source.
     pub(crate) filters: List<Filter>,
-    /// Limits on packets per second and source; at most 8.
+    /// Limits on packets or bytes per second and source; at most 8.
     pub(crate) rate_limits: List<RateLimit>,
 }
 
@@ -153,12 +153,17 @@ pub(crate) enum Filter {
     TcpFlags,
     /// UDP from ports of services that are misused to amplify; DNS and NTP are not among them.
     Amplification,
+    /// Fragments, of either family.
+    Fragments,
 }
 
-/// A limit on packets per second and source.
+/// A limit on packets or bytes per second and source.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["name", "packets_per_second"]))]
+#[schemars(extend(
+    "required" = ["name"],
+    "oneOf" = [{"required": ["packets_per_second"]}, {"required": ["bytes_per_second"]}]
+))]
 pub(crate) struct RateLimit {
     /// Unique name.
     pub(crate) name: Field<String>,
@@ -167,7 +172,9 @@ pub(crate) struct RateLimit {
     pub(crate) matches: Field<RateMatch>,
     /// Packets per second and key.
     pub(crate) packets_per_second: Field<u64>,
-    /// Packets that may come at once. Default: `packets_per_second`.
+    /// Bytes of frames per second and key, in the place of `packets_per_second`.
+    pub(crate) bytes_per_second: Field<u64>,
+    /// Packets (or bytes) that may come at once. Default: those of a second.
     pub(crate) burst: Field<u64>,
     /// What has a budget of its own: `source/` and a prefix length. Up to 32 it is that of IPv4, and /64 that of
     /// IPv6; beyond, it is that of IPv6, and /32 that of IPv4. Default: `source/32`.
@@ -184,4 +191,6 @@ pub(crate) struct RateMatch {
     pub(crate) protocol: Field<Protocol>,
     /// Destination port. Default: all.
     pub(crate) port: Field<u16>,
+    /// TCP flags that are set, and with `!` those that are not, such as `[syn, "!ack"]`. Default: all.
+    pub(crate) tcp_flags: List<TcpFlag>,
 }

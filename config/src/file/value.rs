@@ -35,6 +35,14 @@ pub(crate) enum SourceText {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RateKey(pub(crate) u8);
 
+/// A TCP flag that is set, or with `!` is not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TcpFlag {
+    /// Its bit.
+    pub(crate) bit: u8,
+    pub(crate) set: bool,
+}
+
 /// What is wrong with a text, and what is allowed.
 type Wrong = (String, String);
 
@@ -180,6 +188,23 @@ impl<'de> Deserialize<'de> for RateKey {
     }
 }
 
+impl<'de> Deserialize<'de> for TcpFlag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // In the order of their bits (RFC 9293, section 3.1).
+        const NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+        read(deserializer, |text| {
+            let (name, set) = text.strip_prefix('!').map_or((text, true), |name| (name, false));
+            if let Some(place) = NAMES.iter().position(|known| *known == name) {
+                return Ok(Self { bit: 1 << place, set });
+            }
+            Err((
+                format!("{} is not a TCP flag", show(text)),
+                format!("allowed: {}, each also with ! for not set", NAMES.join(", ")),
+            ))
+        })
+    }
+}
+
 /// A JSON schema for a value that is written as text.
 macro_rules! text_schema {
     ($type:ty, $name:literal, $description:literal, $pattern:literal) => {
@@ -217,6 +242,12 @@ text_schema!(
     "TunnelSourceAddress",
     "`auto`, a prefix or an address.",
     r"^(auto|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$"
+);
+text_schema!(
+    TcpFlag,
+    "TcpFlag",
+    "A TCP flag that is set, or with ! is not.",
+    r"^!?(fin|syn|rst|psh|ack|urg|ece|cwr)$"
 );
 text_schema!(
     RateKey,

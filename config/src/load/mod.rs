@@ -351,6 +351,7 @@ fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
         allow.extend_from_slice(&fragment.allow);
         filters.tcp_flags |= fragment.filters.tcp_flags;
         filters.amplification |= fragment.filters.amplification;
+        filters.fragments |= fragment.filters.fragments;
         rate_limits.extend_from_slice(&fragment.rate_limits);
         for entry in &fragment.lists {
             let mut of_document =

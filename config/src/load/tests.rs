@@ -257,20 +257,24 @@ fn prefilter(yaml: &str) -> Result<model::DesiredState, Vec<Fault>> {
 #[test]
 fn filters_and_rate_limits() {
     let state = prefilter(
-        "{filters: [bogons, tcp-flags], rate_limits: [\
+        "{filters: [bogons, tcp-flags, fragments], rate_limits: [\
          {name: dns, match: {protocol: udp, port: 53}, packets_per_second: 100, key: source/24},\
-         {name: all, packets_per_second: 9, burst: 20, key: source/56, action: audit}]}",
+         {name: all, packets_per_second: 9, burst: 20, key: source/56, action: audit},\
+         {name: syn, match: {protocol: tcp, tcp_flags: [syn, \"!ack\"]}, bytes_per_second: 4000}]}",
     )
     .unwrap();
     let model::Prefilter { lists, filters, rate_limits, .. } = &*state.prefilter;
-    assert_eq!(*filters, model::Filters { tcp_flags: true, amplification: false });
+    assert_eq!(*filters, model::Filters { tcp_flags: true, amplification: false, fragments: true });
     assert_eq!((lists[0].name.as_str(), lists[0].prefixes.len()), ("bogons", 23));
     let all = &rate_limits[0];
     assert_eq!((all.burst, all.key, all.protocol, all.port), (20, (32, 56), None, 0));
     assert_eq!(all.action, model::ListAction::Audit);
     let dns = &rate_limits[1];
     assert_eq!((dns.burst, dns.key, dns.port), (100, (24, 64), 53));
-    assert_eq!(dns.protocol, Some(model::Protocol::Udp));
+    assert_eq!((dns.protocol, dns.rate), (Some(model::Protocol::Udp), model::Rate::Packets(100)));
+    let syn = &rate_limits[2];
+    assert_eq!((syn.tcp_flags, syn.rate), ((0x12, 2), model::Rate::Bytes(4000)));
+    assert_eq!(syn.burst, 4000);
 }
 
 #[test]
@@ -288,6 +292,16 @@ fn what_is_wrong_with_a_rate_limit_is_named() {
             "needs a `protocol`",
         ),
         ("{rate_limits: [{name: a, packets_per_second: 1, key: dest/1}]}", "not a key"),
+        ("{rate_limits: [{name: a, bytes_per_second: 1}]}", "`bytes_per_second` is 1"),
+        ("{rate_limits: [{name: a, packets_per_second: 1, bytes_per_second: 1000}]}", "both"),
+        (
+            "{rate_limits: [{name: a, packets_per_second: 1, match: {tcp_flags: [syn]}}]}",
+            "needs `protocol: tcp`",
+        ),
+        (
+            "{rate_limits: [{name: a, packets_per_second: 1, match: {protocol: tcp, tcp_flags: [x]}}]}",
+            "not a TCP flag",
+        ),
         (&nine, "there are 9 rate limits"),
         ("{filters: [bogus]}", "bogons"),
         ("{filters: [bogons], lists: [{name: bogons, cidrs: [192.0.2.0/24]}]}", "defined twice"),

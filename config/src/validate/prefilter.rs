@@ -82,6 +82,7 @@ pub(super) fn prefilter(
             }
             file::Filter::TcpFlags => fragment.filters.tcp_flags = true,
             file::Filter::Amplification => fragment.filters.amplification = true,
+            file::Filter::Fragments => fragment.filters.fragments = true,
         }
     }
     self::rate_limits(rate_limits, context, fragment);
@@ -248,7 +249,8 @@ fn list_path(
     Some(ListPath { path, at, format, on_error })
 }
 
-const MAX_RATE: u64 = 1_000_000;
+const PACKETS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+const BYTES: std::ops::RangeInclusive<u64> = 1000..=100_000_000_000;
 
 fn rate_limits(limits: &List<file::RateLimit>, context: &Context<'_, '_>, fragment: &mut Fragment) {
     for (limit, at) in limits.elements() {
@@ -264,32 +266,15 @@ fn rate_limit(
     context: &Context<'_, '_>,
     fragment: &mut Fragment,
 ) -> Option<model::RateLimit> {
-    let file::RateLimit { name, matches, packets_per_second, burst, key, action } = limit;
+    let file::RateLimit { name, matches, packets_per_second, bytes_per_second, burst, key, action } =
+        limit;
     let name = required_name(name, at, Kind::RateLimit, context, fragment);
-    if packets_per_second.is_absent() {
-        context.report.missing(at, "packets_per_second", "allowed: 1 to 1000000");
-    }
-    for (field, what) in [(packets_per_second, "packets_per_second"), (burst, "burst")] {
-        if let Some((value, at)) =
-            field.placed().filter(|(value, _)| !(1..=MAX_RATE).contains(*value))
-        {
-            context.report.fault(at, format!("`{what}` is {value}"), "allowed: 1 to 1000000");
-        }
-    }
-    let (mut protocol, mut number) = (None, 0);
-    if let Some(file::RateMatch { protocol: wanted, port }) = matches.get() {
-        if wanted.is_absent() && !port.is_absent() {
-            context.report.fault(
-                port.at,
-                "`port` needs a `protocol`",
-                "allowed: protocol: tcp or protocol: udp beside it",
-            );
-        }
-        protocol = wanted.get().copied();
-        number = port.get().copied().unwrap_or(0);
-    }
-    let packets_per_second = *packets_per_second.get()?;
+    let rate = rate(limit, at, context);
     let file::RateKey(length) = key.get().copied().unwrap_or(file::RateKey(32));
+    let matches = matches.get().map(|matches| rate_match(matches, context)).unwrap_or_default();
+    let (protocol, port, tcp_flags) = matches;
+    let rate = rate?;
+    let second = packets_per_second.get().or(bytes_per_second.get()).copied()?;
     Some(model::RateLimit {
         name: name?,
         source: context.source(at),
@@ -297,13 +282,73 @@ fn rate_limit(
             None | Some(file::ListAction::Drop) => model::ListAction::Drop,
             Some(file::ListAction::Audit) => model::ListAction::Audit,
         },
-        protocol: protocol.map(|protocol| match protocol {
-            file::Protocol::Tcp => model::Protocol::Tcp,
-            file::Protocol::Udp => model::Protocol::Udp,
-        }),
-        port: number,
-        packets_per_second,
-        burst: burst.get().copied().unwrap_or(packets_per_second),
+        protocol,
+        port,
+        tcp_flags,
+        rate,
+        burst: burst.get().copied().unwrap_or(second),
         key: if length <= 32 { (length, 64) } else { (32, length) },
     })
+}
+
+/// What it counts, and how much of it is allowed.
+fn rate(limit: &file::RateLimit, at: Loc, context: &Context<'_, '_>) -> Option<model::Rate> {
+    let file::RateLimit { packets_per_second, bytes_per_second, burst, .. } = limit;
+    let (field, what, allowed) = if bytes_per_second.is_absent() {
+        (packets_per_second, "packets_per_second", PACKETS)
+    } else {
+        (bytes_per_second, "bytes_per_second", BYTES)
+    };
+    if !packets_per_second.is_absent() && !bytes_per_second.is_absent() {
+        let message = "a limit has both `packets_per_second` and `bytes_per_second`";
+        context.report.fault(bytes_per_second.at, message, "allowed: one of them; make two limits");
+        return None;
+    }
+    let allowed_text = format!("allowed: {} to {}", allowed.start(), allowed.end());
+    if field.is_absent() {
+        context.report.missing(at, what, &allowed_text);
+    }
+    for (field, what) in [(field, what), (burst, "burst")] {
+        if let Some((value, at)) = field.placed().filter(|(value, _)| !allowed.contains(*value)) {
+            context.report.fault(at, format!("`{what}` is {value}"), &*allowed_text);
+        }
+    }
+    let value = *field.get()?;
+    Some(if bytes_per_second.is_absent() {
+        model::Rate::Packets(value)
+    } else {
+        model::Rate::Bytes(value)
+    })
+}
+
+/// Protocol, port, and TCP flags that are looked at and those of them that are set.
+type Matched = (Option<model::Protocol>, u16, (u8, u8));
+
+fn rate_match(matches: &file::RateMatch, context: &Context<'_, '_>) -> Matched {
+    let file::RateMatch { protocol, port, tcp_flags } = matches;
+    if protocol.is_absent() && !port.is_absent() {
+        context.report.fault(
+            port.at,
+            "`port` needs a `protocol`",
+            "allowed: protocol: tcp or protocol: udp beside it",
+        );
+    }
+    let protocol = protocol.get().copied();
+    let (mut mask, mut set) = (0, 0);
+    for (flag, at) in tcp_flags.elements() {
+        if protocol != Some(file::Protocol::Tcp) {
+            let help = "allowed: protocol: tcp beside it";
+            context.report.fault(at, "`tcp_flags` needs `protocol: tcp`", help);
+        }
+        if mask & flag.bit != 0 {
+            context.report.fault(at, "a flag is named twice", "allowed: each once");
+        }
+        mask |= flag.bit;
+        set |= if flag.set { flag.bit } else { 0 };
+    }
+    let protocol = protocol.map(|protocol| match protocol {
+        file::Protocol::Tcp => model::Protocol::Tcp,
+        file::Protocol::Udp => model::Protocol::Udp,
+    });
+    (protocol, port.get().copied().unwrap_or(0), (mask, set))
 }

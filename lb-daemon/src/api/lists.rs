@@ -322,9 +322,16 @@ pub struct RateLimit {
     /// Destination port, if it counts only that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Packets per second that each source has.
-    pub packets_per_second: u64,
-    /// Packets that may come at once.
+    /// TCP flags that are set, and with `!` not set, if it counts only these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp_flags: Vec<String>,
+    /// Packets per second that each source has; absent where it counts bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_per_second: Option<u64>,
+    /// Bytes per second that each source has, where it counts these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// Packets (or bytes) that may come at once.
     pub burst: u64,
     /// Length of the IPv4 prefix that is one source.
     pub key_v4: u8,
@@ -358,13 +365,30 @@ fn rate_limit(spec: &config::model::RateLimit, count: Count) -> RateLimit {
         action: spec.action.as_str().to_owned(),
         protocol: spec.protocol.map(|protocol| protocol.as_str().to_owned()),
         port: Some(spec.port).filter(|port| *port != 0),
-        packets_per_second: spec.packets_per_second,
+        tcp_flags: tcp_flags(spec.tcp_flags),
+        packets_per_second: match spec.rate {
+            config::model::Rate::Packets(rate) => Some(rate),
+            config::model::Rate::Bytes(_) => None,
+        },
+        bytes_per_second: match spec.rate {
+            config::model::Rate::Packets(_) => None,
+            config::model::Rate::Bytes(rate) => Some(rate),
+        },
         burst: spec.burst,
         key_v4: spec.key.0,
         key_v6: spec.key.1,
         packets: count.packets,
         bytes: count.bytes,
     }
+}
+
+fn tcp_flags((mask, set): (u8, u8)) -> Vec<String> {
+    let names = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+    let flag = |(place, name): (usize, &str)| {
+        let not = if set >> place & 1 == 0 { "!" } else { "" };
+        (mask >> place & 1 != 0).then(|| format!("{not}{name}"))
+    };
+    names.into_iter().enumerate().filter_map(flag).collect()
 }
 
 fn look_up(view: &View, ip: IpAddr) -> Lookup {

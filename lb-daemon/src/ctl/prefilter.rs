@@ -316,13 +316,18 @@ fn limits(client: &Client, output: &Output) -> anyhow::Result<()> {
             ["LIMIT", "ACTION", "COUNTS", "SOURCE", "#PER SECOND", "#BURST", "#BEYOND"],
             limits.items.into_iter().map(|limit| {
                 let port = limit.port.map(|port| format!(" {port}")).unwrap_or_default();
-                let what = limit.protocol.unwrap_or_else(|| "all".to_owned()) + &port;
+                let flags: String = limit.tcp_flags.iter().map(|flag| format!(" {flag}")).collect();
+                let what = limit.protocol.unwrap_or_else(|| "all".to_owned()) + &port + &flags;
+                let rate = match (limit.packets_per_second, limit.bytes_per_second) {
+                    (_, Some(rate)) => format!("{} B", number(rate)).into(),
+                    (rate, None) => number(rate.unwrap_or_default()),
+                };
                 [
                     limit.name.into(),
                     limit.action.into(),
                     what.into(),
                     format!("/{}, /{}", limit.key_v4, limit.key_v6).into(),
-                    number(limit.packets_per_second),
+                    rate,
                     number(limit.burst),
                     number(limit.packets),
                 ]

@@ -31,7 +31,7 @@ use abi::{
 };
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, Protocol, RateLimit},
+    model::{ListAction, Prefilter, Protocol, Rate, RateLimit},
 };
 use ipnet::IpNet;
 
@@ -358,7 +358,10 @@ impl Prefixes {
 }
 
 fn limit_of(limit: &RateLimit) -> Limit {
-    let (interval, tolerance) = Limit::rate(limit.packets_per_second, limit.burst);
+    let (interval, tolerance) = match limit.rate {
+        Rate::Packets(rate) => Limit::rate(rate, limit.burst),
+        Rate::Bytes(rate) => Limit::byte_rate(rate, limit.burst),
+    };
     Limit {
         interval,
         tolerance,
@@ -368,7 +371,10 @@ fn limit_of(limit: &RateLimit) -> Limit {
         bits4: limit.key.0,
         bits6: limit.key.1,
         audit: u8::from(limit.action == ListAction::Audit),
-        reserved: [0; 2],
+        mask: limit.tcp_flags.0,
+        flags: limit.tcp_flags.1,
+        bytes: u8::from(matches!(limit.rate, Rate::Bytes(_))),
+        reserved: [0; 7],
     }
 }
 
@@ -376,6 +382,7 @@ fn guard_flags(wanted: &Prefilter) -> u64 {
     let flag = |on, flag| if on { flag } else { 0 };
     flag(wanted.filters.tcp_flags, Control::FILTER_TCP_FLAGS)
         | flag(wanted.filters.amplification, Control::FILTER_AMPLIFICATION)
+        | flag(wanted.filters.fragments, Control::FILTER_FRAGMENTS)
         | flag(!wanted.rate_limits.is_empty(), Control::LIMITS)
 }
 

@@ -70,7 +70,17 @@ fn answers_of_amplifiers_are_dropped() {
 fn limit(burst: u64, port: u16, audit: u8) -> Limit {
     let (interval, tolerance) = Limit::rate(1, burst);
     let (protocol, id) = (if port == 0 { 0 } else { 17 }, 1);
-    Limit { interval, tolerance, id, port, protocol, bits4: 24, bits6: 64, audit, reserved: [0; 2] }
+    Limit {
+        interval,
+        tolerance,
+        id,
+        port,
+        protocol,
+        bits4: 24,
+        bits6: 64,
+        audit,
+        ..Limit::default()
+    }
 }
 
 #[test]
@@ -106,4 +116,64 @@ fn a_limit_that_audits_counts_and_lets_pass() {
     assert!(reasons[6..].iter().all(|r| *r == Reason::RateLimited), "{reasons:?}");
     let counters = rig.bpf.counters().unwrap();
     assert_eq!((counters.limit(0).packets, counters.limit(1).packets), (6, 2));
+}
+
+#[test]
+fn bytes_are_counted_and_tcp_flags_matched() {
+    let mut rig = rig(Control::LIMITS);
+    let (interval, tolerance) = Limit::byte_rate(1000, 3000);
+    let of_bytes = Limit { interval, tolerance, bytes: 1, protocol: 17, ..limit(1, 0, 0) };
+    // Segments that open a connection.
+    let opening = Limit { protocol: 6, mask: 0x12, flags: 0x02, ..limit(2, 0, 0) };
+    rig.apply(&[Op::Limit(0, of_bytes), Op::Limit(1, opening)]);
+    let mut passed = |frame: &[u8]| {
+        let reasons: Vec<Reason> = (0..100).map(|_| rig.run(frame).reason).collect();
+        reasons.iter().take_while(|r| **r == Reason::NotOurs).count()
+    };
+    // 1042 bytes each: two are 2084, and the third begins within the 3000.
+    assert_eq!(passed(&frame4("192.0.2.1", VIP4, L4::Udp(53), 64, &[0; 1000])), 3);
+    // 142 bytes each.
+    let small = passed(&frame4("192.0.3.1", VIP4, L4::Udp(53), 64, &[0; 100]));
+    assert!((21..=23).contains(&small), "{small}");
+    assert_eq!(passed(&frame4("192.0.2.1", VIP4, L4::Syn(80), 64, b"")), 2);
+    assert_eq!(passed(&frame6("2001:db8::1", VIP6, L4::Syn(80), 64, b"")), 2);
+    assert_eq!(passed(&frame4("192.0.2.1", VIP4, L4::Ack(80), 64, b"")), 100);
+}
+
+#[test]
+fn fragments_are_dropped() {
+    let mut rig = rig(Control::FILTER_FRAGMENTS);
+    let whole = frame4("192.0.2.1", VIP4, L4::Udp(53), 64, &[0; 20]);
+    assert_eq!(rig.run(&whole).reason, Reason::NotOurs);
+    // More fragments follow; a later one; don't fragment.
+    for (field, want) in [
+        ([0x20, 0], Reason::FragmentRefused),
+        ([0, 1], Reason::FragmentRefused),
+        ([0x40, 0], Reason::NotOurs),
+    ] {
+        let mut frame = whole.clone();
+        frame[14 + 6..14 + 8].copy_from_slice(&field);
+        assert_eq!(rig.run(&frame).reason, want, "{field:02x?}");
+    }
+    let mut frame = frame6("2001:db8::1", VIP6, L4::Udp(53), 64, &[0; 20]);
+    assert_eq!(rig.run(&frame).reason, Reason::NotOurs);
+    frame[14 + 6] = 44;
+    assert_eq!(rig.run(&frame).reason, Reason::FragmentRefused);
+}
+
+#[test]
+fn a_limit_that_audits_is_sampled() {
+    use abi::event::{Outcome, Stream};
+    let mut rig = Rig::new(feature::PREFILTER | feature::EVENTS);
+    rig.apply(&[Op::Flags(Control::LIMITS), Op::Limit(0, limit(1, 0, 1))]);
+    let mut events = rig.bpf.events().unwrap();
+    for cpu in 0..events.cpus() {
+        events.grant(cpu, Stream::Dropped, 9, 1);
+    }
+    let frame = frame4("192.0.2.1", VIP4, L4::Syn(80), 64, b"");
+    assert!((0..3).all(|_| rig.run(&frame).reason == Reason::NotOurs));
+    let seen: Vec<_> = std::iter::from_fn(|| events.take()).collect();
+    let told = |e: &abi::event::Event| (e.head.reason, e.head.outcome);
+    let want = (Reason::RateLimited as u16, Outcome::Audited as u8);
+    assert_eq!(seen.iter().map(told).collect::<Vec<_>>(), [want, want]);
 }

@@ -1,6 +1,7 @@
 //! May the source send this? TCP flags, source ports, rate.
 
 use abi::{
+    event::{Outcome, Stream},
     guard::{self, Limit, MAX_LIMITS, RATE_SLOTS, UNIT_BITS},
     hash,
     reason::Reason,
@@ -8,7 +9,11 @@ use abi::{
     wire::{Frame, Ip, Tcp, Udp, protocol},
 };
 
-use crate::{maps, packet::Packet};
+use crate::{
+    events::{self, What},
+    maps,
+    packet::Packet,
+};
 
 /// Why the packet is dropped; `None`: it is not. Fragments and what follows options or extension headers
 /// have no ports here.
@@ -17,14 +22,18 @@ pub(crate) fn refuses<const L3: usize, const V4: bool>(
     packet: &Packet,
     ip: &Ip,
     flags: u64,
+    cpu: u32,
 ) -> Option<Reason> {
+    if flags & Control::FILTER_FRAGMENTS != 0 && ip.fragment {
+        return Some(Reason::FragmentRefused);
+    }
     let plain = !ip.fragment && (!V4 || ip.header == 20);
     let l4 = if V4 { L3 + 20 } else { L3 + 40 };
-    let mut port = 0;
+    let (mut port, mut tcp_flags) = (0, 0);
     if plain && ip.protocol == protocol::TCP {
         if let Some(tcp) = packet.header::<Tcp>(l4) {
-            let [found] = tcp.flags();
-            if flags & Control::FILTER_TCP_FLAGS != 0 && !guard::can_be(found) {
+            [tcp_flags] = tcp.flags();
+            if flags & Control::FILTER_TCP_FLAGS != 0 && !guard::can_be(tcp_flags) {
                 return Some(Reason::BadTcpFlags);
             }
             port = destination(tcp.ports());
@@ -48,40 +57,55 @@ pub(crate) fn refuses<const L3: usize, const V4: bool>(
     } else {
         (ip.src.hi().swap_bytes(), ip.src.lo().swap_bytes())
     };
-    let what = u64::from(port) | u64::from(ip.protocol) << 16 | u64::from(V4) << 24;
-    (limited(hi, lo, what, packet.len() as u64) != 0).then_some(Reason::RateLimited)
+    let what = u64::from(port)
+        | u64::from(ip.protocol) << 16
+        | u64::from(tcp_flags) << 24
+        | u64::from(V4) << 32;
+    let found = limited(hi, lo, what, packet.len() as u64);
+    if found & AUDITED != 0 {
+        let reason = Reason::RateLimited;
+        let what = What { reason, outcome: Outcome::Audited, number: 0 };
+        events::note(packet, cpu, Stream::Dropped, what);
+    }
+    (found & DROPPED != 0).then_some(Reason::RateLimited)
 }
+
+/// A limit drops it.
+const DROPPED: u32 = 1;
+/// A limit would, if it were not for its audit.
+const AUDITED: u32 = 2;
 
 #[inline(always)]
 const fn destination([.., high, low]: [u8; 4]) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
-/// Whether a limit drops it. A global function: the verifier goes through its loop once, not once for each
-/// kind of packet.
+/// What limits do with it: bits of [`DROPPED`] and [`AUDITED`]. A global function: the verifier goes through
+/// its loop once, not once for each kind of packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
-    let (port, protocol, v4) = (what as u16, (what >> 16) as u8, what >> 24 != 0);
+    let (port, protocol, flags) = (what as u16, (what >> 16) as u8, (what >> 24) as u8);
+    let v4 = what >> 32 != 0;
     let (cpu, now) = (maps::cpu(), maps::now() >> UNIT_BITS);
-    let mut drops = 0;
+    let mut found = 0;
     for row in 0..MAX_LIMITS {
-        let Some(limit) = maps::limit(row) else { return drops };
+        let Some(limit) = maps::limit(row) else { return found };
         if limit.interval != 0
-            && limit.counts(protocol, port)
-            && exceeds(limit, row, hi, lo, v4, now)
+            && limit.counts(protocol, port, flags)
+            && exceeds(limit, row, [hi, lo], v4, now, bytes)
         {
             maps::count_limit(cpu, row, bytes);
-            drops |= u32::from(limit.audit == 0);
+            found |= if limit.audit == 0 { DROPPED } else { AUDITED };
         }
     }
-    drops
+    found
 }
 
 /// Takes a packet from the source's budget; whether there was none left. Another CPU may do the same at
 /// the same time: one of the two packets is not counted then.
 #[inline(always)]
-fn exceeds(limit: &Limit, row: u32, hi: u64, lo: u64, v4: bool, now: u64) -> bool {
+fn exceeds(limit: &Limit, row: u32, [hi, lo]: [u64; 2], v4: bool, now: u64, bytes: u64) -> bool {
     let key = limit.key(hi, lo, v4);
     let hash = hash::prefix6(key.hi ^ maps::seed(), key.lo, u64::from(key.len));
     let (tag, slot) = ((hash >> 48) as u16, hash as u32 & (RATE_SLOTS - 1) & !1);
@@ -94,7 +118,7 @@ fn exceeds(limit: &Limit, row: u32, hi: u64, lo: u64, v4: bool, now: u64) -> boo
     let nearer = guard::ahead(words[1], now, limit) < guard::ahead(words[0], now, limit);
     let second = theirs || (!mine && nearer);
     let (word, place) = if second { (words[1], other) } else { (words[0], one) };
-    match guard::take(word, tag, now, limit) {
+    match guard::take(word, tag, now, limit, bytes) {
         Some(next) => {
             // SAFETY: as above.
             unsafe { place.write_volatile(next) };

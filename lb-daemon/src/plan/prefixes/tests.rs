@@ -4,7 +4,7 @@ use abi::{
     hash,
     prefix::{Bitmap, One, list_v4, list_v6},
 };
-use config::model::{PrefixList, Protocol, RateLimit, Source};
+use config::model::{PrefixList, Protocol, Rate, RateLimit, Source};
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
@@ -379,9 +379,10 @@ fn limits_keep_their_rows_and_filters_are_flags() {
         action: ListAction::Drop,
         protocol: Some(Protocol::Udp),
         port: 53,
-        packets_per_second,
+        rate: Rate::Packets(packets_per_second),
         burst: 10,
         key: (24, 56),
+        tcp_flags: (0, 0),
     };
     let (mut prefixes, mut tables) = (Prefixes::default(), tables());
     let mut p = dropping(&["192.0.2.0/24"]);
@@ -394,7 +395,7 @@ fn limits_keep_their_rows_and_filters_are_flags() {
     assert_eq!((prefixes.limit_row("a"), prefixes.limit_row("b")), (Some(0), Some(1)));
 
     p.rate_limits = vec![limit("b", 20), limit("c", 30)];
-    p.filters = config::model::Filters { tcp_flags: false, amplification: true };
+    p.filters = config::model::Filters { amplification: true, ..Default::default() };
     let ops = prefixes.plan(&p, &tables).unwrap();
     assert!(matches!(ops[..], [Op::Limit(0, _), Op::Flags(_)]), "{ops:?}");
     tables.apply(&ops).unwrap();
