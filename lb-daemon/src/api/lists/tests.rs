@@ -186,6 +186,49 @@ async fn what_is_wrong_refuses_all_or_is_left_out() {
     assert_eq!(get(&state, F).await["total"], 1);
 }
 
+#[tokio::test]
+async fn a_plan_says_what_would_have_been_dropped() {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use abi::{
+        event::{Hook, Outcome},
+        reason::Reason,
+    };
+
+    use crate::events::{Flow, Sample};
+
+    let view = view();
+    for (source, weight) in [("198.51.100.1", 5), ("198.51.100.2", 30), ("192.0.2.1", 100)] {
+        let source = source.parse().unwrap();
+        let sample = Sample {
+            time: UNIX_EPOCH,
+            hook: Hook::Xdp,
+            outcome: Outcome::Passed,
+            reason: Reason::NotOurs,
+            list: None,
+            rule: None,
+            identities: None,
+            interface: "eth0".into(),
+            flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),
+            length: 60,
+            weight,
+            bytes: Box::default(),
+        };
+        view.samples.add(sample, Duration::from_secs(1));
+    }
+    let state = live(view);
+    let body = json!({"cidr": "198.51.100.0/24"});
+    let (status, answer) = json(&state, "POST", "/v1/prefilter/lists/f2b/plan", body).await;
+    assert_eq!(status, 200, "{answer}");
+    let told = [&answer["passed_packets"], &answer["would_drop_packets"], &answer["samples"]];
+    assert_eq!(told, [&json!(135), &json!(35), &json!(3)]);
+    let want = json!([
+        {"source": "198.51.100.2", "packets": 30},
+        {"source": "198.51.100.1", "packets": 5}
+    ]);
+    assert_eq!(answer["would_drop"], want);
+}
+
 /// The view has backends at 10.0.1.11 and 2001:db8::12.
 #[tokio::test]
 async fn what_would_cut_something_off_needs_force() {
