@@ -207,6 +207,8 @@ async fn a_plan_says_what_would_have_been_dropped() {
             reason: Reason::NotOurs,
             list: None,
             rule: None,
+            origin: None,
+            labels: None,
             identities: None,
             interface: "eth0".into(),
             flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),
