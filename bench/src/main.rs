@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use lb_bench::{
+    fuzz,
     packets::{self, Effort},
     prefilter, ring, scale,
 };
@@ -20,6 +21,12 @@ struct Options {
     /// Directory of the JSON files; the quick ones get names of their own
     #[arg(long, default_value = "bench/results")]
     out: PathBuf,
+    /// Packets of `fuzz`, in millions
+    #[arg(long, default_value_t = 100)]
+    millions: u64,
+    /// First seed of `fuzz`: each million has one of its own
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,10 +39,12 @@ enum What {
     Ring,
     /// Changes and memory of a daemon with 10,000 services
     Scale,
+    /// Random and damaged packets, each judged; only if it is named
+    Fuzz,
 }
 
 fn main() -> anyhow::Result<()> {
-    let Options { quick, only, out } = Options::parse();
+    let Options { quick, only, out, millions, seed } = Options::parse();
     let wanted = |what: What| only.is_empty() || only.contains(&what);
     let name = |name: &str| if quick { format!("{name}-quick") } else { name.to_owned() };
     if wanted(What::Ring) {
@@ -53,6 +62,10 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Scale) {
         let effort = if quick { scale::Effort::QUICK } else { scale::Effort::FULL };
         scale::measure(effort)?.publish(Some(&out), &name("scale"))?;
+    }
+    if only.contains(&What::Fuzz) {
+        let millions = if quick { millions.min(1) } else { millions };
+        fuzz::measure(seed, millions)?.publish(Some(&out), &name("fuzz"))?;
     }
     Ok(())
 }

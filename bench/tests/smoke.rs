@@ -1,6 +1,7 @@
 //! One tiny round of every measurement: programs load, and do with each packet what the rows say.
 
 use lb_bench::{
+    fuzz,
     packets::{self, Effort},
     prefilter, ring, scale,
 };
@@ -28,4 +29,11 @@ fn rings_are_built() {
 fn a_change_is_in_force_and_touches_one_ring() {
     need_root();
     scale::measure(scale::Effort::TINY).expect("a change").publish(None, "").expect("prints");
+}
+
+#[test]
+fn random_packets_are_judged() {
+    need_root();
+    // One million is another test's.
+    fuzz::measure(1, 0).expect("nothing goes wrong with none").publish(None, "").expect("prints");
 }

@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod edge;
 pub mod http;
 pub mod lab;
+pub mod mutated;
 pub mod netns;
 pub mod pass;
 pub mod process;
