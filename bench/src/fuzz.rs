@@ -53,7 +53,9 @@ pub fn measure(first: u64, millions: u64) -> anyhow::Result<Report<Reached>> {
             }
             match mutated::run(first + n, MILLION) {
                 Ok(seen) => {
-                    seen.into_iter().for_each(|(name, n)| *sum.entry(name).or_insert(0) += n)
+                    for (name, packets) in seen {
+                        *sum.entry(name).or_insert(0) += packets;
+                    }
                 }
                 Err(what) => {
                     // Nobody begins another one.

@@ -116,12 +116,40 @@ impl Kept {
         self.request(&head, body)
     }
 
-    fn request(&mut self, head: &str, body: &[u8]) -> anyhow::Result<Vec<u8>> {
-        self.stream.get_mut().write_all(head.as_bytes()).context("cannot send")?;
-        self.stream.get_mut().write_all(body).context("cannot send")?;
+    /// Sends `GET path`; [`Kept::answer`] reads what comes back.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke.
+    pub fn ask(&mut self, path: &str) -> anyhow::Result<()> {
+        write!(self.stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n")
+            .context("cannot send")
+    }
+
+    /// The body of the answer to [`Kept::ask`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Kept::get`].
+    pub fn answer(&mut self) -> anyhow::Result<Vec<u8>> {
         let (status, body) = answer(&mut self.stream)?;
         ensure!(status == 200, "status {status}");
         Ok(body)
+    }
+
+    /// How long an answer may take, in place of [`PATIENCE`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn set_patience(&self, patience: Duration) -> anyhow::Result<()> {
+        Ok(self.stream.get_ref().set_read_timeout(Some(patience))?)
+    }
+
+    fn request(&mut self, head: &str, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+        self.stream.get_mut().write_all(head.as_bytes()).context("cannot send")?;
+        self.stream.get_mut().write_all(body).context("cannot send")?;
+        self.answer()
     }
 }
 

@@ -64,6 +64,7 @@ pub struct Lab {
     pass: Pass,
     directory: tempfile::TempDir,
     bpffs: BpfDirectory,
+    id: String,
 }
 
 /// IPv4 address of `web-N`, N from 1.
@@ -115,12 +116,12 @@ impl Lab {
         let bpffs = BpfDirectory::create(&id)?;
         let fabric = Arc::new(fabric(&id)?);
         let pass = Pass::load()?;
-        let mut lab =
-            Self { webs: BTreeMap::new(), hosts: BTreeMap::new(), fabric, pass, directory, bpffs };
+        let (webs, hosts) = (BTreeMap::new(), BTreeMap::new());
+        let mut lab = Self { webs, hosts, fabric, pass, directory, bpffs, id };
 
-        lab.add_host(&id, "lb", &["192.0.2.1", "2001:db8:2::1"], FABRIC_MTU)?;
+        lab.add_balancer("lb", &["192.0.2.1", "2001:db8:2::1"])?;
         let client = [CLIENT_V4, CLIENT_V6, BLOCKED_V4, BLOCKED_V6];
-        lab.add_host(&id, "client", &client, 1500)?;
+        lab.add_host("client", &client, 1500)?;
         let mut routes = String::new();
         for vip in [IPIP_V4, L2_V4, SPARE_V4] {
             routes += &format!("route add {vip}/32 via 192.0.2.1 src {CLIENT_V4}\n");
@@ -133,7 +134,7 @@ impl Lab {
         client.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
 
         for (n, name) in (1..).zip(WEBS) {
-            lab.add_host(&id, name, &[&web_v4(n), &web_v6(n)], FABRIC_MTU)?;
+            lab.add_host(name, &[&web_v4(n), &web_v6(n)], FABRIC_MTU)?;
             let web = Arc::clone(lab.host(name)?);
             // The VIPs are for local delivery; nobody else may learn that they are here.
             web.sysctl("ipv4/conf/all/arp_ignore", "1")?;
@@ -217,14 +218,17 @@ impl Lab {
         WEBS.iter().map(|web| self.daemon(web, yaml)).collect()
     }
 
-    fn add_host(
-        &mut self,
-        id: &str,
-        name: &'static str,
-        addresses: &[&str],
-        mtu: u32,
-    ) -> anyhow::Result<()> {
-        let host = Namespace::create(&format!("{id}-{name}"))?;
+    /// Adds a host like `lb`, with these addresses.
+    ///
+    /// # Errors
+    ///
+    /// The network cannot be made.
+    pub fn add_balancer(&mut self, name: &'static str, addresses: &[&str]) -> anyhow::Result<()> {
+        self.add_host(name, addresses, FABRIC_MTU)
+    }
+
+    fn add_host(&mut self, name: &'static str, addresses: &[&str], mtu: u32) -> anyhow::Result<()> {
+        let host = Namespace::create(&format!("{}-{name}", self.id))?;
         let port = format!("to-{name}");
         self.fabric.ip(&format!(
             "link add {port} mtu {FABRIC_MTU} type veth peer name eth0 mtu {mtu} netns {}\n\

@@ -31,6 +31,8 @@ pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 pub const SEED: u64 = 11;
 /// The interface that a test run claims to receive from is the loopback of the namespace.
 pub const INGRESS: u32 = 1;
+/// Bytes of a frame that a test run puts into the first buffer; the program counts no others.
+const FIRST_BUFFER: usize = 4096 - 256 - 320;
 
 /// All of what the program does.
 pub const EVERYTHING: u32 =
@@ -225,7 +227,7 @@ impl Rig {
         let mut moved = before.iter().zip(&after).filter(|(b, a)| b.1.packets != a.1.packets);
         let (b, a) = moved.next().expect("a reason is counted");
         assert_eq!(a.1.packets - b.1.packets, 1, "once");
-        assert_eq!(a.1.bytes - b.1.bytes, frame.len() as u64);
+        assert_eq!(a.1.bytes - b.1.bytes, frame.len().min(FIRST_BUFFER) as u64);
         assert!(moved.next().is_none(), "only one reason is counted");
         Outcome { action: result.return_value, reason: a.0, frame: out }
     }

@@ -171,6 +171,33 @@ fn clients_that_are_not_listed() {
     assert!(see(&mut rig, "198.51.101.0") && see(&mut rig, "2001:db8:8::"));
 }
 
+/// Frames that the driver has in several buffers: only the first is looked at, all of it is sent.
+#[test]
+fn jumbo_frames() {
+    let jumbo = [0x5a; 8800];
+    for (forwarding, outer) in [(Forwarding::L2, 0), (Forwarding::Ipip, 20), (Forwarding::Gue, 32)]
+    {
+        let web = service("web", &[VIP4, VIP6], forwarding, &["10.0.1.11"]);
+        let mut rig = Rig::with(vec![web], INGRESS, 9000);
+        for frame in [
+            frame4(CLIENT4, VIP4, L4::Ack(80), 64, &jumbo),
+            frame6(CLIENT6, VIP6, L4::Udp(443), 64, &jumbo),
+        ] {
+            let got = rig.run(&frame);
+            assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx));
+            assert_eq!(got.frame.len(), frame.len() + outer);
+            assert_eq!(got.frame[14 + outer..], one_hop_later(&frame[14..]));
+        }
+        let too_big = frame4(CLIENT4, VIP4, L4::Ack(80), 64, &[0; 8970]);
+        let got = rig.run(&too_big);
+        assert_eq!((got.action, got.reason), (TX, Reason::TooBigAnswered));
+        let mut lie = frame4(CLIENT4, VIP4, L4::Ack(80), 64, &jumbo);
+        let beyond = (lie.len() - 14 + 1) as u16;
+        lie[16..18].copy_from_slice(&beyond.to_be_bytes());
+        assert_eq!(rig.run(&lie).reason, Reason::BadLength);
+    }
+}
+
 #[test]
 fn lies_in_length_fields() {
     let mut rig = rig(Forwarding::Ipip, "10.0.1.11");

@@ -1,0 +1,298 @@
+//! Packets that are not plain TCP at a service's port, as clients see them: echo, ports that nobody
+//! serves, clients that may not, ways that are too narrow, fragments.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use etherparse::PacketBuilder;
+use lb_tests::{
+    edge::{Edge, IPIP, L2, PATIENCE, expect_answered, yaml},
+    eventually, http,
+    lab::{CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, WEBS, at},
+    netns::{Entrance, Namespace},
+    web,
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
+
+/// Time in which an answer that is sent arrives.
+const SOON: Duration = Duration::from_secs(5);
+/// Time after which none is expected any more.
+const NEVER: Duration = Duration::from_millis(300);
+
+/// How many packets came to a reason.
+fn count(edge: &Edge, reason: &str) -> anyhow::Result<f64> {
+    edge.lb.metric(&format!("lb_datapath_packets_total{{reason=\"{reason}\""))
+}
+
+fn udp(source: &str, patience: Duration) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind(at(source, 0))?;
+    socket.set_read_timeout(Some(patience))?;
+    Ok(socket)
+}
+
+#[test]
+fn echo_to_a_vip_is_answered() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let client = edge.client()?;
+    client.sysctl("ipv4/ping_group_range", "0 0")?;
+    for (vip, family, protocol, request, reply) in [
+        (L2_V4, AddressFamily::Inet, SockProtocol::Icmp, 8u8, 0u8),
+        (L2_V6, AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
+    ] {
+        let answer = client.enter(|| -> anyhow::Result<Vec<u8>> {
+            let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+            let socket = UdpSocket::from(fd);
+            socket.set_read_timeout(Some(SOON))?;
+            let mut message = vec![request, 0, 0, 0, 0, 0, 0, 1];
+            message.extend(b"are you there?");
+            socket.send_to(&message, at(vip, 0))?;
+            let mut buffer = [0; 64];
+            let (len, from) = socket.recv_from(&mut buffer).context("no answer")?;
+            ensure!(from.ip() == vip.parse::<IpAddr>()?, "{from} answers");
+            Ok(buffer[..len].to_vec())
+        })??;
+        assert_eq!((answer[0], &answer[8..]), (reply, &b"are you there?"[..]));
+    }
+    assert!(count(&edge, "echo_answered")? >= 2.0);
+    edge.lb.expect_quiet()
+}
+
+/// What came of a TCP connection and of a datagram to a port that no service has.
+fn unserved(client: &Namespace, source: &str, vip: &str) -> anyhow::Result<[String; 2]> {
+    client.enter(|| {
+        let from: IpAddr = source.parse()?;
+        let tcp = match http::get_from(from, at(vip, 81), "/", NEVER) {
+            Ok(_) => "answered".to_owned(),
+            Err(error) if format!("{error:#}").contains("refused") => "refused".to_owned(),
+            Err(_) => "silence".to_owned(),
+        };
+        let socket = udp(source, NEVER)?;
+        socket.connect(at(vip, 82))?;
+        socket.send(b"anybody?")?;
+        let udp = match socket.recv(&mut [0; 16]) {
+            Ok(_) => "answered",
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused",
+            Err(_) => "silence",
+        };
+        Ok([tcp, udp.to_owned()])
+    })?
+}
+
+/// `node.unserved`: silence, a refusal, or whatever the host itself says.
+#[test]
+fn ports_that_nobody_serves() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let client = edge.client()?;
+    // For the last mode the host has the VIPs as well, and no listener at these ports.
+    let vips = format!("addr add {L2_V4}/32 dev lo\naddr add {L2_V6}/128 dev lo nodad");
+    edge.lab.host("lb")?.ip(&vips)?;
+    for (mode, seen, reason) in [
+        ("drop", "silence", "no_service"),
+        ("reject", "refused", "unserved_rejected"),
+        ("pass", "refused", "unserved_passed"),
+    ] {
+        let text = yaml(&L2()).replace("name: edge}", &format!("name: edge, unserved: {mode}}}"));
+        edge.lb.change_config(&text)?;
+        for (source, vip) in [(CLIENT_V4, L2_V4), (CLIENT_V6, L2_V6)] {
+            let before = count(&edge, reason)?;
+            assert_eq!(unserved(client, source, vip)?, [seen, seen], "{mode} {vip}");
+            assert!(count(&edge, reason)? >= before + 2.0, "{mode} {vip}: {reason}");
+            expect_answered(&edge.requests(vip, 5)?);
+        }
+    }
+    edge.lb.expect_quiet()
+}
+
+/// `source_ranges`: others wait in vain.
+#[test]
+fn clients_that_may_and_others() -> anyhow::Result<()> {
+    let mut specs = IPIP();
+    for (spec, range) in specs.iter_mut().zip(["192.0.2.100/31", "2001:db8:2::100/127"]) {
+        spec.more = format!("    source_ranges: [\"{range}\"]\n");
+    }
+    let edge = Edge::with(&specs)?;
+    let client = edge.client()?;
+    let more = "addr add 192.0.2.101/24 dev eth0\naddr add 192.0.2.102/24 dev eth0\n\
+                addr add 2001:db8:2::101/64 dev eth0 nodad\naddr add 2001:db8:2::102/64 dev eth0 nodad";
+    client.ip(more)?;
+    for (source, vip, may) in [
+        (CLIENT_V4, IPIP_V4, true),
+        ("192.0.2.101", IPIP_V4, true),
+        ("192.0.2.102", IPIP_V4, false),
+        (CLIENT_V6, IPIP_V6, true),
+        ("2001:db8:2::101", IPIP_V6, true),
+        ("2001:db8:2::102", IPIP_V6, false),
+    ] {
+        let before = count(&edge, "source_refused")?;
+        let patience = if may { SOON } else { NEVER };
+        let answer = client.enter(|| -> anyhow::Result<_> {
+            Ok(http::get_from(source.parse()?, at(vip, web::PORT), "/", patience))
+        })??;
+        assert_eq!(answer.is_ok(), may, "{source}: {answer:?}");
+        assert_eq!(count(&edge, "source_refused")? > before, !may, "{source}");
+    }
+    Ok(())
+}
+
+/// The MTU that the client's kernel has learnt for an address.
+fn learnt(client: &Namespace, vip: &str) -> anyhow::Result<u64> {
+    let route = client.ip_json(&["route", "get", vip])?;
+    route[0]["metrics"][0]["mtu"].as_u64().with_context(|| format!("no MTU in {route}"))
+}
+
+/// The way to the servers takes less than clients send: they are told, send less, and the upload arrives.
+#[test]
+fn narrow_ways_are_told_to_clients() -> anyhow::Result<()> {
+    let lab = Lab::start()?;
+    let decap = lab.decap()?;
+    lab.host("lb")?.ip(
+        "route change 192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.1 mtu 1400\n\
+         route change 2001:db8:2::/64 dev eth0 proto kernel metric 256 mtu 1400",
+    )?;
+    let lb = lab.daemon("lb", &yaml(&IPIP()))?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let edge = Edge { lb, decap, lab };
+    let client = edge.client()?;
+    for (vip, mtu) in [(IPIP_V4, 1400 - 20), (IPIP_V6, 1400 - 40)] {
+        assert!(learnt(client, vip).is_err(), "nothing is known before");
+        let before = count(&edge, "too_big_answered")?;
+        client.enter(|| -> anyhow::Result<()> {
+            let mut kept = http::Kept::connect(at(vip, web::PORT))?;
+            assert!(kept.post("/", &vec![b'y'; 4 * web::LARGE])?.starts_with(b"web-"));
+            Ok(())
+        })??;
+        assert_eq!(learnt(client, vip)?, mtu);
+        assert!(count(&edge, "too_big_answered")? > before);
+    }
+    Ok(())
+}
+
+/// A server that sends datagrams back, in a thread of a namespace.
+struct Echo {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Echo {
+    fn start(entrance: Entrance, address: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            entrance.enter()?;
+            let socket = UdpSocket::bind(address)?;
+            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let mut buffer = vec![0; 65536];
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                    socket.send_to(&buffer[..len], from)?;
+                }
+            }
+            Ok(())
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // What it says on failure, the client sees as silence.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Datagrams in fragments arrive whole: as the client's kernel sends them, and with the later ones in
+/// another order.
+#[test]
+fn datagrams_in_fragments() -> anyhow::Result<()> {
+    const PORT: u16 = 9000;
+    let specs = IPIP();
+    let lab = Lab::start()?;
+    let decap = lab.decap()?;
+    let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
+    let lb = lab.daemon("lb", &text)?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let mut echoes = Vec::new();
+    for name in WEBS {
+        // A reply is cut for the way back, which is narrower than this host's interface.
+        lab.host(name)?.ip(&format!(
+            "route add {CLIENT_V4}/32 dev eth0 mtu 1500\nroute add {CLIENT_V6}/128 dev eth0 mtu 1500"
+        ))?;
+        for vip in [IPIP_V4, IPIP_V6] {
+            echoes.push(Echo::start(lab.host(name)?.entrance(), at(vip, PORT)));
+        }
+    }
+    let edge = Edge { lb, decap, lab };
+    let payload: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
+    for (source, vip) in [(CLIENT_V4, IPIP_V4), (CLIENT_V6, IPIP_V6)] {
+        for _ in 0..10 {
+            // Servers may not listen yet.
+            eventually(PATIENCE, || {
+                edge.client()?.enter(|| -> anyhow::Result<()> {
+                    let socket = udp(source, NEVER)?;
+                    socket.send_to(&payload, at(vip, PORT))?;
+                    expect_back(&socket, &payload)
+                })?
+            })?;
+        }
+    }
+    edge.client()?.enter(|| -> anyhow::Result<()> {
+        let raw =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+        for id in 1..=10u16 {
+            let socket = udp(CLIENT_V4, SOON)?;
+            let parts = fragments(socket.local_addr()?.port(), PORT, id, &payload);
+            for part in [&parts[0], &parts[2], &parts[1]] {
+                let to = SockaddrStorage::from(at(IPIP_V4, 0));
+                sendto(raw.as_raw_fd(), part, &to, MsgFlags::empty())?;
+            }
+            expect_back(&socket, &payload)?;
+        }
+        Ok(())
+    })??;
+    drop(echoes);
+    edge.lb.expect_quiet()
+}
+
+fn expect_back(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 65536];
+    let (len, _) = socket.recv_from(&mut buffer).context("no answer")?;
+    ensure!(buffer[..len] == *payload, "another answer");
+    Ok(())
+}
+
+/// A datagram to the VIP in three IPv4 fragments.
+fn fragments(source: u16, port: u16, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
+    let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().expect("IPv4").octets();
+    let mut whole = Vec::new();
+    PacketBuilder::ipv4(octets(CLIENT_V4), octets(IPIP_V4), 64)
+        .udp(source, port)
+        .write(&mut whole, payload)
+        .expect("room");
+    let body = whole.split_off(20);
+    body.chunks(1400)
+        .enumerate()
+        .map(|(n, part)| {
+            let more = if (n + 1) * 1400 < body.len() { 0x2000 } else { 0 };
+            let mut out = whole.clone();
+            out[2..4].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
+            out[4..6].copy_from_slice(&id.to_be_bytes());
+            out[6..8].copy_from_slice(&(more | (n * 1400 / 8) as u16).to_be_bytes());
+            // The kernel writes the header's checksum.
+            out.extend(part);
+            out
+        })
+        .collect()
+}
