@@ -13,6 +13,7 @@ pub mod flow;
 pub mod guard;
 pub mod hash;
 pub mod limits;
+pub mod names;
 pub mod outer;
 pub mod pick;
 pub mod policy;

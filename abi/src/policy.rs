@@ -68,6 +68,9 @@ impl Side {
     /// What has no entry would be denied: it is counted and passes.
     pub const AUDIT: u32 = 16;
 
+    /// Connections that are remembered say when their last packet was seen, also where the way back is open.
+    pub const KEEP: u32 = 32;
+
     /// `tops`: row of the port table of TCP, UDP, SCTP, ICMP and ICMPv6, 0 for none; `offset`: first
     /// bucket of the entries; `mask`: their number less one.
     #[must_use]
@@ -334,6 +337,12 @@ impl ConnectionKey {
         Self { ports: head.id, ..key }
     }
 
+    /// The end that is not the endpoint.
+    #[must_use]
+    pub const fn remote(&self) -> Addr {
+        self.remote
+    }
+
     #[inline(always)]
     const fn keyed(head: &Head, ports: u32, way: Way, interface: u32) -> Self {
         let protocol_interface = head.protocol as u32 | interface << 8;
@@ -373,6 +382,12 @@ impl Connection {
     #[must_use]
     pub const fn opened(&self) -> Way {
         if self.flags & Self::OUT != 0 { Way::Out } else { Way::In }
+    }
+
+    /// When its last packet was seen, a little behind. Nanoseconds of the programs' clock.
+    #[must_use]
+    pub const fn seen(&self) -> u64 {
+        self.seen
     }
 
     #[inline(always)]
@@ -562,8 +577,9 @@ pub fn decide(
     let rule = Entry::rule_of(word);
     let (passes, audited) = (passes(side, word), is_audited(side, word));
     if passes && !audited {
-        if head.is_tracked(side.has(Side::TRACK)) {
-            remember(tables, index, way, head);
+        let tracked = head.is_tracked(side.has(Side::TRACK));
+        if tracked || side.has(Side::KEEP) {
+            remember(tables, index, way, head, tracked);
         }
         let reason = if word == 0 { Reason::PolicyOpen } else { Reason::PolicyAllowed };
         return Decision { reason, rule, peer };
@@ -578,7 +594,7 @@ pub fn decide(
         return Decision { reason: Reason::PolicyRelated, rule: 0, peer };
     }
     if passes && head.is_tracked(side.has(Side::TRACK)) {
-        remember(tables, index, way, head);
+        remember(tables, index, way, head, true);
     }
     let reason = match (passes || interface.audit, word) {
         (true, _) => Reason::PolicyAudit,
@@ -605,8 +621,9 @@ fn assembled(tables: &impl Tables, index: u32, way: Way, head: &Head) -> Option<
     Some(head)
 }
 
+/// Notes that the connection was seen; `make`: one that is not known is made.
 #[inline(always)]
-fn remember(tables: &impl Tables, index: u32, way: Way, head: &Head) {
+fn remember(tables: &impl Tables, index: u32, way: Way, head: &Head, make: bool) {
     let key = ConnectionKey::new(head, way, index);
     let now = tables.now();
     // A TCP SYN begins anew, whatever was before.
@@ -620,7 +637,9 @@ fn remember(tables: &impl Tables, index: u32, way: Way, head: &Head) {
         }
         return;
     }
-    tables.remember(&key, &Connection::new(way, now));
+    if make {
+        tables.remember(&key, &Connection::new(way, now));
+    }
 }
 
 /// Whether it belongs to a connection that was opened the other way, and still may be. A reply comes

@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Fault, Geo, PrefixSet,
-    policy::{Enforcement, PortName, Rule},
+    policy::{Enforcement, Fqdn, PortName, Rule},
 };
 
 /// Everything that all sources together ask for.
@@ -38,6 +38,8 @@ pub struct DesiredState {
     pub policies: Arc<Vec<Rule>>,
     /// Whether endpoints without a rule are open.
     pub policy_enforcement: Enforcement,
+    /// Bounds of what is learned from DNS.
+    pub policy_fqdn: Fqdn,
 }
 
 /// This machine, as others see it.

@@ -4,6 +4,7 @@
 //! Cilium. Whatever stands here is valid. Nothing here enforces anything.
 
 mod import;
+mod names;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 
 pub use self::import::{Object, import, import_objects};
 pub(crate) use self::import::{bare_key, is_port_name, protocols, rule_of};
+pub use self::names::{Fqdn, NamePattern};
 use crate::model::Source;
 
 /// Labels of an endpoint, or of another identity.
@@ -127,6 +129,8 @@ pub enum Group {
         /// Its name.
         name: String,
     },
+    /// Names in DNS: their addresses, as far as they are nobody's here.
+    Names(NamePattern),
 }
 
 /// A group of peers with a name of its own. `all` is [`Peer::Any`], `none` is no peer.

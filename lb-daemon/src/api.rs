@@ -122,6 +122,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(policy::identities))
         .routes(routes!(policy::policies))
         .routes(routes!(policy::trace))
+        .routes(routes!(policy::names))
         .routes(routes!(policy::documents))
         .routes(routes!(policy::put_document, policy::delete_document))
         .routes(routes!(read::reasons))

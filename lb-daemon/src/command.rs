@@ -75,6 +75,8 @@ pub enum Command {
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// Addresses of names that rules select have come or gone.
+    NamesChanged,
     /// Changes blocklists of the API: all of it or nothing.
     ChangeLists {
         /// In order.

@@ -16,6 +16,7 @@ use abi::reason::Reason;
 
 use crate::{
     api::model::{serves, verdict_name},
+    policy::names,
     view::{Attachment, BackendView, Count, Counters, Health, NextHopView, View},
 };
 
@@ -124,6 +125,12 @@ metrics! {
         "Bytes of these packets.";
     ENDPOINT_ATTACHED: Gauge "lb_policy_endpoint_attached" ["endpoint", "interface"]
         "1 when identity policy is enforced on the endpoint's interface, else 0.";
+    FQDN_NAMES: Gauge "lb_policy_fqdn_names" []
+        "Names that rules select and DNS has given addresses.";
+    FQDN_ADDRESSES: Gauge "lb_policy_fqdn_addresses" []
+        "Addresses of these names.";
+    FQDN_ANSWERS: Counter "lb_policy_fqdn_answers_total" ["result"]
+        "DNS messages that endpoints got since the daemon started, by what became of them (learned, unwanted, unasked, unreadable, lost).";
     REASON_PACKETS: Counter "lb_datapath_packets_total" ["reason", "verdict"]
         "Packets by the one reason for which each was passed, dropped or forwarded.";
     REASON_BYTES: Counter "lb_datapath_bytes_total" ["reason", "verdict"]
@@ -340,6 +347,15 @@ fn policy(page: &mut Page, view: &View, counters: &dyn Counters) {
         let attached = endpoint.attached == crate::policy::kernel::Attachment::Tcx;
         let labels = [endpoint.spec.name.as_str(), endpoint.spec.interface.as_str()];
         family.sample(&labels, u64::from(attached));
+    }
+    let known = view.names.read();
+    page.family(&FQDN_NAMES).sample::<&str>(&[], known.iter().count() as u64);
+    let addresses: usize = known.iter().map(|one| one.addresses.len()).sum();
+    page.family(&FQDN_ADDRESSES).sample::<&str>(&[], addresses as u64);
+    drop(known);
+    let mut family = page.family(&FQDN_ANSWERS);
+    for result in names::Result::ALL {
+        family.sample(&[result.as_str()], view.names.count(result));
     }
 }
 

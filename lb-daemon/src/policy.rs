@@ -5,7 +5,8 @@
 //! are written, to say why. The two share no code beyond the rules themselves, and tests hold them
 //! against each other. [`image`] is what stands in the kernel's tables, [`state`] gets from one wish to the
 //! next without a moment in between at which anything is decided by halves. [`review`] finds what is
-//! probably not meant, [`trace`] says why two sides may talk. Only [`cli`] and [`kernel`] do I/O.
+//! probably not meant, [`trace`] says why two sides may talk. [`names`] holds what DNS says of names that rules
+//! select. Only [`cli`], [`kernel`] and the task of [`names`] do I/O.
 
 pub mod cli;
 pub mod compile;
@@ -14,6 +15,7 @@ pub mod explain;
 pub mod identity;
 pub mod image;
 pub mod kernel;
+pub mod names;
 pub mod review;
 pub mod state;
 pub mod trace;

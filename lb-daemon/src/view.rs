@@ -54,6 +54,8 @@ pub struct View {
     pub policy: Arc<PolicyView>,
     /// Documents of rules that the API has set, with the number of their rules.
     pub policy_documents: Vec<(String, u64)>,
+    /// What DNS says of names that rules select.
+    pub names: crate::policy::names::Shared,
 }
 
 /// State of the configuration.

@@ -10,6 +10,7 @@
 
 mod events;
 mod maps;
+mod names;
 mod packet;
 
 use abi::{
@@ -51,6 +52,7 @@ fn run(mut packet: Packet, way: Way) -> i32 {
         // The headers may lie beyond the buffer's linear part.
         head = parse(&packet);
     }
+    let dns = head.as_ref().is_ok_and(|head| names::is_one(head, way));
     let decision = match head {
         Ok(head) => policy::decide(&Maps { cpu }, packet.interface(), way, head, &packet),
         Err(reason) => Decision { reason, rule: 0, peer: 0 },
@@ -62,8 +64,13 @@ fn run(mut packet: Packet, way: Way) -> i32 {
     events::note(&packet, cpu, way, &decision);
     match decision.reason.verdict() {
         Verdict::Drop => TC_ACT_SHOT,
-        // The next program decides; without one the packet passes.
-        Verdict::Pass | Verdict::Forward => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Forward => {
+            if dns {
+                names::note(&packet, way);
+            }
+            // The next program decides; without one the packet passes.
+            TC_ACT_UNSPEC
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use abi::{
         REASON_ROWS,
         policy::{CONNECTIONS, FRAGMENTS},
     },
+    names,
     policy::{AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, Tables, Top},
     reason::Reason,
     table::{Bucket, Counter, ReasonCounter},
@@ -49,9 +50,9 @@ static ENTRIES: Array<Entries> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "P_ADDRESSES")]
 static ADDRESSES: Array<AddressRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Its one word says whether there are prefixes.
+/// Whether there are prefixes, and whether rules select names.
 #[map(name = "P_FLAGS")]
-static FLAGS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static FLAGS: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map(name = "P_PREFIXES")]
 static PREFIXES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1, 0);
 
@@ -74,6 +75,13 @@ static SAMPLERS: Array<Sampler> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Where a sample is put together: a place for each sampler.
 #[map(name = "P_EVENT")]
 static EVENT: Array<Event> = Array::with_max_entries(1, 0);
+
+/// DNS messages; see [`crate::names`].
+#[map(name = "P_NAMES")]
+pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(names::RING_BYTES, 0);
+/// Those that found no room there, for each CPU.
+#[map(name = "P_NAMES_LOST")]
+static NAMES_LOST: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// A place for each CPU; see [`Tables::settled`].
 #[map(name = "P_SCRATCH")]
@@ -192,6 +200,21 @@ impl Maps {
     #[inline(always)]
     pub(crate) fn word_of(index: u32) -> u64 {
         live(&INTERFACES, index)
+    }
+
+    /// Whether rules select names.
+    #[inline(always)]
+    pub(crate) fn has_names() -> bool {
+        live(&FLAGS, 1) != 0
+    }
+}
+
+/// Counts a DNS message that found no room.
+#[inline(always)]
+pub(crate) fn lose_name() {
+    if let Some(row) = NAMES_LOST.get_ptr_mut(cpu()) {
+        // SAFETY: as in `count_reason`.
+        unsafe { *row += 1 };
     }
 }
 

@@ -37,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     let mut kernel = Kernel::make(sizes, SALT, None)?;
     let mut state = State::new(sizes, SALT);
     let mut wanted = Wanted {
+        fqdn: Default::default(),
         endpoints: (0..ENDPOINTS).map(|n| (endpoint(n, n % 500), Some(n + 1))).collect(),
         rules: Arc::new(rules()?),
         ..Wanted::default()

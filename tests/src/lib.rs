@@ -17,6 +17,7 @@
 pub mod capture;
 pub mod cgroup;
 pub mod daemon;
+pub mod dns;
 pub mod edge;
 pub mod http;
 pub mod lab;

@@ -134,6 +134,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
         (Arc::new(endpoint), Some(n as u32 + 2))
     });
     Wanted {
+        fqdn: Default::default(),
         endpoints: endpoints.collect(),
         nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
         rules: Arc::new(rules),

@@ -133,6 +133,8 @@ pub(crate) struct File {
     pub(crate) policies: List<Policy>,
     /// Whether endpoints without a policy are open.
     pub(crate) policy_enforcement: Field<PolicyEnforcement>,
+    /// Bounds of what is learned from DNS for `toFQDNs`.
+    pub(crate) policy_fqdn: Field<PolicyFqdn>,
     /// Services from a Kubernetes API. Not implemented in this version.
     pub(crate) kubernetes: Field<Kubernetes>,
 }

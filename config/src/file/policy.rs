@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Cidr, Field, List};
+use super::{Cidr, Field, List, Span};
 
 /// Whether endpoints without a policy are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -128,12 +128,38 @@ pub(crate) struct Egress {
     pub(crate) to_cidr_set: List<CidrRule>,
     /// Entities that may be sent to.
     pub(crate) to_entities: List<Entity>,
+    /// Names in DNS whose addresses may be sent to.
+    #[serde(rename = "toFQDNs")]
+    pub(crate) to_fqdns: List<FqdnSelector>,
     /// Services that may be sent to: their addresses and their backends.
     pub(crate) to_services: List<PolicyService>,
     /// Ports it holds for.
     pub(crate) to_ports: List<PortRule>,
     /// ICMP messages it holds for.
     pub(crate) icmps: List<IcmpRule>,
+}
+
+/// Names in DNS; one of the two.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct FqdnSelector {
+    /// A name.
+    pub(crate) match_name: Field<String>,
+    /// Names with `*` for any characters of one label; `*` alone is every name, `**.` in front any
+    /// number of labels.
+    pub(crate) match_pattern: Field<String>,
+}
+
+/// Bounds of what is learned from DNS.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PolicyFqdn {
+    /// An address counts at least so long, whatever its TTL. Default: `60s`.
+    pub(crate) min_ttl: Field<Span>,
+    /// Addresses of one name; those that end first make room. Default: 64.
+    pub(crate) addresses_per_name: Field<u16>,
+    /// Names that one pattern stands for; those that end first make room. Default: 1024.
+    pub(crate) names_per_pattern: Field<u16>,
 }
 
 /// A service, as rules name it.

@@ -217,6 +217,7 @@ pub(super) fn scalars<'f>(
             endpoints,
             policies,
             enforcement,
+            fqdn,
             scalars: _,
             names: _,
         } = fragment;
@@ -246,6 +247,9 @@ pub(super) fn scalars<'f>(
         }
         if !policies.is_empty() {
             Arc::make_mut(&mut state.policies).extend(policies.iter().cloned());
+        }
+        if let Some(fqdn) = fqdn {
+            state.policy_fqdn = *fqdn;
         }
         if let Some(enforcement) = enforcement {
             state.policy_enforcement = *enforcement;

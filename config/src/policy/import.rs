@@ -11,8 +11,8 @@ use std::{path::Path, sync::Arc};
 use serde::Deserialize;
 
 use super::{
-    CIDR, Clause, Condition, Direction, Entity, Group, NamedPort, Peer, Ports, RESERVED,
-    Requirement, Rule, Selector,
+    CIDR, Clause, Condition, Direction, Entity, Group, NamePattern, NamedPort, Peer, Ports,
+    RESERVED, Requirement, Rule, Selector,
 };
 use crate::{
     fault::{Document, Fault, Loc, Report, show},
@@ -33,7 +33,6 @@ const MISSING: &[(&str, &str)] = &[
     ("originatingTLS", "TLS origination"),
     ("listener", "redirection to a proxy"),
     ("authentication", "mutual authentication"),
-    ("toFQDNs", "`toFQDNs`"),
     ("k8sServiceSelector", "`k8sServiceSelector`, services by their labels,"),
     ("toGroups", "`toGroups`"),
     ("fromGroups", "`fromGroups`"),
@@ -269,6 +268,13 @@ impl Import<'_, '_> {
     }
 }
 
+/// Whoever has the names; `None`: they are not well-formed, which was reported.
+fn name_of(one: &file::FqdnSelector) -> Option<Peer> {
+    let name = one.match_name.get().map(|text| (text, false));
+    let (text, wild) = name.or_else(|| one.match_pattern.get().map(|text| (text, true)))?;
+    NamePattern::new(text, wild).ok().map(|names| Peer::Group(Group::Names(names)))
+}
+
 /// Takes a field out of a mapping.
 fn take<'t>(node: &mut Node<'t>, name: &str) -> Option<(Loc, Node<'t>)> {
     let Value::Mapping(fields) = &mut node.value else { return None };
@@ -337,6 +343,7 @@ struct Part<'p> {
     cidr_set: &'p List<file::CidrRule>,
     entities: &'p List<file::Entity>,
     services: Option<&'p List<file::PolicyService>>,
+    names: Option<&'p List<file::FqdnSelector>>,
     ports: &'p List<file::PortRule>,
     icmps: &'p List<file::IcmpRule>,
 }
@@ -405,6 +412,7 @@ impl Reader<'_, '_> {
                 cidr_set: &rule.from_cidr_set,
                 entities: &rule.from_entities,
                 services: None,
+                names: None,
                 ports: &rule.to_ports,
                 icmps: &rule.icmps,
             })
@@ -420,6 +428,7 @@ impl Reader<'_, '_> {
                 cidr_set: &rule.to_cidr_set,
                 entities: &rule.to_entities,
                 services: Some(&rule.to_services),
+                names: Some(&rule.to_fqdns),
                 ports: &rule.to_ports,
                 icmps: &rule.icmps,
             })
@@ -449,7 +458,8 @@ impl Reader<'_, '_> {
             && part.cidr.is_absent()
             && part.cidr_set.is_absent()
             && part.entities.is_absent()
-            && part.services.is_none_or(List::is_absent);
+            && part.services.is_none_or(List::is_absent)
+            && part.names.is_none_or(List::is_absent);
         if silent {
             return None;
         }
@@ -470,7 +480,10 @@ impl Reader<'_, '_> {
         let entities = part.entities.elements().filter_map(|(one, at)| self.entity(*one, at));
         let services = part.services.into_iter().flat_map(List::elements);
         let services = services.filter_map(|(one, at)| self.service(one, at));
-        Some(endpoints.chain(cidr).chain(sets).chain(entities).chain(services).collect())
+        let names = part.names.into_iter().flat_map(List::elements);
+        let names = names.filter_map(|(one, _)| name_of(one));
+        let all = endpoints.chain(cidr).chain(sets).chain(entities);
+        Some(all.chain(services).chain(names).collect())
     }
 
     fn service(&self, service: &file::PolicyService, at: Loc) -> Option<Peer> {

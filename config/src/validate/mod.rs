@@ -46,6 +46,7 @@ pub(crate) struct Fragment {
     pub(crate) endpoints: Vec<Arc<model::Endpoint>>,
     pub(crate) policies: Vec<crate::policy::Rule>,
     pub(crate) enforcement: Option<crate::policy::Enforcement>,
+    pub(crate) fqdn: Option<crate::policy::Fqdn>,
     /// What may be set once in all documents, by its path.
     pub(crate) scalars: Vec<(&'static str, Loc)>,
     /// What must be unique in all documents. Holds the names of faulty objects too.
@@ -106,6 +107,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
         endpoints,
         policies,
         policy_enforcement,
+        policy_fqdn,
         kubernetes,
     } = file;
     let mut fragment = Fragment::default();
@@ -126,6 +128,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
     policy::endpoints(endpoints, context, &mut fragment);
     policy::policies(policies, context, &mut fragment);
     policy::policy_enforcement(policy_enforcement, &mut fragment);
+    policy::policy_fqdn(policy_fqdn, context, &mut fragment);
     refused::kubernetes(kubernetes, context, &mut fragment);
     fragment
 }

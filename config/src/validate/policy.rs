@@ -7,7 +7,7 @@ use crate::{
     fault::{Loc, Report},
     file::{self, Field, List},
     model,
-    policy::{self, Enforcement, Labels, PortName},
+    policy::{self, Enforcement, Fqdn, Labels, PortName},
 };
 
 pub(super) fn endpoints(
@@ -164,6 +164,38 @@ pub(super) fn policy_enforcement(field: &Field<file::PolicyEnforcement>, fragmen
     let Some((enforcement, at)) = field.placed() else { return };
     fragment.scalars.push(("policy_enforcement", at));
     fragment.enforcement = Some(enforcement_of(*enforcement));
+}
+
+pub(super) fn policy_fqdn(
+    field: &Field<file::PolicyFqdn>,
+    context: &Context<'_, '_>,
+    fragment: &mut Fragment,
+) {
+    let Some((file::PolicyFqdn { min_ttl, addresses_per_name, names_per_pattern }, at)) =
+        field.placed()
+    else {
+        return;
+    };
+    fragment.scalars.push(("policy_fqdn", at));
+    let mut fqdn = Fqdn::default();
+    if let Some((span, at)) = min_ttl.placed() {
+        if span.0 > Fqdn::LONGEST {
+            context.report.fault(at, "a time that is too long", "allowed: 0 to 24h");
+        }
+        fqdn.min_ttl = span.0;
+    }
+    for (field, bound) in [
+        (addresses_per_name, &mut fqdn.addresses_per_name),
+        (names_per_pattern, &mut fqdn.names_per_pattern),
+    ] {
+        if let Some((&number, at)) = field.placed() {
+            if !(1..=Fqdn::MOST).contains(&number) {
+                context.report.fault(at, "a number out of bounds", "allowed: 1 to 4096");
+            }
+            *bound = number;
+        }
+    }
+    fragment.fqdn = Some(fqdn);
 }
 
 const fn enforcement_of(enforcement: file::PolicyEnforcement) -> Enforcement {

@@ -5,7 +5,7 @@ use super::{Context, Fragment};
 use crate::{
     fault::{Loc, show},
     file::{self, Field, List},
-    policy::is_port_name,
+    policy::{NamePattern, is_port_name},
 };
 
 /// Checks all of a rule but its name, which imported rules need not have.
@@ -38,8 +38,36 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
             each(peers, |one| expressions(one, context));
         }
         each(&rule.to_cidr_set, |set| cidr_rule(set, context));
+        each(&rule.to_fqdns, |one| fqdn(one, context));
         ports(&rule.to_ports, context);
         icmps(&rule.icmps, context);
+    }
+    for (rule, _) in egress_deny.elements() {
+        for (_, at) in rule.to_fqdns.elements() {
+            let message = "names cannot be denied: an address is known only once it was asked for";
+            context.report.fault(at, message, "deny prefixes, or allow fewer names");
+        }
+    }
+}
+
+fn fqdn(one: &file::FqdnSelector, context: &Context<'_, '_>) {
+    let file::FqdnSelector { match_name, match_pattern } = one;
+    let (field, wild) = match (match_name.is_absent(), match_pattern.is_absent()) {
+        (false, true) => (match_name, false),
+        (true, false) => (match_pattern, true),
+        _ => {
+            let at = if match_name.is_absent() { match_pattern.at } else { match_name.at };
+            let message = "neither a name nor a pattern, or both";
+            return context.report.fault(at, message, "allowed: matchName or matchPattern");
+        }
+    };
+    let Some((text, at)) = field.placed() else { return };
+    if let Err(message) = NamePattern::new(text, wild) {
+        context.report.fault(
+            at,
+            message,
+            "allowed: letters, digits, `-`, `_` and `.`, at most 253; `*` in a pattern",
+        );
     }
 }
 

@@ -1,9 +1,15 @@
 //! Identity policy: endpoints, identities, rules, and documents of rules that are set here.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use axum::{Json, extract::State, http::StatusCode};
-use config::policy::Enforcement;
+use config::policy::{Enforcement, Group, NamePattern};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -16,7 +22,7 @@ use super::{
 };
 use crate::{
     command::Command,
-    policy::{kernel::Attachment, trace::Trace},
+    policy::{kernel::Attachment, names::Known, state::Wanted, trace::Trace},
     view::{Counters, EndpointView, RuleView},
 };
 
@@ -86,6 +92,29 @@ pub struct PolicyDocument {
     pub name: String,
     /// Rules in it.
     pub rules: u64,
+}
+
+/// A name that DNS was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyName {
+    /// In lower case, without a dot at the end.
+    pub name: String,
+    /// Names and patterns of rules that stand for it.
+    pub selected: Vec<String>,
+    /// Its addresses.
+    pub addresses: Vec<NameAddress>,
+}
+
+/// An address of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NameAddress {
+    /// The address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// How long it counts, unless it is asked for again.
+    pub seconds: u64,
+    /// That time is over; it counts because connections use it.
+    pub in_use: bool,
 }
 
 impl From<&EndpointView> for Endpoint {
@@ -231,6 +260,42 @@ pub(super) async fn policies(State(state): State<ApiState>) -> Result<Json<List<
     list(&state, |view, counters| {
         let rules = view.policy.rules.iter().zip(view.policy.selected());
         rules.map(|(rule, endpoints)| Policy::of(rule, endpoints, counters)).collect()
+    })
+    .await
+}
+
+/// Names that endpoints asked for and that rules select, with the addresses that DNS gave them.
+#[utoipa::path(
+    get, path = "/v1/policy-names", tag = "policy",
+    responses((status = 200, body = List<PolicyName>))
+)]
+pub(super) async fn names(
+    State(state): State<ApiState>,
+) -> Result<Json<List<PolicyName>>, Problem> {
+    list(&state, |view, _| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = now.as_millis() as u64;
+        let patterns: BTreeSet<&NamePattern> = Wanted::groups_of(&view.policy.wanted.rules)
+            .filter_map(|group| match group {
+                Group::Names(pattern) => Some(pattern),
+                Group::Service { .. } => None,
+            })
+            .collect();
+        let known = view.names.read();
+        let of = |known: Known| {
+            let own = patterns.iter().filter(|pattern| pattern.matches(&known.name));
+            let address = |(address, until): (IpAddr, u64)| NameAddress {
+                address,
+                seconds: until.saturating_sub(now) / 1000,
+                in_use: until <= now,
+            };
+            PolicyName {
+                selected: own.map(ToString::to_string).collect(),
+                addresses: known.addresses.into_iter().map(address).collect(),
+                name: known.name,
+            }
+        };
+        known.iter().map(of).collect()
     })
     .await
 }

@@ -229,6 +229,7 @@ pub(crate) fn view() -> View {
         samples: crate::events::Samples::default(),
         policy: Arc::new(policy()),
         policy_documents: Vec::new(),
+        names: crate::policy::names::Shared::default(),
         maps: vec![
             map("BACKENDS", Some(4), 65_536, 4 << 20),
             map("PREFIX_BLOCKS", Some(950), 1000, 256 << 20),

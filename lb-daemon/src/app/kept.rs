@@ -15,7 +15,10 @@ use crate::{
         journal::Journal,
         pending::{Pending, Slot},
     },
-    policy::documents::{ApiEndpoints, Documents, EndpointStore, Rules},
+    policy::{
+        documents::{ApiEndpoints, Documents, EndpointStore, Rules},
+        names::{self, Names},
+    },
     store::Store,
 };
 
@@ -31,6 +34,8 @@ pub(super) struct Kept {
     pub(super) rules: Rules,
     pub(super) endpoint_store: EndpointStore,
     pub(super) endpoints: ApiEndpoints,
+    pub(super) names_kept: names::Kept,
+    pub(super) names: Names,
 }
 
 impl Kept {
@@ -48,6 +53,7 @@ impl Kept {
         let (slot, pending) = Slot::open(directory).context(state)?;
         let (documents, rules) = Documents::open(directory).context(state)?;
         let (endpoint_store, endpoints) = EndpointStore::open(directory).context(state)?;
+        let (names_kept, names) = names::Kept::open(directory).context(state)?;
         let kept = Self {
             store,
             api,
@@ -59,6 +65,8 @@ impl Kept {
             rules,
             endpoint_store,
             endpoints,
+            names_kept,
+            names,
         };
         Ok(kept)
     }

@@ -121,7 +121,9 @@ pub async fn run(
     let events = kernel.events()?;
     let samples = events::Samples::default();
     let Kept { store, api, journal, lists, slot, pending, .. } = kept;
-    let Kept { documents, rules, endpoint_store, endpoints, .. } = kept;
+    let Kept { documents, rules, endpoint_store, endpoints, names_kept, names, .. } = kept;
+    let names = crate::policy::names::Shared::new(names);
+    let (name_readers, name_sources) = mpsc::channel(1);
     let parts = Parts {
         config_path: options.config.clone(),
         pins: options.bpffs.clone(),
@@ -141,6 +143,8 @@ pub async fn run(
         rules,
         endpoint_store,
         endpoints,
+        names: names.clone(),
+        name_readers,
         links,
         resolver,
         checker,
@@ -153,6 +157,15 @@ pub async fn run(
     tasks.spawn_sure("the reader of samples", reading);
     let (commands, inbox) = mpsc::channel(QUEUE);
     let news = sources::News { notices, reload, copies: new_copies };
+    let learning = crate::policy::names::run(
+        name_sources,
+        names,
+        names_kept,
+        view.clone(),
+        commands.clone(),
+        tasks.stop(),
+    );
+    tasks.spawn_sure("the reader of DNS messages", learning);
     let following = sources::follow_files(loader, watcher, news, commands.clone(), tasks.stop());
     tasks.spawn("the watch on the configuration", following);
     let inbox = Inbox { commands: inbox, hops, health };

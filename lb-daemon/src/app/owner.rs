@@ -94,6 +94,8 @@ pub(super) struct Parts {
     pub(super) rules: Rules,
     pub(super) endpoint_store: EndpointStore,
     pub(super) endpoints: ApiEndpoints,
+    pub(super) names: crate::policy::names::Shared,
+    pub(super) name_readers: mpsc::Sender<crate::policy::kernel::NameSource>,
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
@@ -166,7 +168,8 @@ impl Owner {
             tracing::error!("left out: {fault}");
         }
         let counters = Arc::clone(&parts.kernel.counters().policy);
-        let policy = Policy::new(&parts.pins, counters);
+        let (names, readers) = (parts.names.clone(), parts.name_readers.clone());
+        let policy = Policy::new(&parts.pins, counters, names, readers);
         sources::warn_skipped(&wanted, &DesiredState::default());
         let hops = std::mem::take(&mut parts.hops);
         let started = SystemTime::now();
@@ -194,6 +197,7 @@ impl Owner {
             maps: Vec::new(),
             policy: Arc::default(),
             policy_documents: Vec::new(),
+            names: parts.names.clone(),
         };
         let (view, published) = watch::channel(Arc::new(empty));
         let mut owner = Self {
@@ -307,6 +311,10 @@ impl Owner {
             Command::DeleteEndpoint { name, reply } => {
                 let done = self.delete_endpoint(&name);
                 let _ = reply.send(done);
+            }
+            Command::NamesChanged => {
+                self.follow_policy();
+                self.publish();
             }
             Command::DeletePolicies { document, reply } => {
                 let done = self.delete_policies(&document);
@@ -464,6 +472,7 @@ impl Owner {
             samples: self.parts.samples.clone(),
             policy: self.policy.view(),
             policy_documents: documents,
+            names: self.parts.names.clone(),
             maps: views::maps(self.parts.kernel.bpf(), &self.planner)
                 .into_iter()
                 .chain(self.policy.maps())

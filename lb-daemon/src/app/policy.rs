@@ -22,6 +22,8 @@ use config::{
     policy::{Entity, Group},
 };
 
+use tokio::sync::mpsc;
+
 use super::kernel::LINKS;
 use crate::{
     datapath::{
@@ -33,7 +35,8 @@ use crate::{
     policy::{
         identity::reserved,
         image::Sizes,
-        kernel::{self, Attachment, Kernel, PolicyCounters},
+        kernel::{self, Attachment, Kernel, NameSource, PolicyCounters},
+        names,
         state::{Failure, State, Wanted},
     },
     view::{Count, EndpointView, MapView, PolicyView, RuleView},
@@ -77,11 +80,20 @@ pub(super) struct Policy {
     attached: BTreeMap<String, (u32, Attachment)>,
     /// What was last put in force, and on which interfaces.
     done: Option<(Wanted, BTreeMap<String, u32>)>,
+    /// What DNS says, and who reads the messages that programs hand over.
+    names: names::Shared,
+    readers: mpsc::Sender<NameSource>,
+    read: bool,
 }
 
 impl Policy {
     /// Nothing is in force that this process knows of. `root`: where everything is pinned.
-    pub(super) fn new(root: &Path, counters: Arc<LiveCounters>) -> Self {
+    pub(super) fn new(
+        root: &Path,
+        counters: Arc<LiveCounters>,
+        names: names::Shared,
+        readers: mpsc::Sender<NameSource>,
+    ) -> Self {
         let root = root.to_owned();
         Self {
             root,
@@ -90,6 +102,9 @@ impl Policy {
             view: Arc::default(),
             attached: BTreeMap::new(),
             done: None,
+            names,
+            readers,
+            read: false,
         }
     }
 
@@ -150,7 +165,7 @@ impl Policy {
         local: &BTreeSet<IpAddr>,
     ) -> Result<(), PolicyError> {
         let indexes = links.values().map(|link| (link.name.clone(), link.index)).collect();
-        let wanted = wanted(desired, &indexes, local);
+        let wanted = wanted(desired, &indexes, local, &self.names);
         let interfaces: BTreeMap<String, u32> = wanted
             .endpoints
             .iter()
@@ -171,6 +186,9 @@ impl Policy {
             self.counters.0.store(None);
         } else {
             self.fill(&wanted)?;
+        }
+        if let Some((kernel, _)) = &self.live {
+            kernel.watch_names(wanted.groups.keys().any(|g| matches!(g, Group::Names(_))));
         }
         self.attach(&links, &interfaces);
         self.release();
@@ -204,6 +222,10 @@ impl Policy {
                     self.attached.clear();
                     kernel.apply(&ops)?;
                     self.counters.0.store(Some(Arc::new(kernel.counters()?)));
+                    // All sets share these maps: whoever reads those of the first one reads on.
+                    if !self.read {
+                        self.read = self.readers.try_send(kernel.names()?).is_ok();
+                    }
                     self.live = Some((kernel, state));
                     return Ok(());
                 }
@@ -290,6 +312,7 @@ fn wanted(
     desired: &DesiredState,
     indexes: &BTreeMap<String, u32>,
     local: &BTreeSet<IpAddr>,
+    names: &names::Shared,
 ) -> Wanted {
     let endpoints = desired
         .endpoints
@@ -302,14 +325,18 @@ fn wanted(
         rules: Arc::clone(&desired.policies),
         enforcement: desired.policy_enforcement,
         groups: Wanted::groups_of(&desired.policies)
-            .map(|group| (group.clone(), members(group, desired)))
+            .map(|group| (group.clone(), members(group, desired, names)))
             .collect(),
+        fqdn: desired.policy_fqdn,
     }
 }
 
 /// The addresses of a group.
-fn members(group: &Group, desired: &DesiredState) -> BTreeSet<IpAddr> {
-    let Group::Service { namespace, name } = group;
+fn members(group: &Group, desired: &DesiredState, names: &names::Shared) -> BTreeSet<IpAddr> {
+    let (namespace, name) = match group {
+        Group::Service { namespace, name } => (namespace, name),
+        Group::Names(pattern) => return names.addresses(pattern),
+    };
     // As services of Kubernetes are named, of which each port is one.
     let prefix = namespace.as_ref().map(|namespace| format!("{namespace}.{name}."));
     let own = |service: &&Arc<Service>| {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         model::List,
-        policy::{Endpoint, Identity, Policy, PolicyDocument},
+        policy::{Endpoint, Identity, Policy, PolicyDocument, PolicyName},
     },
     policy::{cli, trace::Trace},
 };
@@ -33,6 +33,8 @@ pub(super) enum Verb {
     },
     /// Documents of rules that were imported.
     Documents,
+    /// Names that rules select, with the addresses that DNS gave them.
+    Fqdn,
     /// Put the rules of files in force: JSON or YAML, as Cilium takes them, and objects of the kinds
     /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and NetworkPolicy.
     Import {
@@ -168,6 +170,10 @@ impl Verb {
                     )
                 })
             }
+            Self::Fqdn => {
+                let (value, list) = client.get::<List<PolicyName>>("/v1/policy-names")?;
+                output.show(&value, || names(list.items))
+            }
             Self::Import { files, skip_faulty } => import(client, output, files, *skip_faulty),
             Self::Delete { document } => {
                 let path = format!("/v1/policy-documents/{}", segment(document));
@@ -183,6 +189,21 @@ impl Verb {
 }
 
 /// What the daemon says by what is in force.
+/// An address in a row.
+fn names(all: Vec<PolicyName>) -> String {
+    let rows = all.into_iter().flat_map(|one| {
+        let PolicyName { name, selected, addresses } = one;
+        addresses.into_iter().map(move |own| {
+            let left = match own.in_use {
+                true => "in use".into(),
+                false => format!("{}s", own.seconds).into(),
+            };
+            [name.clone().into(), own.address.to_string().into(), left, selected.join(" ").into()]
+        })
+    });
+    table(["NAME", "ADDRESS", "COUNTS FOR", "SELECTED BY"], rows)
+}
+
 fn by_daemon(client: &Client, output: &Output, query: &cli::Trace) -> anyhow::Result<()> {
     let cli::Trace { from, to, dport, .. } = query;
     let part = |text: &str| segment(text);

@@ -45,6 +45,8 @@ pub struct Table {
     /// Disjoint and in order.
     classes: Vec<(Ports, u16)>,
     entries: BTreeMap<(Identity, u16), Verdict>,
+    /// Some peers are known by a name in DNS, for as long as they are in use.
+    named: bool,
 }
 
 /// More port classes than fit.
@@ -92,6 +94,7 @@ struct Part<'c> {
     deny: bool,
     peers: Rc<BTreeSet<Identity>>,
     ports: Option<Cow<'c, [Ports]>>,
+    names: bool,
 }
 
 /// A label and its value.
@@ -222,7 +225,9 @@ impl<'c> Compiler<'c> {
             for clause in clauses.iter().filter(|clause| clause.direction == direction) {
                 let peers = self.required(clause, &required[usize::from(clause.deny)]);
                 let ports = clause.ports.as_deref().map(Cow::Borrowed);
-                let part = Part { rule, audit: *audit, deny: clause.deny, peers, ports };
+                let by_name = |peer: &Peer| matches!(peer, Peer::Group(Group::Names(_)));
+                let names = clause.peers.iter().any(by_name);
+                let part = Part { rule, audit: *audit, deny: clause.deny, peers, ports, names };
                 self.resolve(part, &clause.named, subject, direction, &mut parts);
             }
         }
@@ -342,7 +347,8 @@ impl Table {
             .into_iter()
             .filter_map(|(key, cell)| Some((key, cell.verdict(closed)?)))
             .collect();
-        Ok(Self { closed, audited: audited && !closed, classes, entries })
+        let named = parts.iter().any(|part| part.names);
+        Ok(Self { closed, audited: audited && !closed, classes, entries, named })
     }
 
     /// What has no entry is denied.
@@ -355,6 +361,12 @@ impl Table {
     #[must_use]
     pub fn is_audited(&self) -> bool {
         self.audited
+    }
+
+    /// Connections have to say when they were last seen: peers count as long as they are in use.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        self.named
     }
 
     /// Ranges of ports and their classes, disjoint and in order.

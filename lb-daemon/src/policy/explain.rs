@@ -181,9 +181,12 @@ fn is_in(facts: &Wanted, group: &Group, other: Other<'_>) -> bool {
     let of = |address: &IpAddr| {
         facts.endpoints.iter().find(|(endpoint, _)| endpoint.addresses.contains(address))
     };
+    // A name may say anything: whoever is known here by more than an address is not meant.
+    let world_only = matches!(group, Group::Names(_));
     addresses.iter().any(|address| match (of(address), other) {
-        (Some((endpoint, _)), Other::Endpoint(labels)) => endpoint.labels == *labels,
+        (Some((endpoint, _)), Other::Endpoint(labels)) => !world_only && endpoint.labels == *labels,
         (Some(_), _) => false,
+        (None, Other::Reserved(_)) if world_only => false,
         (None, Other::Reserved(entity)) => {
             reserved(entity).is_some_and(|own| facts.nodes.get(address) == Some(&own))
         }

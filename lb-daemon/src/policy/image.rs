@@ -125,7 +125,8 @@ impl SideContent {
         flag(table.is_audited(), Side::AUDIT);
         flag(!table.verdicts().is_empty(), Side::ENTRIES);
         flag(table.verdicts().range((0, 0)..(1, 0)).next().is_some(), Side::ANYBODY);
-        flag(!open_back, Side::TRACK);
+        flag(!open_back || table.has_names(), Side::TRACK);
+        flag(table.has_names(), Side::KEEP);
         let tops = PROTOCOLS.map(|protocol| {
             let own = table.classes().iter().filter(|(ports, _)| ports.protocol == protocol);
             own.map(|(ports, class)| (ports.first, ports.last, *class)).collect()

@@ -13,7 +13,10 @@
 mod attach;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -21,13 +24,14 @@ use abi::{
     addr::Addr,
     event::STREAMS,
     limits::{ABI_VERSION, REASON_ROWS, policy::MAX_RULES},
-    policy::{AddressRow, Entries, Page, PolicyRow, Top, Way},
+    names::Message,
+    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, Top, Way},
     reason::Reason,
     table::{Bucket, Counter, ReasonCounter},
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, RingBuf, lpm_trie::Key},
     programs::SchedClassifier,
 };
 use ipnet::IpNet;
@@ -50,7 +54,15 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc.o"));
 
 /// Maps that outlive a set of tables.
-const SHARED: [&str; 5] = ["P_CONNECTIONS", "P_FRAGMENTS", "P_REASON_COUNT", "EVENTS", "SAMPLERS"];
+const SHARED: [&str; 7] = [
+    "P_CONNECTIONS",
+    "P_FRAGMENTS",
+    "P_REASON_COUNT",
+    "EVENTS",
+    "SAMPLERS",
+    "P_NAMES",
+    "P_NAMES_LOST",
+];
 /// Maps of one set of tables.
 const OWN: [&str; 10] = [
     "P_INTERFACES",
@@ -110,6 +122,7 @@ impl Kernel {
             .map_max_entries("P_RULE_COUNT", sizes.rules * cpus)
             .map_max_entries("P_SCRATCH", cpus)
             .map_max_entries("P_EVENT", STREAMS * cpus)
+            .map_max_entries("P_NAMES_LOST", cpus)
             .map_max_entries("SAMPLERS", STREAMS * cpus);
         if let (Some(root), Some(directory)) = (root, &directory) {
             for name in SHARED {
@@ -156,6 +169,31 @@ impl Kernel {
     /// [`BpfError::Map`] when the object has none, which no build leaves out.
     pub fn program(&mut self, way: Way) -> Result<&mut SchedClassifier, BpfError> {
         program(&mut self.ebpf, way)
+    }
+
+    /// Has the programs hand over DNS messages, or not.
+    pub fn watch_names(&self, on: bool) {
+        self.flags.store(1, 0, u64::from(on));
+    }
+
+    /// The DNS messages, and what is remembered of connections; the first call has them.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn names(&mut self) -> Result<NameSource, BpfError> {
+        let Some(Map::RingBuf(ring)) = self.ebpf.take_map("P_NAMES") else {
+            return Err(BpfError::Map("P_NAMES"));
+        };
+        let Some(Map::LruHashMap(connections)) = self.ebpf.take_map("P_CONNECTIONS") else {
+            return Err(BpfError::Map("P_CONNECTIONS"));
+        };
+        Ok(NameSource {
+            ring: RingBuf::try_from(Map::RingBuf(ring)).map_err(|_| BpfError::Map("P_NAMES"))?,
+            connections: HashMap::try_from(Map::LruHashMap(connections))
+                .map_err(|_| BpfError::Map("P_CONNECTIONS"))?,
+            lost: mapped(&self.ebpf, "P_NAMES_LOST")?,
+            cpus: cpus(),
+        })
     }
 
     /// Live counters, on mappings of their own.
@@ -270,6 +308,53 @@ fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>, Bpf
     match ebpf.map(name) {
         Some(Map::Array(map)) => Mapped::new(map, name),
         _ => Err(BpfError::Map(name)),
+    }
+}
+
+/// DNS messages that programs hand over, and the connections that tell which addresses are in use.
+pub struct NameSource {
+    ring: RingBuf<MapData>,
+    connections: HashMap<MapData, ConnectionKey, Connection>,
+    lost: Mapped<u64>,
+    cpus: u32,
+}
+
+impl NameSource {
+    /// The next message; what is not one of this version is passed over.
+    pub fn take(&mut self) -> Option<Message> {
+        while let Some(record) = self.ring.next() {
+            if let Some(message) = Message::from_bytes(&record) {
+                return Some(message);
+            }
+        }
+        None
+    }
+
+    /// Messages that found no room.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        (0..self.cpus).map(|cpu| self.lost.read(cpu)).sum()
+    }
+
+    /// When the last packet of a connection with each of these addresses was seen, by the programs' clock;
+    /// one with none is left out.
+    #[must_use]
+    pub fn last_seen(&self, of: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, u64> {
+        let mut last: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        for (key, connection) in self.connections.iter().filter_map(Result::ok) {
+            let remote = IpAddr::from(key.remote());
+            if of.contains(&remote) {
+                let last = last.entry(remote).or_default();
+                *last = connection.seen().max(*last);
+            }
+        }
+        last
+    }
+}
+
+impl AsRawFd for NameSource {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 }
 

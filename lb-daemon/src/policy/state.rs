@@ -17,7 +17,7 @@ use std::{
 
 use config::{
     model::Endpoint,
-    policy::{Enforcement, Group, Peer, Rule},
+    policy::{Enforcement, Fqdn, Group, Peer, Rule},
 };
 
 use ipnet::IpNet;
@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use super::{
     Identities, Identity,
     compile::{Compiler, Known, Subject, TooManyClasses, rules_about},
-    identity::{Exhausted, prefixes_of},
+    identity::{Exhausted, FIRST_CIDR, prefixes_of},
     image::{Attached, Content, Image, Op, Sizes},
 };
 use crate::plan::{Full, alloc::Rows};
@@ -43,6 +43,8 @@ pub struct Wanted {
     pub enforcement: Enforcement,
     /// Addresses of the groups that rules name.
     pub groups: BTreeMap<Group, BTreeSet<IpAddr>>,
+    /// Bounds of what is learned from DNS.
+    pub fqdn: Fqdn,
 }
 
 impl Wanted {
@@ -91,7 +93,10 @@ impl Wanted {
         for (group, addresses) in &self.groups {
             let pairs =
                 addresses.iter().flat_map(|address| views.iter().map(move |v| (v, *address)));
-            let who = pairs.map(|(view, address)| view.of_address(address)).collect();
+            let who = pairs.map(|(view, address)| view.of_address(address));
+            // A name may say anything: whoever is known here by more than an address is not meant.
+            let world_only = matches!(group, Group::Names(_));
+            let who = who.filter(|identity| !world_only || *identity >= FIRST_CIDR).collect();
             known.groups.insert(group.clone(), who);
         }
         for (endpoint, _) in self.endpoints.iter().chain(&more.endpoints) {

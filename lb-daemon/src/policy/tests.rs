@@ -88,6 +88,7 @@ fn random_site(random: &mut Random, rules: Vec<Rule>, enforcement: Enforcement) 
         ports: random.port_names(),
     };
     Wanted {
+        fqdn: Default::default(),
         endpoints: (0..12).map(|n| (endpoint(random, n).into(), Some(n + 1))).collect(),
         nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
         rules: rules.into(),

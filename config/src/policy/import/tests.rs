@@ -22,7 +22,7 @@ fn what_is_not_there_is_refused_by_name() {
         - ports: [{port: '80', protocol: TCP}]
           rules: {http: [{method: GET}]}
   egress:
-    - toFQDNs: [{matchName: example.org}]
+    - toGroups: [{aws: {}}]
     - toEntities: [kube-apiserver]
     - toPorts: [{ports: [{port: dns}]}]
 ";
@@ -33,7 +33,7 @@ fn what_is_not_there_is_refused_by_name() {
             format!(
                 "p.yaml:5:11: L7 rules (http, kafka, dns) cannot be enforced by this version; {help}"
             ),
-            format!("p.yaml:7:7: `toFQDNs` cannot be enforced by this version; {help}"),
+            format!("p.yaml:7:7: `toGroups` cannot be enforced by this version; {help}"),
         ]
     );
     let kind = faults("{kind: Service, metadata: {name: a}, spec: {}}");
@@ -180,4 +180,22 @@ spec: {podSelector: {}}
         object("rule", "c", 3..4),
     ];
     assert_eq!((objects, rules.len()), (wanted.to_vec(), 4));
+}
+
+#[test]
+fn names_in_dns() {
+    let read = rules(
+        "{endpointSelector: {}, egress: [{toFQDNs: [{matchName: Example.org.}, \
+         {matchPattern: '*.example.org'}], toPorts: [{ports: [{port: '443', protocol: TCP}]}]}]}",
+    );
+    let names =
+        |text, wild| Peer::Group(Group::Names(super::super::NamePattern::new(text, wild).unwrap()));
+    let wanted = [names("example.org", false), names("*.example.org", true)];
+    assert_eq!(read[0].clauses[0].peers, wanted);
+    assert!(read[0].egress_default_deny);
+    let bad = faults(
+        "{endpointSelector: {}, egressDeny: [{toFQDNs: [{matchName: a.org}]}], \
+         egress: [{toFQDNs: [{matchName: '*.org'}, {}, {matchName: a, matchPattern: b}]}]}",
+    );
+    assert_eq!(bad.len(), 4, "{bad:?}");
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use config::policy::{
-    Clause, Condition, Direction, Entity, Group, Labels, NamedPort, Peer, PortName, Ports,
-    Requirement, Rule, Selector,
+    Clause, Condition, Direction, Entity, Group, Labels, NamePattern, NamedPort, Peer, PortName,
+    Ports, Requirement, Rule, Selector,
 };
 use ipnet::IpNet;
 
@@ -122,6 +122,11 @@ impl Random {
     }
 
     pub(crate) fn group(&mut self) -> Group {
+        if self.chance(50) {
+            let name = self.one(&["a.org", "*.org"]);
+            let names = NamePattern::new(name, name.contains('*'));
+            return Group::Names(names.expect("a name"));
+        }
         let name = self.one(&["s0", "s1", "s2"]).to_owned();
         Group::Service { namespace: None, name }
     }
