@@ -21,6 +21,7 @@ pub mod prefix;
 pub mod ranges;
 pub mod reason;
 pub mod reply;
+pub mod scope;
 pub mod sock;
 pub mod summary;
 pub mod table;

@@ -17,7 +17,9 @@
 //! [`crate::table::Control`]'s flags says which. Lists are numbered from 1; 0 is none.
 
 use crate::{
-    hash, summary,
+    hash,
+    scope::MEMBERS,
+    summary,
     table::{live, shared},
 };
 
@@ -189,17 +191,37 @@ impl Entry {
     }
 }
 
-/// What a list does, as its number's row says.
+/// What a list does, as its number's row says; or which lists a combination has ([`crate::scope`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListRow {
     /// 1: drop; 0: count only.
     pub drop: u64,
-    /// Stable number of the list's name.
+    /// Stable number of the list's name, or of the combination.
     pub id: u64,
+    /// Lists that may decide, strongest first, 0 for none; all 0: this list decides about every packet from
+    /// its addresses.
+    pub members: [u8; MEMBERS],
 }
 
-shared!(ListRow, 16, { drop @ 0, id @ 8 });
+shared!(ListRow, 32, { drop @ 0, id @ 8, members @ 16 });
+
+impl ListRow {
+    /// A row of these lists; what is beyond [`MEMBERS`] is left out.
+    #[must_use]
+    pub fn of(members: &[u8]) -> Self {
+        let mut row = Self::default();
+        row.members.iter_mut().zip(members).for_each(|(place, member)| *place = *member);
+        row
+    }
+
+    /// Whether its list decides about every packet from its addresses.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        self.members[0] == 0
+    }
+}
 
 /// An IPv6 prefix: its address as two words of host byte order, without host bits, and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

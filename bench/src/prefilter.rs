@@ -289,6 +289,7 @@ fn ours(list: &PrefixSet, reason: Reason) -> anyhow::Result<Target> {
         skipped_lines: 0,
         remote: None,
         force: false,
+        scope: config::model::Scope::default(),
     };
     let wanted = Prefilter { lists: vec![std::sync::Arc::new(list)], ..Prefilter::default() };
     let mut prefixes = Prefixes::default();

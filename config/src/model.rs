@@ -453,6 +453,86 @@ pub struct PrefixList {
     pub remote: Option<Arc<Remote>>,
     /// It may cover addresses that this machine needs.
     pub force: bool,
+    /// Which packets it is about.
+    pub scope: Scope,
+}
+
+/// Which packets from or to its addresses a list is about; by default all that come from there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Those that come in by one of these interfaces; empty: by any.
+    pub interfaces: Vec<String>,
+    /// Those to its addresses, not those from there.
+    pub destination: bool,
+    /// Those of this protocol.
+    pub protocol: Option<ScopeProtocol>,
+    /// Those to these ports, first and last; empty: to any.
+    pub ports: Vec<(u16, u16)>,
+}
+
+impl Scope {
+    /// Whether it has everything that comes from its addresses.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it has every packet of its direction.
+    #[must_use]
+    pub const fn is_whole_direction(&self) -> bool {
+        self.interfaces.is_empty() && self.protocol.is_none() && self.ports.is_empty()
+    }
+}
+
+/// In one line; nothing where it is all that comes from there.
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { interfaces, destination, protocol, ports } = self;
+        let mut parts = Vec::new();
+        if *destination {
+            parts.push("as destination".to_owned());
+        }
+        if let Some(protocol) = protocol {
+            parts.push(protocol.as_str().to_owned());
+        }
+        if !ports.is_empty() {
+            let range = |&(first, last): &(u16, u16)| match first == last {
+                true => first.to_string(),
+                false => format!("{first}-{last}"),
+            };
+            parts.push(format!("to {}", ports.iter().map(range).collect::<Vec<_>>().join(",")));
+        }
+        if !interfaces.is_empty() {
+            parts.push(format!("on {}", interfaces.join(",")));
+        }
+        f.write_str(&parts.join(" "))
+    }
+}
+
+/// A protocol of a list's scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP and ICMPv6.
+    Icmp,
+}
+
+impl ScopeProtocol {
+    /// As it is written in files.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+        }
+    }
 }
 
 /// Where a list is fetched from, and how.

@@ -117,6 +117,7 @@ impl List {
             skipped_lines: 0,
             remote: None,
             force: false,
+            scope: config::model::Scope::default(),
         });
         Self { entries: BTreeMap::new(), compact }
     }

@@ -189,6 +189,8 @@ pub struct ListView {
     pub prefixes_v6: u64,
     /// Lines of its file that were left out.
     pub skipped_lines: u64,
+    /// Which packets it is about, in one line; empty: all from its addresses.
+    pub scope: String,
     /// Where it is fetched from, if it is.
     pub remote: Option<Arc<Remote>>,
     /// Row of its counters.

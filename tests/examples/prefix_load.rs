@@ -96,6 +96,7 @@ fn of(prefixes: PrefixSet) -> Prefilter {
         skipped_lines: 0,
         remote: None,
         force: false,
+        scope: config::model::Scope::default(),
     };
     Prefilter { lists: vec![Arc::new(list)], ..Prefilter::default() }
 }

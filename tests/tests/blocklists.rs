@@ -133,6 +133,42 @@ fn list_files_change_under_traffic() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Requests go to port 80 of the VIPs over TCP.
+#[test]
+fn lists_with_scopes_have_what_they_are_about() -> anyhow::Result<()> {
+    let edge = edge()?;
+    let base = edge::yaml(&edge::L2());
+    let with = |scope: &str| -> anyhow::Result<()> {
+        let list =
+            format!("    - {{name: scoped, cidrs: [{OTHER_V4}, \"{OTHER_V6}\"], {scope}}}\n");
+        edge.lb.change_config(&base.replace("  lists:\n", &format!("  lists:\n{list}")))
+    };
+    for scope in ["protocol: tcp, ports: [1-79, 80]", "protocol: tcp", "interfaces: [eth0]"] {
+        with(scope)?;
+        eventually(PATIENCE, || expect_blocked(&edge, OTHER_V4)).context(scope.to_owned())?;
+        expect_blocked(&edge, OTHER_V6).context(scope.to_owned())?;
+    }
+    for scope in [
+        "protocol: tcp, ports: [81-89]",
+        "protocol: udp",
+        "interfaces: [another0]",
+        "direction: destination",
+    ] {
+        with(scope)?;
+        eventually(PATIENCE, || expect_free(&edge, OTHER_V4)).context(scope.to_owned())?;
+        expect_free(&edge, OTHER_V6).context(scope.to_owned())?;
+    }
+    // The VIPs as destinations.
+    let list =
+        format!("    - {{name: scoped, cidrs: [{L2_V4}], direction: destination, force: true}}\n");
+    edge.lb.change_config(&base.replace("  lists:\n", &format!("  lists:\n{list}")))?;
+    eventually(PATIENCE, || expect_blocked(&edge, OTHER_V4))?;
+    expect_free(&edge, OTHER_V6)?;
+    let found = edge.lb.lbctl(&["prefilter", "lookup", L2_V4])?;
+    ensure!(found.contains("as destination"), "{found}");
+    Ok(())
+}
+
 /// Killed at any moment of an update, the daemon leaves one version or the other: what both block stays
 /// blocked, and of two addresses that only one version each has exactly one is.
 #[test]

@@ -12,7 +12,9 @@ use abi::{
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
-    reply, summary,
+    reply,
+    scope::Scope,
+    summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
     upper::{Piece, Upper},
 };
@@ -113,6 +115,9 @@ static FILTER6: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static BUCKETS6: Array<Bucket6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "LISTS")]
 static LISTS: Array<ListRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map(name = "SCOPES")]
+static SCOPES: Array<Scope> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map(name = "LIMITS")]
 static LIMITS: Array<Limit> = Array::with_max_entries(MAX_LIMITS, BPF_F_MMAPABLE);
@@ -373,6 +378,12 @@ pub(crate) fn flags() -> u64 {
 #[inline(always)]
 pub(crate) fn list(number: u32) -> Option<&'static ListRow> {
     LISTS.get(number)
+}
+
+/// Which packets a list is about.
+#[inline(always)]
+pub(crate) fn scope(number: u32) -> Option<&'static Scope> {
+    SCOPES.get(number)
 }
 
 #[inline(always)]

@@ -61,7 +61,7 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2], cpu: u32) -> Reason
 fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
     if maps::has(feature::PREFILTER) {
         let flags = maps::flags();
-        if prefilter::blocks::<V4>(packet, ip, flags, cpu) {
+        if prefilter::blocks::<L3, V4>(packet, ip, flags, cpu) {
             return Reason::Blocked;
         }
         if flags & Control::GUARD != 0

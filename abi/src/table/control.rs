@@ -108,6 +108,8 @@ impl Control {
     pub const LIMITS: u64 = 16;
     /// Fragments are dropped.
     pub const FILTER_FRAGMENTS: u64 = 32;
+    /// A list is about destinations.
+    pub const DESTINATIONS: u64 = 64;
     /// Any of these four.
     pub const GUARD: u64 =
         Self::FILTER_TCP_FLAGS | Self::FILTER_AMPLIFICATION | Self::FILTER_FRAGMENTS | Self::LIMITS;

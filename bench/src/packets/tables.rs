@@ -180,7 +180,7 @@ fn vip(index: u32) -> Ipv4Addr {
 
 /// Puts a list in force that none of the packets is on: clients come from below 208.0.0.0.
 fn listed(mut rig: Rig) -> Rig {
-    let list = ListRow { drop: 1, id: 1 };
+    let list = ListRow { drop: 1, id: 1, ..ListRow::default() };
     let networks = (0xe0_0000..=0xe0_ffff).map(|network| Op::Line(network, Entry::List(1)));
     rig.apply(&[Op::List(1, list)]);
     rig.apply(&networks.collect::<Vec<_>>());

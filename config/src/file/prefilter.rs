@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Cidr, Field, List, Protocol, RateKey, Span, TcpFlag};
+use super::{Cidr, Field, List, Protocol, RateKey, ScopePorts, Span, TcpFlag};
 
 /// Which sources are dropped at the interface.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -61,6 +61,15 @@ pub(crate) struct PrefixList {
     pub(crate) on_error: Field<OnError>,
     /// Default: `drop`.
     pub(crate) action: Field<ListAction>,
+    /// Interfaces, by name: it is about packets that come in there; at most 16. Default: all with the role
+    /// `prefilter`.
+    pub(crate) interfaces: List<String>,
+    /// Whether it is about packets from its addresses, or to them. Default: `source`.
+    pub(crate) direction: Field<Direction>,
+    /// It is about this protocol. Default: all.
+    pub(crate) protocol: Field<ScopeProtocol>,
+    /// It is about these destination ports, such as `[53, 8000-8999]`; at most 8. Needs `protocol`. Default: all.
+    pub(crate) ports: List<ScopePorts>,
     /// It may cover gateways, name servers, backends, addresses of this machine, and whoever is logged in over
     /// SSH. Default: false.
     pub(crate) force: Field<bool>,
@@ -141,6 +150,30 @@ pub(crate) enum ListAction {
     Drop,
     /// Count, let pass.
     Audit,
+}
+
+/// Which address of a packet a list is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direction {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+/// A protocol that a list is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScopeProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP and ICMPv6.
+    Icmp,
 }
 
 /// What is dropped whatever its source.

@@ -43,6 +43,10 @@ pub(crate) struct TcpFlag {
     pub(crate) set: bool,
 }
 
+/// A port, or the first and the last of a range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScopePorts(pub(crate) u16, pub(crate) u16);
+
 /// What is wrong with a text, and what is allowed.
 type Wrong = (String, String);
 
@@ -201,6 +205,41 @@ impl<'de> Deserialize<'de> for TcpFlag {
                 format!("{} is not a TCP flag", show(text)),
                 format!("allowed: {}, each also with ! for not set", NAMES.join(", ")),
             ))
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for ScopePorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer, |text| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let port = |text: &str| {
+                let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+                text.parse::<u16>().ok().filter(|port| digits && *port != 0)
+            };
+            match (port(first), port(last)) {
+                (Some(first), Some(last)) if first <= last => Ok(Self(first, last)),
+                _ => Err((
+                    format!("{} is neither a port nor a range of ports", show(text)),
+                    "allowed: 1 to 65535, or a range such as 8000-8999".to_owned(),
+                )),
+            }
+        })
+    }
+}
+
+impl JsonSchema for ScopePorts {
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("Ports")
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A port, or a range of ports such as 8000-8999.",
+            "oneOf": [
+                {"type": "integer", "minimum": 1, "maximum": 65535},
+                {"type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"},
+            ],
         })
     }
 }

@@ -42,7 +42,7 @@ fn one(
     directory: &ListPath,
     file: &Path,
 ) -> Result<(ListEntry, ListPath), Unreadable> {
-    let ListEntry { name, source, action, force, body: _ } = entry;
+    let ListEntry { name, source, action, force, scope, body: _ } = entry;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let name = format!("{name}:{stem}");
     if !is_name(&name) {
@@ -55,7 +55,7 @@ fn one(
     }
     let path = ListPath { path: directory.path.join(file), ..directory.clone() };
     let (source, action, body) = (source.clone(), *action, ListBody::File(path.clone()));
-    Ok((ListEntry { name, source, action, force: *force, body }, path))
+    Ok((ListEntry { name, source, action, force: *force, scope: scope.clone(), body }, path))
 }
 
 /// Lists of directories may have a name that another list has.

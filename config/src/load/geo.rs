@@ -128,13 +128,14 @@ impl GeoCache {
 
     /// The list of an entry with `match`: the same as before where nothing changed.
     pub(super) fn list(&mut self, entry: &ListEntry, wanted: &ListMatch) -> Arc<model::PrefixList> {
-        let ListEntry { name, source, action, force, body: _ } = entry;
+        let ListEntry { name, source, action, force, scope, body: _ } = entry;
         let same = self.lists.iter().find(|(geo, matches, list)| {
             Arc::ptr_eq(geo, &self.geo)
                 && matches == wanted
                 && list.name == *name
                 && list.action == *action
                 && list.force == *force
+                && list.scope == *scope
                 && same_file(&list.source, source)
         });
         if let Some((.., list)) = same {
@@ -149,6 +150,7 @@ impl GeoCache {
             skipped_lines: 0,
             remote: None,
             force: *force,
+            scope: scope.clone(),
         });
         self.lists.retain(|(geo, _, old)| Arc::ptr_eq(geo, &self.geo) && old.name != *name);
         self.lists.push((Arc::clone(&self.geo), wanted.clone(), Arc::clone(&list)));

@@ -316,6 +316,7 @@ fn keep_unchanged(fragment: &mut Fragment, old: &CachedFile) {
 fn is_same_list(one: &model::PrefixList, other: &model::PrefixList) -> bool {
     one.name == other.name
         && one.action == other.action
+        && one.scope == other.scope
         && one.force == other.force
         && same_file(&one.source, &other.source)
         && one.prefixes == other.prefixes
@@ -416,7 +417,7 @@ fn list_file(
     file: &ListPath,
     cache: &mut ListCache,
 ) -> Result<Result<Arc<model::PrefixList>, Vec<Fault>>, Unreadable> {
-    let ListEntry { name, source, action, force, body } = entry;
+    let ListEntry { name, source, action, force, scope, body } = entry;
     let ListPath { path, at: _, format, on_error } = file;
     let remote = match body {
         ListBody::Remote(remote, _) => Some(remote),
@@ -434,6 +435,7 @@ fn list_file(
             skipped_lines,
             remote,
             force: *force,
+            scope: scope.clone(),
         })
     };
     let key = (path.clone(), *format, *on_error);
@@ -465,6 +467,7 @@ fn list_file(
         one.name == *name
             && one.action == *action
             && one.force == *force
+            && one.scope == *scope
             && same_file(&one.source, source)
             && one.remote.as_ref() == remote
     };

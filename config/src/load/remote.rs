@@ -48,6 +48,7 @@ fn empty(
         skipped_lines: 0,
         remote: Some(Arc::clone(remote)),
         force: entry.force,
+        scope: entry.scope.clone(),
     };
     let key = (copy.path.clone(), copy.format, copy.on_error);
     if let Some(cached) = cache.get_mut(&key)

@@ -278,6 +278,43 @@ fn filters_and_rate_limits() {
 }
 
 #[test]
+fn scopes_of_lists() {
+    let state = prefilter(
+        "{lists: [{name: all, cidrs: [192.0.2.0/24]},\
+         {name: some, cidrs: [192.0.2.0/24], interfaces: [eth0, eth1.5], direction: destination,\
+          protocol: udp, ports: [53, 8000-8999]}]}",
+    )
+    .unwrap();
+    let [all, some] = &state.prefilter.lists[..] else { panic!() };
+    assert!(all.scope.is_all());
+    let want = model::Scope {
+        interfaces: vec!["eth0".to_owned(), "eth1.5".to_owned()],
+        destination: true,
+        protocol: Some(model::ScopeProtocol::Udp),
+        ports: vec![(53, 53), (8000, 8999)],
+    };
+    assert_eq!(some.scope, want);
+    assert_eq!(some.scope.to_string(), "as destination udp to 53,8000-8999 on eth0,eth1.5");
+
+    for (bounds, message) in [
+        ("ports: [53]", "needs a `protocol`"),
+        ("ports: [53], protocol: icmp", "needs a `protocol`"),
+        ("ports: [0], protocol: tcp", "neither a port nor a range"),
+        ("ports: [9-8], protocol: tcp", "neither a port nor a range"),
+        ("ports: [65536], protocol: tcp", "neither a port nor a range"),
+        ("ports: [1, 2, 3, 4, 5, 6, 7, 8, 9], protocol: tcp", "more ranges of ports"),
+        ("interfaces: [\"eth*\"]", "not the name of an interface"),
+        ("direction: both", "destination"),
+        ("protocol: esp", "icmp"),
+    ] {
+        let faults =
+            prefilter(&format!("{{lists: [{{name: a, cidrs: [192.0.2.0/24], {bounds}}}]}}"));
+        let faults = faults.unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{bounds}: {faults:?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_rate_limit_is_named() {
     let nine: Vec<String> =
         (0..9).map(|n| format!("{{name: n{n}, packets_per_second: 1}}")).collect();

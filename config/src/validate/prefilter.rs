@@ -3,6 +3,7 @@
 mod crowdsec;
 mod matches;
 mod remote;
+mod scope;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,6 +24,7 @@ pub(crate) struct ListEntry {
     pub(crate) source: model::Source,
     pub(crate) action: model::ListAction,
     pub(crate) force: bool,
+    pub(crate) scope: model::Scope,
     pub(crate) body: ListBody,
 }
 
@@ -129,12 +131,14 @@ fn bogons(at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) -> ListEn
         skipped_lines: 0,
         remote: None,
         force: false,
+        scope: model::Scope::default(),
     };
     ListEntry {
         name,
         source,
         action: list.action,
         force: false,
+        scope: model::Scope::default(),
         body: ListBody::Inline(Arc::new(list)),
     }
 }
@@ -152,6 +156,7 @@ fn list(
         None | Some(file::ListAction::Drop) => model::ListAction::Drop,
         Some(file::ListAction::Audit) => model::ListAction::Audit,
     };
+    let scope = scope::scope(list, report);
     let is_inline = has_one_body(list, at, report)?;
     refuse_read_options(list, report);
     if url.is_absent() {
@@ -181,9 +186,10 @@ fn list(
             skipped_lines: 0,
             remote: None,
             force,
+            scope: scope.clone(),
         })),
     };
-    Some(ListEntry { name, source, action, force, body })
+    Some(ListEntry { name, source, action, force, scope, body })
 }
 
 /// Whether the prefixes stand in the list itself; `None`: it says two things at once.

@@ -161,6 +161,9 @@ pub struct LookupHit {
     pub list: String,
     /// `drop` or `audit`.
     pub action: String,
+    /// Which packets it is about: direction, protocol, ports, interfaces. Absent: all from the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// The longest of its prefixes that cover the address, as its entry.
     #[serde(flatten)]
     pub entry: Entry,
@@ -410,6 +413,7 @@ fn look_up(view: &View, ip: IpAddr) -> Lookup {
             .map(|hit| LookupHit {
                 list: hit.list.to_owned(),
                 action: hit.action.as_str().to_owned(),
+                scope: (!hit.scope.is_all()).then(|| hit.scope.to_string()),
                 entry: with_ban(view, hit.list, hit.prefix, now),
             })
             .collect(),

@@ -172,6 +172,7 @@ pub(crate) fn view() -> View {
         prefixes_v4: v4,
         prefixes_v6: v6,
         skipped_lines: 0,
+        scope: String::new(),
         remote: (name == "watch").then(|| Arc::new(Remote::new("https://example.org/watch.txt"))),
         row,
     };

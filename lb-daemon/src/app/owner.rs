@@ -422,6 +422,7 @@ impl Owner {
             }
         }
         self.interfaces = views;
+        self.note_interfaces();
         // Every link points at the tables in force now.
         self.parts.kernel.remove_others();
     }

@@ -105,6 +105,7 @@ pub(super) fn lists(wanted: &DesiredState, prefixes: &Prefixes) -> Vec<ListView>
             prefixes_v4: list.prefixes.v4().len() as u64,
             prefixes_v6: list.prefixes.v6().len() as u64,
             skipped_lines: list.skipped_lines,
+            scope: list.scope.to_string(),
             remote: list.remote.clone(),
             row: prefixes.number_of(&list.name).unwrap_or(0).into(),
         })

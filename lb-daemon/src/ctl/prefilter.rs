@@ -197,12 +197,13 @@ fn lists(client: &Client, output: &Output) -> anyhow::Result<()> {
     let (value, lists) = client.get::<List<PrefixList>>("/v1/prefilter/lists")?;
     output.show(&value, || {
         table(
-            ["LIST", "ACTION", "#IPV4", "#IPV6", "#HITS", "#BYTES", "SOURCE"],
+            ["LIST", "ACTION", "PACKETS", "#IPV4", "#IPV6", "#HITS", "#BYTES", "SOURCE"],
             lists.items.into_iter().map(|list| {
                 let source = list.origin.unwrap_or_else(|| list.source.as_str().to_owned());
                 [
                     list.name.into(),
                     list.action.into(),
+                    list.scope.unwrap_or_default().into(),
                     number(list.prefixes_v4),
                     number(list.prefixes_v6),
                     number(list.hits),
@@ -225,6 +226,7 @@ fn get(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
         };
         line("list", list.name);
         line("action", list.action);
+        line("packets", list.scope.unwrap_or_default());
         line("source", list.origin.unwrap_or_else(|| list.source.as_str().to_owned()));
         line("prefixes", format!("{} IPv4, {} IPv6", list.prefixes_v4, list.prefixes_v6));
         line("hits", format!("{} packets, {} bytes", list.hits, list.hit_bytes));
@@ -290,15 +292,19 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
         let why = match (allowed_by, list) {
             (Some(prefix), _) => format!("{prefix} is allowed, whatever lists say"),
             (None, Some(list)) => format!("the list {list} decides"),
+            (None, None) if hits.iter().any(|hit| hit.scope.is_some()) => {
+                "only what a list below is about is dropped or counted".to_owned()
+            }
             (None, None) => "it is on no list".to_owned(),
         };
         let hits = table(
-            ["LIST", "ACTION", "PREFIX", "EXPIRES IN", "REASON"],
+            ["LIST", "ACTION", "PACKETS", "PREFIX", "EXPIRES IN", "REASON"],
             hits.into_iter().map(|hit| {
                 let left = hit.entry.expires_in_seconds.map(std::time::Duration::from_secs);
                 [
                     hit.list.into(),
                     hit.action.into(),
+                    hit.scope.unwrap_or_default().into(),
                     hit.entry.cidr.to_string().into(),
                     left.map(config::format_duration).unwrap_or_default().into(),
                     hit.entry.reason.unwrap_or_default().into(),

@@ -29,6 +29,7 @@ use abi::{
     limits::{ABI_VERSION, LIST_ROWS, MAX_LISTS, REASON_ROWS, behind, feature},
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow},
     reason::Reason,
+    scope::Scope,
     summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
 };
@@ -50,7 +51,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 26] = [
+const MAPS: [&str; 27] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -68,6 +69,7 @@ const MAPS: [&str; 26] = [
     "FILTER6",
     "BUCKETS6",
     "LISTS",
+    "SCOPES",
     "LIMITS",
     "RATES",
     "LIMIT_COUNT",
@@ -181,6 +183,7 @@ pub struct Bpf {
     filter6: Mapped<Filter6>,
     buckets6: Mapped<Bucket6>,
     lists: Mapped<ListRow>,
+    scopes: Mapped<Scope>,
     limits: Mapped<Limit>,
 }
 
@@ -227,6 +230,7 @@ impl Bpf {
             filter6: source.mapped("FILTER6")?,
             buckets6: source.mapped("BUCKETS6")?,
             lists: source.mapped("LISTS")?,
+            scopes: source.mapped("SCOPES")?,
             limits: source.mapped("LIMITS")?,
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
@@ -408,6 +412,7 @@ fn instance(
         .map_max_entries("FILTER6", filter6 * 2)
         .map_max_entries("BUCKETS6", buckets6 * 2)
         .map_max_entries("LISTS", MAX_LISTS + 1)
+        .map_max_entries("SCOPES", MAX_LISTS + 1)
         .map_max_entries("FRONTEND_COUNT", frontends * cpus)
         .map_max_entries("BACKEND_COUNT", backends * cpus)
         .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
@@ -552,6 +557,10 @@ impl Tables for Bpf {
         self.lists.read(row)
     }
 
+    fn scope(&self, row: u32) -> Scope {
+        self.scopes.read(row)
+    }
+
     fn limit(&self, row: u32) -> Limit {
         self.limits.read(row)
     }
@@ -622,6 +631,7 @@ impl Bpf {
                 self.buckets.store(index, usize::from(way) * 8, word);
             }
             Op::List(row, ref value) => self.lists.write(row, value),
+            Op::Scope(row, ref value) => self.write_scope(row, value),
             Op::Limit(row, ref value) => {
                 // Not in force while it is half of one and half of another.
                 self.limits.store(row, 0, 0);

@@ -13,6 +13,7 @@ use abi::{
     guard::Limit,
     pick,
     prefix::{self, Block, Bucket6, Filter6, LINE, ListRow},
+    scope::Scope,
     summary,
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
 };
@@ -32,6 +33,7 @@ pub struct Fake {
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
     limits: BTreeMap<u32, Limit>,
+    scopes: BTreeMap<u32, Scope>,
     halves: [Option<Box<Image>>; 2],
     /// Entries of the flow table, as [`pick::backend`] leaves them.
     pub flows: RefCell<HashMap<FlowKey, FlowEntry>>,
@@ -60,6 +62,7 @@ impl Fake {
             egress: vec![Egress::default(); capacity.egress as usize],
             lists: BTreeMap::new(),
             limits: BTreeMap::new(),
+            scopes: BTreeMap::new(),
             halves: [None, None],
             flows: RefCell::default(),
             applied: 0,
@@ -166,6 +169,10 @@ impl Tables for Fake {
 
     fn list(&self, row: u32) -> ListRow {
         self.lists.get(&row).copied().unwrap_or_default()
+    }
+
+    fn scope(&self, row: u32) -> Scope {
+        self.scopes.get(&row).copied().unwrap_or_default()
     }
 
     fn limit(&self, row: u32) -> Limit {
@@ -285,6 +292,9 @@ impl Fake {
             }
             Op::List(row, value) => {
                 self.lists.insert(row, value);
+            }
+            Op::Scope(row, value) => {
+                self.scopes.insert(row, value);
             }
             Op::Limit(row, value) => {
                 self.limits.insert(row, value);

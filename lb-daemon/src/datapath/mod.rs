@@ -8,6 +8,7 @@ use std::fmt;
 use abi::{
     guard::Limit,
     prefix::{Bitmap, Block, Bucket6, Entry, Filter6, LINE, ListRow},
+    scope::Scope,
     table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved},
 };
 pub mod bpf;
@@ -73,6 +74,8 @@ pub trait Tables {
     fn egress(&self, row: u32) -> Egress;
     /// The row of a blocklist.
     fn list(&self, row: u32) -> ListRow;
+    /// The scope of a blocklist.
+    fn scope(&self, row: u32) -> Scope;
     /// The row of a rate limit.
     fn limit(&self, row: u32) -> Limit;
     /// The words of a line of the IPv4 prefix set's first level; of the half in force, as all that follow.
@@ -142,6 +145,8 @@ pub enum Op {
     },
     /// Writes the row of a blocklist.
     List(u32, ListRow),
+    /// Writes the scope of a blocklist whose number nothing has yet, or other interfaces into one that is in use.
+    Scope(u32, Scope),
     /// Writes the row of a rate limit.
     Limit(u32, Limit),
     /// Writes a second-level bitmap of the half in force.

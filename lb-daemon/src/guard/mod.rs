@@ -272,6 +272,7 @@ mod tests {
             skipped_lines: 0,
             remote: None,
             force,
+            scope: config::model::Scope::default(),
         })
     }
 

@@ -27,15 +27,19 @@ use abi::{
     guard::{Limit, MAX_LIMITS},
     limits::MAX_LISTS,
     prefix::{Bucket6, Entry, LINE, LINES, ListRow, Net6, WAYS6},
+    scope::Scope,
     table::Control,
 };
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, Protocol, Rate, RateLimit},
+    model::{ListAction, Prefilter, PrefixList, Protocol, Rate, RateLimit, ScopeProtocol},
 };
 use ipnet::IpNet;
 
-use self::{layers::Layers, v4::Painted};
+use self::{
+    layers::{Combinations, Layers},
+    v4::Painted,
+};
 use super::{Full, alloc::Rows, stable_id};
 use crate::datapath::{Capacity, Image, Op, Tables};
 
@@ -44,6 +48,10 @@ use crate::datapath::{Capacity, Image, Op, Tables};
 pub struct Prefixes {
     numbers: BTreeMap<String, u8>,
     rows: BTreeMap<u8, ListRow>,
+    /// Of lists, by their numbers; kept after them.
+    scopes: BTreeMap<u8, Scope>,
+    /// The interfaces that there are.
+    interfaces: BTreeMap<String, u32>,
     /// Rows of the half in force.
     bitmaps: Rows,
     blocks: Rows,
@@ -61,6 +69,7 @@ pub struct Prefixes {
 struct Compiled {
     wanted: Prefilter,
     numbers: BTreeMap<String, u8>,
+    combinations: Combinations,
     v4: Painted,
     v6: Vec<(Net6, u8)>,
 }
@@ -93,6 +102,7 @@ impl Prefixes {
                 continue;
             }
             adopted.rows.insert(number, row);
+            adopted.scopes.insert(number, tables.scope(number.into()));
             if let Some(&name) = names.get(&row.id) {
                 adopted.numbers.insert(name.to_owned(), number);
             }
@@ -106,7 +116,40 @@ impl Prefixes {
     #[must_use]
     pub fn keep_compiled(mut self, before: Self) -> Self {
         self.compiled = before.compiled;
+        self.interfaces = before.interfaces;
         self
+    }
+
+    /// Notes which interfaces there are, by name and index; the operations that lists with a scope need.
+    pub fn set_interfaces(&mut self, interfaces: BTreeMap<String, u32>) -> Vec<Op> {
+        if self.interfaces == interfaces {
+            return Vec::new();
+        }
+        self.interfaces = interfaces;
+        let Some(planned) = &self.planned else { return Vec::new() };
+        let scopes = self.wanted_scopes(planned, &self.numbers);
+        self.change_scopes(scopes)
+    }
+
+    /// The scopes of the wanted lists by their numbers.
+    fn wanted_scopes(
+        &self,
+        wanted: &Prefilter,
+        numbers: &BTreeMap<String, u8>,
+    ) -> BTreeMap<u8, Scope> {
+        let scope = |list: &Arc<PrefixList>| scope_of(&list.scope, &self.interfaces);
+        wanted.lists.iter().map(|list| (numbers[&list.name], scope(list))).collect()
+    }
+
+    fn change_scopes(&mut self, wanted: BTreeMap<u8, Scope>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for (number, scope) in wanted {
+            if self.scopes.get(&number).copied().unwrap_or_default() != scope {
+                ops.push(Op::Scope(number.into(), scope));
+            }
+            self.scopes.insert(number, scope);
+        }
+        ops
     }
 
     /// What tables these lists need.
@@ -147,12 +190,22 @@ impl Prefixes {
             return Ok(Vec::new());
         }
         let numbers = self.number(wanted)?;
+        let (stores, combinations) = match self.stores(wanted, &numbers, tables)? {
+            Some(stores) => stores,
+            None => self.half(wanted, &numbers, tables)?,
+        };
         let mut rows = BTreeMap::new();
         for list in &wanted.lists {
+            let number = numbers[&list.name];
+            let members = if list.scope.is_all() { &[][..] } else { &[number] };
             let drop = u64::from(list.action == ListAction::Drop);
-            rows.insert(numbers[&list.name], ListRow { drop, id: stable_id(&list.name) });
+            rows.insert(number, ListRow { drop, id: id_of(list), ..ListRow::of(members) });
         }
-        let mut ops = Vec::new();
+        for (members, number) in combinations {
+            let id = stable_id(&format!("lists {members:?}"));
+            rows.insert(number, ListRow { id, ..ListRow::of(&members) });
+        }
+        let mut ops = self.change_scopes(self.wanted_scopes(wanted, &numbers));
         for (&number, &row) in &rows {
             if self.rows.get(&number) != Some(&row) {
                 ops.push(Op::List(u32::from(number), row));
@@ -164,10 +217,7 @@ impl Prefixes {
                 ops.push(Op::Limit(row, *limit));
             }
         }
-        match self.stores(wanted, &numbers, tables)? {
-            Some(stores) => ops.extend(stores),
-            None => ops.extend(self.half(wanted, &numbers, tables)?),
-        }
+        ops.extend(stores);
         // Nothing points at these any more, and an adopting process need not wonder.
         let gone = self.rows.keys().filter(|n| !rows.contains_key(*n));
         ops.extend(gone.map(|&n| Op::List(n.into(), ListRow::default())));
@@ -182,19 +232,22 @@ impl Prefixes {
         wanted: &Prefilter,
         numbers: &BTreeMap<String, u8>,
         tables: &dyn Tables,
-    ) -> Result<Option<Vec<Op>>, Full> {
+    ) -> Result<Option<(Vec<Op>, Combinations)>, Full> {
         if tables.capacity().lines == 0 {
             return Ok(None);
         }
         let Some(planned) = self.planned.take() else { return Ok(None) };
-        let layers = Layers::of(wanted, numbers);
+        let layers = self.layers(wanted, numbers);
         let changed = match change::few(&planned, wanted) {
             Some(nets) => self.change(&nets, &planned, &layers, wanted, tables),
             None => Ok(None),
         };
         self.planned = Some(planned);
         let Some(change::Change { mut ops, shorts }) = changed? else { return Ok(None) };
-        let flags = self.flags & !Control::GUARD | guard_flags(wanted) | Control::shorts(shorts);
+        let Some(new) = layers.combinations() else { return Ok(None) };
+        // What the rest of the half has is not known; a new half has what it needs.
+        let combinations = self.combinations().into_iter().chain(new).collect();
+        let flags = self.flags & !LIVE | live_flags(wanted) | Control::shorts(shorts);
         let any6 = wanted.lists.iter().map(|l| &l.prefixes).chain([&wanted.allow]);
         let any6 = any6.into_iter().any(|set| !set.v6().is_empty());
         let flags = if any6 { flags | Control::PREFIXES_V6 } else { flags & !Control::PREFIXES_V6 };
@@ -202,7 +255,7 @@ impl Prefixes {
             ops.push(Op::Flags(flags));
             self.flags = flags;
         }
-        Ok(Some(ops))
+        Ok(Some((ops, combinations)))
     }
 
     /// A new half, unless the one in force is just that.
@@ -211,7 +264,7 @@ impl Prefixes {
         wanted: &Prefilter,
         numbers: &BTreeMap<String, u8>,
         tables: &dyn Tables,
-    ) -> Result<Vec<Op>, Full> {
+    ) -> Result<(Vec<Op>, Combinations), Full> {
         let compiled = self.compiled(wanted, numbers)?;
         let capacity = tables.capacity();
         let fits = [
@@ -238,18 +291,19 @@ impl Prefixes {
         };
         let own = if compiled.v6.is_empty() { 0 } else { Control::PREFIXES_V6 };
         let flags = own | Control::shorts(shorts);
-        let guard = guard_flags(wanted);
-        let Compiled { v4, v6, .. } = compiled;
+        let guard = live_flags(wanted);
+        let Compiled { v4, v6, combinations, .. } = compiled;
         if self.planned.is_none()
             && self.flags & flags == flags
             && let Some((bitmaps, blocks)) = stands(&v4, &v6, &filter, tables)
         {
             self.bitmaps = Rows::with_used(capacity.bitmaps, &bitmaps);
             self.blocks = Rows::with_used(capacity.blocks, &blocks);
-            let flags = self.flags & !Control::GUARD | guard;
+            let flags = self.flags & !LIVE | guard;
             let changes = flags != self.flags;
             self.flags = flags;
-            return Ok(if changes { vec![Op::Flags(flags)] } else { Vec::new() });
+            let ops = if changes { vec![Op::Flags(flags)] } else { Vec::new() };
+            return Ok((ops, combinations));
         }
         let Painted { words, bitmaps, blocks, free_bitmaps, free_blocks } = v4;
         self.bitmaps = Rows::with_first(capacity.bitmaps, bitmaps.len() as u32, free_bitmaps);
@@ -262,7 +316,7 @@ impl Prefixes {
         self.unsettled = true;
         let image = Image { words, bitmaps, blocks, filter, buckets };
         ops.extend([Op::Prefixes(Box::new(image)), Op::Flags(self.flags)]);
-        Ok(ops)
+        Ok((ops, combinations))
     }
 
     fn compiled(
@@ -273,12 +327,31 @@ impl Prefixes {
         if let Some(compiled) = self.compiled.take()
             && is_same(&compiled.wanted, wanted)
             && compiled.numbers == *numbers
+            && compiled.combinations.iter().all(|(members, number)| {
+                let known = self.combinations();
+                known.get(members) == Some(number) || !self.rows.contains_key(number)
+            })
         {
             return Ok(compiled);
         }
-        let layers = Layers::of(wanted, numbers);
+        let layers = self.layers(wanted, numbers);
         let (v4, v6) = (v4::compile(&layers)?, v6::compile(&layers));
-        Ok(Compiled { wanted: wanted.clone(), numbers: numbers.clone(), v4, v6 })
+        let combinations = layers.combinations().ok_or(Full("LISTS"))?;
+        let (wanted, numbers) = (wanted.clone(), numbers.clone());
+        Ok(Compiled { wanted, numbers, combinations, v4, v6 })
+    }
+
+    fn layers<'a>(&self, wanted: &'a Prefilter, numbers: &BTreeMap<String, u8>) -> Layers<'a> {
+        Layers::of(wanted, numbers, &self.combinations(), |n| self.rows.contains_key(&n))
+    }
+
+    /// The combinations that stand.
+    fn combinations(&self) -> Combinations {
+        let of = |row: &ListRow| -> Vec<u8> {
+            row.members.into_iter().take_while(|member| *member != 0).collect()
+        };
+        let all = self.rows.iter().map(|(&number, row)| (of(row), number));
+        all.filter(|(members, _)| members.len() > 1).collect()
     }
 
     /// The row of a rate limit, in tables and counters.
@@ -339,7 +412,9 @@ impl Prefixes {
     fn number(&self, wanted: &Prefilter) -> Result<BTreeMap<String, u8>, Full> {
         let mut numbers: BTreeMap<String, u8> = BTreeMap::new();
         for list in &wanted.lists {
-            if let Some(&n) = self.numbers.get(&list.name) {
+            // One whose scope changes is another one: packets meet it with one of them or the other.
+            let id = id_of(list);
+            if let Some((&n, _)) = self.rows.iter().find(|(_, row)| row.id == id) {
                 numbers.insert(list.name.clone(), n);
             }
         }
@@ -376,6 +451,41 @@ fn limit_of(limit: &RateLimit) -> Limit {
         bytes: u8::from(matches!(limit.rate, Rate::Bytes(_))),
         reserved: [0; 7],
     }
+}
+
+/// A list's number is its own as long as its name and its scope are.
+fn id_of(list: &PrefixList) -> u64 {
+    if list.scope.is_all() {
+        return stable_id(&list.name);
+    }
+    stable_id(&format!("{}\0{}", list.name, list.scope))
+}
+
+fn scope_of(scope: &config::model::Scope, interfaces: &BTreeMap<String, u32>) -> Scope {
+    let protocol = match scope.protocol {
+        None => 0,
+        Some(ScopeProtocol::Tcp) => abi::wire::protocol::TCP,
+        Some(ScopeProtocol::Udp) => abi::wire::protocol::UDP,
+        Some(ScopeProtocol::Sctp) => abi::scope::SCTP,
+        Some(ScopeProtocol::Icmp) => abi::scope::ICMP,
+    };
+    let mut row = Scope::new(scope.destination, protocol);
+    if !scope.interfaces.is_empty() {
+        let index = |name: &String| interfaces.get(name).copied().unwrap_or(0);
+        row.only_interfaces(scope.interfaces.iter().map(index));
+    }
+    if !scope.ports.is_empty() {
+        row.only_ports(scope.ports.iter().copied());
+    }
+    row
+}
+
+/// Flags that are not of a half.
+const LIVE: u64 = Control::GUARD | Control::DESTINATIONS;
+
+fn live_flags(wanted: &Prefilter) -> u64 {
+    let destinations = wanted.lists.iter().any(|list| list.scope.destination);
+    guard_flags(wanted) | if destinations { Control::DESTINATIONS } else { 0 }
 }
 
 fn guard_flags(wanted: &Prefilter) -> u64 {
@@ -441,7 +551,8 @@ fn is_same(one: &Prefilter, other: &Prefilter) -> bool {
 pub struct Verdict<'a> {
     /// The longest prefix that allows it: then no list applies.
     pub allowed: Option<IpNet>,
-    /// The list that decides; `None` when the address is allowed or in no list.
+    /// The list that decides about all packets from there; `None` when the address is allowed or in no such
+    /// list.
     pub decides: Option<&'a str>,
     /// Every list that holds it, in the order of the configuration.
     pub hits: Vec<Hit<'a>>,
@@ -456,6 +567,8 @@ pub struct Hit<'a> {
     pub action: ListAction,
     /// The longest of its prefixes that cover the address.
     pub prefix: IpNet,
+    /// Which packets it is about.
+    pub scope: &'a config::model::Scope,
 }
 
 /// Looks an address up in the lists themselves, not in the tables. An IPv4-mapped IPv6 address is
@@ -469,9 +582,12 @@ pub fn lookup(lists: &Prefilter, ip: IpAddr) -> Verdict<'_> {
     let hits: Vec<Hit<'_>> = lists
         .lists
         .iter()
-        .filter_map(|l| hit(l).map(|prefix| Hit { list: &l.name, action: l.action, prefix }))
+        .filter_map(|l| {
+            let prefix = hit(l)?;
+            Some(Hit { list: &l.name, action: l.action, prefix, scope: &l.scope })
+        })
         .collect();
-    let first = |action| hits.iter().find(|h| h.action == action);
+    let first = |action| hits.iter().find(|h| h.action == action && h.scope.is_all());
     let decides = match allowed {
         Some(_) => None,
         None => first(ListAction::Drop).or_else(|| first(ListAction::Audit)).map(|h| h.list),

@@ -38,8 +38,8 @@ fn blocked_sources_are_dropped_audited_ones_counted() {
     block[7] = 2;
     block[9] = 1;
     rig.apply(&[
-        Op::List(1, ListRow { drop: 1, id: 1 }),
-        Op::List(2, ListRow { drop: 0, id: 2 }),
+        Op::List(1, ListRow { drop: 1, id: 1, ..ListRow::default() }),
+        Op::List(2, ListRow { drop: 0, id: 2, ..ListRow::default() }),
         Op::Block(3, block),
         // 192.0.2.0/24 in list 1; of 198.51.100.0/24 only .7, in list 2, and .9, in list 1.
         Op::Line(0xc0_0002, Entry::List(1)),
@@ -124,6 +124,7 @@ fn the_kernel_blocks_what_the_lists_say() {
                 skipped_lines,
                 remote: None,
                 force: false,
+                scope: config::model::Scope::default(),
             };
             std::sync::Arc::new(list)
         };
@@ -167,4 +168,94 @@ fn the_kernel_blocks_what_the_lists_say() {
             assert_eq!(after, before.map(|n| n + 1), "round {round}: {source}: {verdict:?}");
         }
     }
+}
+
+#[test]
+fn lists_with_scopes_have_what_they_are_about() {
+    use abi::scope::{ICMP, Scope};
+
+    let mut rig = Rig::new(feature::PREFILTER);
+    let mut udp53 = Scope::new(false, 17);
+    udp53.only_ports([(53, 53), (8000, 8099)]);
+    let mut elsewhere = Scope::default();
+    elsewhere.only_interfaces([99]);
+    let mut here = Scope::new(false, 6);
+    here.only_interfaces([99, rig::INGRESS]);
+    rig.apply(&[
+        Op::Scope(1, udp53),
+        Op::Scope(2, elsewhere),
+        Op::Scope(3, here),
+        Op::Scope(4, Scope::new(true, 0)),
+        Op::Scope(5, Scope::new(false, ICMP)),
+    ]);
+    for number in 1..=5u8 {
+        let row = ListRow { drop: 1, id: number.into(), ..ListRow::of(&[number]) };
+        rig.apply(&[Op::List(number.into(), row)]);
+    }
+    rig.apply(&[
+        // Counted, whatever it is.
+        Op::List(6, ListRow { drop: 0, id: 6, ..ListRow::default() }),
+        Op::List(7, ListRow { id: 7, ..ListRow::of(&[1, 2, 6]) }),
+        Op::Line(0xc0_0001, Entry::List(1)),
+        Op::Line(0xc0_0002, Entry::List(2)),
+        Op::Line(0xc0_0003, Entry::List(3)),
+        Op::Line(0xc0_0004, Entry::List(4)),
+        Op::Line(0xc0_0005, Entry::List(5)),
+        Op::Line(0xc0_0007, Entry::List(7)),
+    ]);
+    put6(&mut rig, Net6::new(0x2001_0db8_0001_0000, 0, 48), 1);
+    put6(&mut rig, Net6::new(0x2001_0db8_0004_0000, 0, 48), 4);
+    rig.apply(&[Op::Flags(Control::PREFIXES_V6)]);
+    let v4 = |third: u8, l4| frame4(&format!("192.0.{third}.9"), "203.0.113.10", l4, 64, b"four");
+    for (frame, want) in [
+        (v4(1, L4::Udp(53)), Reason::Blocked),
+        (v4(1, L4::Udp(54)), Reason::NotOurs),
+        (v4(1, L4::Udp(8099)), Reason::Blocked),
+        (v4(1, L4::Syn(53)), Reason::NotOurs),
+        (v4(2, L4::Syn(80)), Reason::NotOurs),
+        (v4(3, L4::Syn(80)), Reason::Blocked),
+        (v4(3, L4::Udp(80)), Reason::NotOurs),
+        (v4(4, L4::Udp(80)), Reason::NotOurs),
+        (v4(5, L4::Udp(80)), Reason::NotOurs),
+        (v4(7, L4::Udp(53)), Reason::Blocked),
+        (v4(7, L4::Udp(54)), Reason::NotOurs),
+        (frame6("2001:db8:1::9", VIP6, L4::Udp(53), 64, b""), Reason::Blocked),
+        (frame6("2001:db8:1::9", VIP6, L4::Udp(54), 64, b""), Reason::NotOurs),
+    ] {
+        assert_eq!(rig.run(&frame).reason, want, "{:02x?}", &frame[14..]);
+    }
+    assert_eq!((rig.list_hits(1), rig.list_hits(6), rig.list_hits(7)), (4, 1, 0));
+
+    // Behind IP options; a first fragment has ports, a later one has none.
+    let mut options = v4(1, L4::Udp(53));
+    options[14] = 0x46;
+    options.splice(34..34, [1, 1, 1, 1]);
+    assert_eq!(rig.run(&options).reason, Reason::Blocked);
+    for (field, want) in [([0x20, 0], Reason::Blocked), ([0, 1], Reason::NotOurs)] {
+        let mut frame = v4(1, L4::Udp(53));
+        frame[20..22].copy_from_slice(&field);
+        assert_eq!(rig.run(&frame).reason, want);
+    }
+    let mut echo = v4(5, L4::Udp(80));
+    echo[23] = 1;
+    assert_eq!(rig.run(&echo).reason, Reason::Blocked);
+    // Behind a hop-by-hop header, and with a VLAN tag.
+    let mut hops = frame6("2001:db8:1::9", VIP6, L4::Udp(53), 64, b"");
+    hops[20] = 0;
+    hops.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
+    assert_eq!(rig.run(&hops).reason, Reason::Blocked);
+    let mut tagged = v4(1, L4::Udp(53));
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    assert_eq!(rig.run(&tagged).reason, Reason::Blocked);
+
+    // Destinations are looked at when the flag says so.
+    let to = |dst: &str| frame4("198.51.100.1", dst, L4::Syn(80), 64, b"");
+    let to6 = |dst: &str| frame6("2001:db8:9::1", dst, L4::Syn(80), 64, b"");
+    assert_eq!(rig.run(&to("192.0.4.1")).reason, Reason::NotOurs);
+    rig.apply(&[Op::Flags(Control::PREFIXES_V6 | Control::DESTINATIONS)]);
+    assert_eq!(rig.run(&to("192.0.4.1")).reason, Reason::Blocked);
+    assert_eq!(rig.run(&to("192.0.3.1")).reason, Reason::NotOurs, "that one is about sources");
+    assert_eq!(rig.run(&to6("2001:db8:4::1")).reason, Reason::Blocked);
+    assert_eq!(rig.run(&to6("2001:db8:1::1")).reason, Reason::NotOurs);
+    assert_eq!(rig.list_hits(4), 2);
 }

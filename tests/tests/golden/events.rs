@@ -17,8 +17,8 @@ use super::{
 fn listed() -> (Rig, Events) {
     let mut rig = rig(Forwarding::Ipip, "10.0.1.11");
     rig.apply(&[
-        Op::List(1, ListRow { drop: 1, id: 1 }),
-        Op::List(2, ListRow { drop: 0, id: 2 }),
+        Op::List(1, ListRow { drop: 1, id: 1, ..ListRow::default() }),
+        Op::List(2, ListRow { drop: 0, id: 2, ..ListRow::default() }),
         Op::Line(0xc0_0002, Entry::List(1)),
         Op::Line(0xc0_0003, Entry::List(2)),
     ]);

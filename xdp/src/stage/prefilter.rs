@@ -1,14 +1,18 @@
-//! Is the source in a blocklist?
+//! Is the source, or the destination, on a blocklist?
 
 use abi::{
+    addr::Addr,
     event::{Outcome, Stream},
     hash,
     prefix::{self, Prefixes as _},
     reason::Reason,
+    scope::{self, Seen},
     summary,
     table::Control,
-    wire::{Frame as _, Ip},
+    upper,
+    wire::{Frame as _, Ip, Ports, protocol},
 };
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use crate::{
     events::{self, What},
@@ -18,23 +22,99 @@ use crate::{
 
 /// Whether the packet is dropped; `flags` are the control table's. A hit is counted for its list either way.
 #[inline(always)]
-pub(crate) fn blocks<const V4: bool>(packet: &Packet, ip: &Ip, flags: u64, cpu: u32) -> bool {
+pub(crate) fn blocks<const L3: usize, const V4: bool>(
+    packet: &Packet,
+    ip: &Ip,
+    flags: u64,
+    cpu: u32,
+) -> bool {
+    let number = number_of::<V4>(ip.src, flags);
+    if number != 0 && drops::<L3, V4>(packet, number, false, cpu) {
+        return true;
+    }
+    if flags & Control::DESTINATIONS == 0 {
+        return false;
+    }
+    let number = number_of::<V4>(ip.dst, flags);
+    number != 0 && drops::<L3, V4>(packet, number, true, cpu)
+}
+
+/// The number of an address in the set in force: of a list, or of a combination of lists; 0: it is on none.
+#[inline(always)]
+fn number_of<const V4: bool>(address: Addr, flags: u64) -> u32 {
     let half = Half::of(flags);
-    let number = if V4 {
-        list_v4(half, u32::from_be(ip.src.as_v4_raw()), flags)
+    if V4 {
+        list_v4(half, u32::from_be(address.as_v4_raw()), flags)
     } else if flags & Control::PREFIXES_V6 != 0 {
-        list_v6(half, ip.src.hi().swap_bytes(), ip.src.lo().swap_bytes(), flags)
+        list_v6(half, address.hi().swap_bytes(), address.lo().swap_bytes(), flags)
     } else {
         0
-    };
-    if number == 0 {
+    }
+}
+
+/// Whether the packet is dropped for its source, or for its destination, which has this number.
+#[inline(always)]
+fn drops<const L3: usize, const V4: bool>(
+    packet: &Packet,
+    number: u32,
+    destination: bool,
+    cpu: u32,
+) -> bool {
+    let Some(row) = maps::list(number) else { return false };
+    let (mut number, mut drops) = (number, row.drop != 0);
+    if !row.is_plain() {
+        let place = L3 as u64 | u64::from(V4) << 8 | u64::from(destination) << 9;
+        number = in_scope(packet.context(), place, number);
+        let Some(row) = maps::list(number) else { return false };
+        if number == 0 {
+            return false;
+        }
+        drops = row.drop != 0;
+    } else if destination {
         return false;
     }
     maps::count_list(cpu, number, packet.len() as u64);
-    let drops = maps::list(number).is_some_and(|list| list.drop != 0);
     let outcome = if drops { Outcome::Dropped } else { Outcome::Audited };
     events::note(packet, cpu, Stream::Dropped, What { reason: Reason::Blocked, outcome, number });
     drops
+}
+
+/// The list that decides about the packet, of those that the number stands for; 0: it is in the scope of none.
+/// `place`: where its IP header begins; bit 8: IPv4; bit 9: its destination has the number. A global function,
+/// as [`search4`]. It reads the packet anew, also behind options and extension headers.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn in_scope(ctx: *mut xdp_md, place: u64, number: u32) -> u32 {
+    let packet = Packet::new(XdpContext::new(ctx));
+    let Some(row) = maps::list(number) else { return 0 };
+    let l3 = place as usize & 31;
+    let upper = if place & (1 << 8) != 0 { upper::v4(&packet, l3) } else { upper::v6(&packet, l3) };
+    let Some(upper) = upper.and_then(|upper| maps::forget(&upper)) else { return 0 };
+    let has_ports = matches!(upper.protocol, protocol::TCP | protocol::UDP | scope::SCTP);
+    let mut port = None;
+    if has_ports
+        && upper.piece.offset == 0
+        && let Some(ports) = packet.header::<Ports>(upper.at)
+    {
+        let [_, _, high, low] = ports.both();
+        port = Some(u16::from_be_bytes([high, low]));
+    }
+    let seen = Seen {
+        ifindex: packet.ingress(),
+        protocol: upper.protocol,
+        port,
+        destination: place & (1 << 9) != 0,
+    };
+    let (word, ifindex) = (seen.to_word(), seen.ifindex);
+    scope::decides(row, |number| scope_has(number, ifindex, word) != 0)
+}
+
+/// Whether the list of a number is about a packet: [`Seen`] as a word, and its interface. A global function.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn scope_has(number: u32, ifindex: u32, word: u64) -> u32 {
+    let seen = Seen::from_word(word, ifindex);
+    maps::scope(number).map_or(0, |scope| u32::from(scope.has(&seen)))
 }
 
 /// The list of an IPv4 source: mostly the summary alone says that there is none.

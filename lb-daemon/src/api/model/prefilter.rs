@@ -21,6 +21,9 @@ pub struct PrefixList {
     pub origin: Option<String>,
     /// `drop`, or `audit`: count and let pass.
     pub action: String,
+    /// Which packets it is about: direction, protocol, ports, interfaces. Absent: all from its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// IPv4 prefixes.
     pub prefixes_v4: u64,
     /// IPv6 prefixes.
@@ -113,6 +116,7 @@ impl PrefixList {
             source: Source::from(&list.source),
             origin: origin(&list.source),
             action: list.action.as_str().to_owned(),
+            scope: Some(list.scope.clone()).filter(|scope| !scope.is_empty()),
             prefixes_v4: list.prefixes_v4,
             prefixes_v6: list.prefixes_v6,
             skipped_lines: list.skipped_lines,

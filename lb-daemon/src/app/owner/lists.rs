@@ -114,6 +114,17 @@ impl Owner {
         Ok(())
     }
 
+    /// Tells lists that are about some interfaces which of these there are.
+    pub(super) fn note_interfaces(&mut self) {
+        let links = self.parts.links.snapshot();
+        let names = links.values().map(|link| (link.name.clone(), link.index)).collect();
+        let ops = self.prefixes.set_interfaces(names);
+        if let Err(error) = self.parts.kernel.apply(&ops) {
+            // Noticed at the next change of interfaces or files at the latest.
+            tracing::error!("lists for some interfaces: {}", crate::refusal::chain(&error));
+        }
+    }
+
     /// Puts the lists in force, and only them where nothing else waits to be.
     fn enforce_lists(&mut self) -> Result<(), Failure> {
         let noticed = Instant::now();

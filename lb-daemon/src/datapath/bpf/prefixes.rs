@@ -6,6 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use abi::{
     hash,
     prefix::{Bucket6, LINE, LINES, SHORTEST6, WAYS6},
+    scope::Scope,
     summary,
     table::Control,
 };
@@ -31,6 +32,18 @@ impl Bpf {
         self.filter6.fill(idle * self.capacity.filter6, bytes_of(filter));
         self.buckets6.fill(idle * self.capacity.buckets6, bytes_of(buckets));
         fence(Ordering::Release);
+    }
+
+    /// Where only interfaces differ, the row is in use, and only they are stored.
+    pub(super) fn write_scope(&self, row: u32, scope: &Scope) {
+        let before = self.scopes.read(row);
+        if before.with_interfaces_of(scope) != *scope {
+            self.scopes.write(row, scope);
+            return;
+        }
+        for (place, ifindex) in scope.interfaces().into_iter().enumerate() {
+            self.scopes.store(row, Scope::interface_at(place), ifindex);
+        }
     }
 
     pub(super) fn store_entry(&self, network: u32, entry: u32) {

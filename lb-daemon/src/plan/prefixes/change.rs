@@ -33,7 +33,10 @@ pub(super) fn few(old: &Prefilter, new: &Prefilter) -> Option<Vec<IpNet>> {
         let differ = match before {
             None => config::PrefixSet::default().difference(&list.prefixes, MAX_NETS)?,
             Some((at, before)) => {
-                if before.action != list.action || last.is_some_and(|last| at < last) {
+                if before.action != list.action
+                    || before.scope != list.scope
+                    || last.is_some_and(|last| at < last)
+                {
                     return None;
                 }
                 last = Some(at);

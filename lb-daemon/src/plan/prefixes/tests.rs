@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::datapath::{Datapath, fake::Fake};
+use abi::scope::Seen;
 
 fn capacity(bitmaps: u32, blocks: u32) -> Capacity {
     let lines = abi::prefix::LINES;
@@ -68,6 +69,7 @@ fn of_source(
         skipped_lines,
         remote: None,
         force: false,
+        scope: config::model::Scope::default(),
     })
 }
 
@@ -359,9 +361,10 @@ fn lookup_names_lists_and_prefixes() {
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let mut p = dropping(&["192.0.2.0/24", "192.0.2.64/26"]);
     p.lists.insert(0, list("watch", ListAction::Audit, vec![net("192.0.0.0/16")]));
+    let all = config::model::Scope::default();
     let hits = vec![
-        Hit { list: "watch", action: ListAction::Audit, prefix: net("192.0.0.0/16") },
-        Hit { list: "l", action: ListAction::Drop, prefix: net("192.0.2.64/26") },
+        Hit { list: "watch", action: ListAction::Audit, prefix: net("192.0.0.0/16"), scope: &all },
+        Hit { list: "l", action: ListAction::Drop, prefix: net("192.0.2.64/26"), scope: &all },
     ];
     let seen = lookup(&p, "::ffff:192.0.2.65".parse().unwrap());
     assert_eq!(seen, Verdict { allowed: None, decides: Some("l"), hits: hits.clone() });
@@ -408,4 +411,216 @@ fn limits_keep_their_rows_and_filters_are_flags() {
     p.rate_limits.clear();
     let ops = adopted.plan(&p, &tables).unwrap();
     assert!(matches!(ops[..], [Op::Limit(0, _), Op::Limit(1, _), Op::Flags(_)]), "{ops:?}");
+}
+
+fn any_scope() -> impl Strategy<Value = config::model::Scope> {
+    let protocol = prop::sample::select(vec![
+        None,
+        Some(ScopeProtocol::Tcp),
+        Some(ScopeProtocol::Udp),
+        Some(ScopeProtocol::Icmp),
+    ]);
+    let ports = prop::sample::select(vec![vec![], vec![(53, 53)], vec![(50, 60), (80, 80)]]);
+    let interfaces = prop::sample::select(vec![vec![], vec!["eth0"], vec!["eth1", "gone"]]);
+    (interfaces, any::<bool>(), protocol, ports).prop_map(
+        |(interfaces, destination, protocol, ports)| {
+            let has_ports = matches!(protocol, Some(ScopeProtocol::Tcp | ScopeProtocol::Udp));
+            config::model::Scope {
+                interfaces: interfaces.into_iter().map(str::to_owned).collect(),
+                destination,
+                protocol,
+                ports: if has_ports { ports } else { Vec::new() },
+            }
+        },
+    )
+}
+
+/// Lists of which some have scopes.
+fn with_scopes(p: Prefilter, scopes: &[Option<config::model::Scope>]) -> Prefilter {
+    let mut p = p;
+    for (list, scope) in p.lists.iter_mut().zip(scopes) {
+        if let Some(scope) = scope {
+            Arc::make_mut(list).scope = scope.clone();
+        }
+    }
+    p
+}
+
+/// What the documentation promises of lists with scopes, by trying every list.
+fn scoped_oracle<'a>(p: &'a Prefilter, ip: IpAddr, seen: &Seen) -> Option<&'a str> {
+    let covers = |set: &PrefixSet| set.iter().any(|n| n.contains(&ip));
+    if covers(&p.allow) {
+        return None;
+    }
+    let has = |scope: &config::model::Scope| {
+        let protocol = match scope.protocol {
+            None => true,
+            Some(ScopeProtocol::Tcp) => seen.protocol == 6,
+            Some(ScopeProtocol::Udp) => seen.protocol == 17,
+            Some(ScopeProtocol::Sctp) => seen.protocol == 132,
+            Some(ScopeProtocol::Icmp) => seen.protocol == 1 || seen.protocol == 58,
+        };
+        let name = match seen.ifindex {
+            1 => "eth0",
+            2 => "eth1",
+            _ => "another",
+        };
+        let port = scope.ports.is_empty()
+            || seen.port.is_some_and(|p| scope.ports.iter().any(|(a, b)| (*a..=*b).contains(&p)));
+        let interface = scope.interfaces.is_empty() || scope.interfaces.iter().any(|i| i == name);
+        scope.destination == seen.destination && protocol && port && interface
+    };
+    let first = |action| {
+        let mut lists = p.lists.iter().filter(|l| l.action == action);
+        lists.find(|l| covers(&l.prefixes) && has(&l.scope))
+    };
+    first(ListAction::Drop).or_else(|| first(ListAction::Audit)).map(|l| l.name.as_str())
+}
+
+fn says_what_the_scoped_oracle_says(
+    tables: &Fake,
+    prefixes: &Prefixes,
+    p: &Prefilter,
+) -> Result<(), TestCaseError> {
+    let v4 = (0..2100u32).step_by(3).map(|low| IpAddr::from(Ipv4Addr::from(0xcb00_7000 + low)));
+    let v6 =
+        (0..100u128).map(|low| IpAddr::from(Ipv6Addr::from(0x2001_0db8u128 << 96 | (low * 651))));
+    let far = ["8.8.8.8", "2001:4860::1", "203.0.1.1", "2001:dff::1"].map(|t| t.parse().unwrap());
+    let scopes: Vec<Scope> = (0..=MAX_LISTS).map(|row| tables.scope(row)).collect();
+    for ip in v4.chain(v6).chain(far) {
+        let number = found(tables, ip);
+        let row = tables.list(number.into());
+        for (protocol, port) in [(6, Some(80)), (17, Some(53)), (17, None), (1, None), (58, None)] {
+            for (ifindex, destination) in [(1, false), (2, true), (3, false), (3, true)] {
+                let seen = Seen { ifindex, protocol, port, destination };
+                let decided = match row.is_plain() {
+                    true if destination => 0,
+                    true => u32::from(number),
+                    false => abi::scope::decides(&row, |n| scopes[n as usize].has(&seen)),
+                };
+                let want = scoped_oracle(p, ip, &seen);
+                let want = want.map_or(0, |n| u32::from(prefixes.number_of(n).unwrap()));
+                prop_assert_eq!(decided, want, "{} {:?}", ip, seen);
+            }
+        }
+    }
+    let asks = tables.control().flags() & Control::DESTINATIONS != 0;
+    prop_assert_eq!(asks, p.lists.iter().any(|l| l.scope.destination));
+    Ok(())
+}
+
+fn interfaces() -> BTreeMap<String, u32> {
+    BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn overlapping_scopes_are_all_right(
+        first in of_files(), second in of_files(),
+        scopes in prop::collection::vec(prop::option::weighted(0.7, any_scope()), 8..9),
+    ) {
+        let mut prefixes = Prefixes::default();
+        prop_assert_eq!(prefixes.set_interfaces(interfaces()), vec![]);
+        let mut tables = tables();
+        let wanted = [with_scopes(first, &scopes[..4]), with_scopes(second, &scopes[4..])];
+        for p in &wanted {
+            tables.apply(&prefixes.plan(p, &tables).unwrap()).unwrap();
+            prefixes.release();
+            says_what_the_scoped_oracle_says(&tables, &prefixes, p)?;
+        }
+        let names = wanted[1].lists.iter().map(|l| l.name.as_str());
+        let mut adopted = Prefixes::adopt(&tables, names);
+        adopted.set_interfaces(interfaces());
+        prop_assert_eq!(adopted.plan(&wanted[1], &tables).unwrap(), vec![]);
+    }
+
+    #[test]
+    fn stores_keep_scopes_right(
+        first in prefilter(Source::Api),
+        scopes in prop::collection::vec(prop::option::weighted(0.7, any_scope()), 4..5),
+        changes in prop::collection::vec(
+            prop::collection::vec((0..4usize, prefix()), 1..4), 1..8,
+        ),
+    ) {
+        let mut prefixes = Prefixes::default();
+        prefixes.set_interfaces(interfaces());
+        let mut tables = tables();
+        let mut now = with_scopes(first, &scopes);
+        tables.apply(&prefixes.plan(&now, &tables).unwrap()).unwrap();
+        for some in changes {
+            now = change(&now, &some);
+            tables.apply(&prefixes.plan(&now, &tables).unwrap()).unwrap();
+            prefixes.release();
+        }
+        says_what_the_scoped_oracle_says(&tables, &prefixes, &now)?;
+    }
+
+    /// Wherever a change of scopes is cut short, packets meet the old lists or the new ones.
+    #[test]
+    fn a_change_of_scopes_cut_short_is_none_or_all(
+        lists in of_files(),
+        scopes in prop::collection::vec(prop::option::weighted(0.7, any_scope()), 8..9),
+        cut in 0.0..1.0f64,
+    ) {
+        let mut prefixes = Prefixes::default();
+        prefixes.set_interfaces(interfaces());
+        let mut tables = tables();
+        let first = with_scopes(lists.clone(), &scopes[..4]);
+        let second = with_scopes(lists, &scopes[4..]);
+        tables.apply(&prefixes.plan(&first, &tables).unwrap()).unwrap();
+        prefixes.release();
+        let before = Prefixes { numbers: prefixes.numbers.clone(), ..Prefixes::default() };
+        let ops = prefixes.plan(&second, &tables).unwrap();
+        let flags = ops.iter().position(|op| matches!(op, Op::Flags(_))).map_or(0, |at| at + 1);
+        let done = (flags as f64 * cut) as usize;
+        if done < flags {
+            tables.apply(&ops[..done]).unwrap();
+            says_what_the_scoped_oracle_says(&tables, &before, &first)?;
+            tables.apply(&ops[done..]).unwrap();
+        } else {
+            tables.apply(&ops).unwrap();
+        }
+        says_what_the_scoped_oracle_says(&tables, &prefixes, &second)?;
+    }
+}
+
+#[test]
+fn an_interface_that_comes_is_one_store() {
+    let (mut prefixes, mut tables) = (Prefixes::default(), tables());
+    let mut p = dropping(&["192.0.2.0/24"]);
+    let scope = config::model::Scope { interfaces: vec!["eth1".to_owned()], ..Default::default() };
+    p = with_scopes(p, &[Some(scope)]);
+    tables.apply(&prefixes.plan(&p, &tables).unwrap()).unwrap();
+    assert_eq!(tables.scope(1).interfaces()[0], 0, "it is not there");
+    let ops = prefixes.set_interfaces(interfaces());
+    assert!(matches!(ops[..], [Op::Scope(1, _)]), "{ops:?}");
+    tables.apply(&ops).unwrap();
+    assert_eq!(tables.scope(1).interfaces()[..2], [2, 0]);
+    assert_eq!(prefixes.set_interfaces(interfaces()), []);
+}
+
+#[test]
+fn more_combinations_than_numbers_are_refused() {
+    // Each address is on another set of eight lists.
+    let ports = |n: u16| config::model::Scope {
+        protocol: Some(ScopeProtocol::Tcp),
+        ports: vec![(n, n)],
+        ..Default::default()
+    };
+    let nets = |bit: u32| {
+        let of = (0..256u32).filter(move |low| low >> bit & 1 != 0);
+        of.map(|low| format!("192.0.2.{low}/32").parse().unwrap()).collect::<Vec<IpNet>>()
+    };
+    let lists = (0..8u32).map(|bit| {
+        let mut list = list(&format!("l{bit}"), ListAction::Drop, nets(bit));
+        Arc::make_mut(&mut list).scope = ports(bit as u16 + 1);
+        list
+    });
+    let mut p = Prefilter { lists: lists.collect(), ..Prefilter::default() };
+    let (mut prefixes, tables) = (Prefixes::default(), tables());
+    assert_eq!(prefixes.plan(&p, &tables), Err(Full("LISTS")));
+    p.lists.pop();
+    assert!(prefixes.plan(&p, &tables).is_ok());
 }

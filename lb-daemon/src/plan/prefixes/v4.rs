@@ -74,10 +74,12 @@ pub(super) fn lists_of(layers: &Layers<'_>, network: u32) -> [u8; 256] {
     let mut lists = [0; 256];
     for (set, number) in layers.weakest_first() {
         if set.longest4(first, 24).is_some() {
-            lists = [number; 256];
+            lists = lists.map(|below| layers.over(number, below));
         }
         for net in set.within4(first, last).iter().filter(|net| net.bits() > 24) {
-            lists[(net.first() & 255) as usize..=(net.last() & 255) as usize].fill(number);
+            for list in &mut lists[(net.first() & 255) as usize..=(net.last() & 255) as usize] {
+                *list = layers.over(number, *list);
+            }
         }
     }
     lists
@@ -113,18 +115,21 @@ pub(super) fn compile(layers: &Layers<'_>) -> Result<Painted, Full> {
     let mut painted = Painted { words: vec![0; NETWORKS], ..Painted::default() };
     for (set, number) in layers.weakest_first() {
         for &net in set.v4() {
-            painted.paint(net, number)?;
+            painted.paint(net, number, layers)?;
         }
     }
     Ok(painted)
 }
 
 impl Painted {
-    fn paint(&mut self, net: Net4, list: u8) -> Result<(), Full> {
+    fn paint(&mut self, net: Net4, list: u8, layers: &Layers<'_>) -> Result<(), Full> {
         let (first, last) = (net.first(), net.last());
         let at = (first >> 8) as usize;
         if net.bits() <= 24 {
             let end = (last >> 8) as usize;
+            if !layers.covers(list) {
+                return (at..=end).try_for_each(|n| self.paint_over(n, 0..=255, list, layers));
+            }
             if !(self.bitmaps.is_empty() && self.blocks.is_empty()) {
                 (at..=end).for_each(|n| self.give(Entry::from_word(self.words[n])));
             }
@@ -133,10 +138,12 @@ impl Painted {
         }
         let range = first as u8..=last as u8;
         let entry = match Entry::from_word(self.words[at]) {
-            Entry::List(before) if before == list => return Ok(()),
             Entry::List(outside) => {
-                let host_bits = 32 - net.bits();
-                Entry::One(One { base: first as u8, host_bits, inside: list, outside })
+                let (host_bits, inside) = (32 - net.bits(), layers.over(list, outside));
+                if inside == outside {
+                    return Ok(());
+                }
+                Entry::One(One { base: first as u8, host_bits, inside, outside })
             }
             Entry::One(One { base, host_bits, inside, outside: 0 }) if inside == list => {
                 let end = base | ((1 << host_bits) - 1);
@@ -146,14 +153,33 @@ impl Painted {
             Entry::Bitmap { row, list: own } if own == list || list == 0 => {
                 self.mark(row, own, bits(&range), list != 0)
             }
-            mixed => {
-                let mut lists = self.lists(mixed);
-                lists[usize::from(*range.start())..=usize::from(*range.end())].fill(list);
-                self.give(mixed);
-                self.put(Form::of(&lists))?
-            }
+            _ => return self.paint_over(at, range, list, layers),
         };
         self.words[at] = entry.to_word();
+        Ok(())
+    }
+
+    /// The same for some addresses of a network, by what stands there.
+    fn paint_over(
+        &mut self,
+        at: usize,
+        range: std::ops::RangeInclusive<u8>,
+        list: u8,
+        layers: &Layers<'_>,
+    ) -> Result<(), Full> {
+        let before = Entry::from_word(self.words[at]);
+        if let Entry::List(below) = before
+            && range == (0..=255)
+        {
+            self.words[at] = Entry::List(layers.over(list, below)).to_word();
+            return Ok(());
+        }
+        let mut lists = self.lists(before);
+        for place in &mut lists[usize::from(*range.start())..=usize::from(*range.end())] {
+            *place = layers.over(list, *place);
+        }
+        self.give(before);
+        self.words[at] = self.put(Form::of(&lists))?.to_word();
         Ok(())
     }
 

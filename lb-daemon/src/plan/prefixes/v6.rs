@@ -4,7 +4,10 @@ use abi::prefix::{Bucket6, Filter6, Net6, Place6, WAYS6};
 use config::PrefixSet;
 use ipnet::Ipv6Net;
 
-use super::{Full, Layers};
+use super::{
+    Full, Layers,
+    layers::{Bits, layer},
+};
 
 /// Prefixes that move for the sake of one: at two thirds of the room, hardly ever more than a few.
 const MAX_MOVES: usize = 500;
@@ -14,10 +17,9 @@ pub(super) fn net6(net: Ipv6Net) -> Net6 {
     Net6 { hi: (bits >> 64) as u64, lo: bits as u64, len: net.prefix_len() }
 }
 
-/// Every prefix of the sets with the list that decides about it, in the order of prefixes.
+/// Every prefix of the sets with the number of the lists that decide about it, in the order of prefixes.
 pub(super) fn compile(layers: &Layers<'_>) -> Vec<(Net6, u8)> {
     let mut all: Vec<(Net6, u16)> = Vec::new();
-    let numbers: Vec<u8> = layers.weakest_first().map(|(_, number)| number).collect();
     for (strength, (set, _)) in layers.weakest_first().enumerate() {
         all.extend(set.v6().iter().map(|&net| (net6(net), strength as u16)));
     }
@@ -26,32 +28,38 @@ pub(super) fn compile(layers: &Layers<'_>) -> Vec<(Net6, u8)> {
         all.sort_unstable();
     }
     let mut out: Vec<(Net6, u8)> = Vec::with_capacity(all.len());
-    // Those that cover the one at hand, each with the strongest up to it: a prefix comes after those
+    // Those that cover the one at hand, each with all layers up to it: a prefix comes after those
     // that cover it.
-    let mut covering: Vec<(Net6, u16)> = Vec::new();
+    let mut covering: Vec<(Net6, Bits)> = Vec::new();
     for (net, own) in all {
         while covering.last().is_some_and(|(c, _)| Net6::new(net.hi, net.lo, c.len) != *c) {
             covering.pop();
         }
-        let best = covering.last().map_or(own, |&(_, above)| above.max(own));
+        let own = layer(usize::from(own));
+        let all = covering.last().map_or(own, |&(_, above)| or(above, own));
         if covering.last().is_some_and(|(c, _)| *c == net) {
             covering.pop();
             out.pop();
         }
-        covering.push((net, best));
-        out.push((net, numbers[usize::from(best)]));
+        covering.push((net, all));
+        out.push((net, layers.number(all)));
     }
     out
 }
 
-/// The list that decides about a prefix of the sets; `None`: none of them has it.
+/// The number of the lists that decide about a prefix of the sets; `None`: none of them has it.
 pub(super) fn decides(layers: &Layers<'_>, net: Ipv6Net) -> Option<u8> {
     let here = |set: &PrefixSet| set.contains(net.into());
     if !layers.weakest_first().any(|(set, _)| here(set)) {
         return None;
     }
     let covers = |set: &PrefixSet| set.longest(net.network().into(), net.prefix_len()).is_some();
-    layers.weakest_first().rev().find(|(set, _)| covers(set)).map(|(_, number)| number)
+    let sets = layers.weakest_first().enumerate().filter(|(_, (set, _))| covers(set));
+    Some(layers.number(sets.fold([0; 4], |all, (at, _)| or(all, layer(at)))))
+}
+
+fn or(a: Bits, b: Bits) -> Bits {
+    std::array::from_fn(|i| a[i] | b[i])
 }
 
 /// The table of these prefixes, and the bits of their short lengths. Numbers of rows are powers of two.
