@@ -19,7 +19,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::packet::Flow;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-ebpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-ebpf.o"));
 
 /// Offsets in `State` of the program, in 64-bit words.
 const NEXT: usize = 0;

@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use lb_bench::{
     fuzz,
     packets::{self, Effort},
-    prefilter, ring, scale,
+    policy, prefilter, ring, scale,
 };
 
 /// Measures the data path and what compiles its tables. Needs root.
@@ -35,6 +35,8 @@ enum What {
     Packets,
     /// What blocklists cost a packet
     Prefilter,
+    /// What identity policy costs a packet, and a change of it
+    Policy,
     /// Construction of rings
     Ring,
     /// Changes and memory of a daemon with 10,000 services
@@ -58,6 +60,11 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Prefilter) {
         let effort = if quick { prefilter::Effort::QUICK } else { prefilter::Effort::FULL };
         prefilter::measure(effort)?.publish(Some(&out), &name("prefilter"))?;
+    }
+    if wanted(What::Policy) {
+        let effort = if quick { policy::Effort::QUICK } else { policy::Effort::FULL };
+        policy::measure(effort)?.publish(Some(&out), &name("policy"))?;
+        policy::change::measure(effort)?.publish(Some(&out), &name("policy-change"))?;
     }
     if wanted(What::Scale) {
         let effort = if quick { scale::Effort::QUICK } else { scale::Effort::FULL };

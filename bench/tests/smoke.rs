@@ -3,7 +3,7 @@
 use lb_bench::{
     fuzz,
     packets::{self, Effort},
-    prefilter, ring, scale,
+    policy, prefilter, ring, scale,
 };
 use lb_tests::rig::need_root;
 
@@ -18,6 +18,14 @@ fn blocklists_are_measured() {
     need_root();
     let report = prefilter::measure(prefilter::Effort::TINY).expect("a tiny round");
     report.publish(None, "").expect("prints");
+}
+
+#[test]
+fn policy_is_measured() {
+    need_root();
+    let effort = policy::Effort::TINY;
+    policy::measure(effort).expect("a tiny round").publish(None, "").expect("prints");
+    policy::change::measure(effort).expect("a change").publish(None, "").expect("prints");
 }
 
 #[test]

@@ -14,12 +14,12 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action, xdp_md},
     helpers::bpf_xdp_adjust_head,
-    macros::{map, xdp},
+    macros::{classifier, map, xdp},
     maps::{
         Array, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 
 /// Bytes of the packet before each pass.
@@ -212,6 +212,12 @@ pub fn floor(ctx: XdpContext) -> u32 {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// What TC programs are compared with.
+#[classifier]
+pub fn nothing(_: TcContext) -> i32 {
+    -1
+}
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
