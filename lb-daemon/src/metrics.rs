@@ -344,7 +344,7 @@ fn policy(page: &mut Page, view: &View, counters: &dyn Counters) {
     }
     let mut family = page.family(&ENDPOINT_ATTACHED);
     for endpoint in &view.policy.endpoints {
-        let attached = endpoint.attached == crate::policy::kernel::Attachment::Tcx;
+        let attached = endpoint.attached.is_attached();
         let labels = [endpoint.spec.name.as_str(), endpoint.spec.interface.as_str()];
         family.sample(&labels, u64::from(attached));
     }

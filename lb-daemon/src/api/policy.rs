@@ -49,7 +49,7 @@ pub struct Endpoint {
     pub audit: bool,
     /// Enforcement of its own: `default`, `always`, `never`; `node`: that of `policy_enforcement`.
     pub enforcement: String,
-    /// `tcx`, or `none` when policy is not enforced there.
+    /// `tcx`, `clsact`, or `none` when policy is not enforced there.
     pub attached: String,
     /// Why it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +122,7 @@ impl From<&EndpointView> for Endpoint {
         let EndpointView { spec, identity, attached } = view;
         let (attached, reason) = match attached {
             Attachment::Tcx => ("tcx", None),
+            Attachment::Clsact => ("clsact", None),
             Attachment::Failed(why) => ("none", Some(why.clone())),
         };
         Self {

@@ -32,8 +32,11 @@ pub fn cleanup(root: &Path) -> anyhow::Result<Removed> {
     }
     let _lock = lock(root)?;
     let links = root.join(kernel::LINKS);
+    let before = fs::read_dir(&links).map_or(0, Iterator::count);
     // Links first: from then on no packet is decided by tables that are half gone.
-    removed.links = remove_files(&links)?;
+    crate::policy::kernel::detach_all_but(&links, &[]);
+    removed.links = before;
+    remove_files(&links)?;
     remove_dir(&links)?;
     for path in kernel::pinned(root).with_context(|| format!("cannot read {}", root.display()))? {
         if path.is_dir() {

@@ -64,6 +64,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Where everything is pinned.
     pub bpffs: PathBuf,
+    /// How programs of identity policy are attached.
+    pub tc: crate::policy::kernel::Method,
 }
 
 /// Runs the daemon until `shutdown`; `reload` has the configuration read again.
@@ -145,6 +147,7 @@ pub async fn run(
         endpoints,
         names: names.clone(),
         name_readers,
+        tc: options.tc,
         links,
         resolver,
         checker,

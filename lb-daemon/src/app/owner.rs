@@ -96,6 +96,7 @@ pub(super) struct Parts {
     pub(super) endpoints: ApiEndpoints,
     pub(super) names: crate::policy::names::Shared,
     pub(super) name_readers: mpsc::Sender<crate::policy::kernel::NameSource>,
+    pub(super) tc: crate::policy::kernel::Method,
     pub(super) links: Links,
     pub(super) resolver: Resolver,
     pub(super) checker: Checker,
@@ -169,7 +170,7 @@ impl Owner {
         }
         let counters = Arc::clone(&parts.kernel.counters().policy);
         let (names, readers) = (parts.names.clone(), parts.name_readers.clone());
-        let policy = Policy::new(&parts.pins, counters, names, readers);
+        let policy = Policy::new(&parts.pins, counters, names, readers, parts.tc);
         sources::warn_skipped(&wanted, &DesiredState::default());
         let hops = std::mem::take(&mut parts.hops);
         let started = SystemTime::now();

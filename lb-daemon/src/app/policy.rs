@@ -84,6 +84,7 @@ pub(super) struct Policy {
     names: names::Shared,
     readers: mpsc::Sender<NameSource>,
     read: bool,
+    method: kernel::Method,
 }
 
 impl Policy {
@@ -93,6 +94,7 @@ impl Policy {
         counters: Arc<LiveCounters>,
         names: names::Shared,
         readers: mpsc::Sender<NameSource>,
+        method: kernel::Method,
     ) -> Self {
         let root = root.to_owned();
         Self {
@@ -104,6 +106,7 @@ impl Policy {
             done: None,
             names,
             readers,
+            method,
             read: false,
         }
     }
@@ -245,13 +248,14 @@ impl Policy {
         let first = self.attached.is_empty();
         let mut before = std::mem::take(&mut self.attached);
         for (name, &index) in interfaces {
-            if let Some(known @ (at, Attachment::Tcx)) = before.remove(name)
-                && at == index
+            if let Some(known) = before.remove(name)
+                && known.0 == index
+                && known.1.is_attached()
             {
                 self.attached.insert(name.clone(), known);
                 continue;
             }
-            let done = kernel::attach(kernel, links, name, index);
+            let done = kernel::attach(kernel, links, name, index, self.method);
             if let Attachment::Failed(why) = &done {
                 tracing::error!(interface = name, "policy is not enforced: {why}");
             }

@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use lb_daemon::{
     api::ApiAddr,
     app::{self, Options},
+    policy::kernel::Method,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -33,6 +34,9 @@ struct Arguments {
     /// Where programs, maps and links are pinned; a directory on a BPF file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lb")]
     bpffs: PathBuf,
+    /// How programs of identity policy are attached: by TCX where the kernel has it, else by clsact.
+    #[arg(long, value_name = "METHOD", default_value = "auto")]
+    tc: Tc,
     /// Checks the configuration and ends: status 0 if it is good, else 1.
     #[arg(long)]
     check: bool,
@@ -48,6 +52,27 @@ enum Log {
     Json,
     /// For people.
     Text,
+}
+
+/// How programs of identity policy are attached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tc {
+    /// By TCX where the kernel has it, else by clsact.
+    Auto,
+    /// By TCX or not at all.
+    Tcx,
+    /// As filters of a clsact queueing discipline.
+    Clsact,
+}
+
+impl From<Tc> for Method {
+    fn from(tc: Tc) -> Self {
+        match tc {
+            Tc::Auto => Self::Auto,
+            Tc::Tcx => Self::Tcx,
+            Tc::Clsact => Self::Clsact,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -88,7 +113,7 @@ fn start_log(format: Log) {
 
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { config, api, state, bpffs, check: _, log: _ } = arguments;
+    let Arguments { config, api, state, bpffs, tc, check: _, log: _ } = arguments;
     let shutdown = CancellationToken::new();
     let (ask, reload) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -107,5 +132,5 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         token.cancel();
     });
-    app::run(Options { config, api, state, bpffs }, reload, shutdown).await
+    app::run(Options { config, api, state, bpffs, tc: tc.into() }, reload, shutdown).await
 }

@@ -8,6 +8,7 @@
 //! DIR/v1-P_CONNECTIONS, ...    maps that all sets share
 //! DIR/v1-policy-0/...          a set of tables
 //! DIR/links/tc-3-in, -out      the links of interface 3
+//! DIR/links/cls-3-in, -out     or the programs that its filters have, where the kernel has no such links
 //! ```
 
 mod attach;
@@ -36,7 +37,7 @@ use aya::{
 };
 use ipnet::IpNet;
 
-pub use self::attach::{Attachment, attach, detach_all_but};
+pub use self::attach::{Attachment, Method, attach, detach_all_but};
 use super::{
     Identity,
     image::{Op, Sizes},

@@ -1,5 +1,10 @@
-//! Programs on the interfaces of endpoints, through TCX links that are pinned: they stay when the daemon
-//! ends, stand beside the programs of others, and are replaced in one step.
+//! Programs on the interfaces of endpoints: they stay when the daemon ends, stand beside the programs of
+//! others, in front of those that are there already, and are replaced in one step.
+//!
+//! By TCX links that are pinned where the kernel has them (6.6), else as filters of a clsact queueing
+//! discipline ([`filter`]).
+
+mod filter;
 
 use std::{
     collections::HashSet,
@@ -22,19 +27,90 @@ use crate::refusal::{RIGHTS, chain};
 pub enum Attachment {
     /// Both directions, by TCX.
     Tcx,
+    /// Both directions, by filters of a clsact queueing discipline.
+    Clsact,
     /// Why not, and what mends it.
     Failed(String),
 }
 
+impl Attachment {
+    /// Whether policy is enforced.
+    #[must_use]
+    pub const fn is_attached(&self) -> bool {
+        !matches!(self, Self::Failed(_))
+    }
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// By TCX where the kernel has it, else by clsact.
+    #[default]
+    Auto,
+    /// By TCX or not at all.
+    Tcx,
+    /// By clsact.
+    Clsact,
+}
+
+/// Why a program is not attached.
+enum Refused {
+    NoTcx,
+    Other(String),
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self::Other(why)
+    }
+}
+
 /// Attaches both programs to an interface; what is pinned there goes on with them.
 #[must_use]
-pub fn attach(kernel: &mut Kernel, links: &Path, name: &str, index: u32) -> Attachment {
-    for way in [Way::Out, Way::In] {
-        if let Err(why) = attach_way(kernel, links, name, index, way) {
-            return Attachment::Failed(why);
+pub fn attach(
+    kernel: &mut Kernel,
+    links: &Path,
+    name: &str,
+    index: u32,
+    method: Method,
+) -> Attachment {
+    let done = match method {
+        Method::Clsact => Err(Refused::NoTcx),
+        Method::Auto | Method::Tcx => {
+            let mut ways = [Way::Out, Way::In].into_iter();
+            ways.try_for_each(|way| attach_way(kernel, links, name, index, way))
         }
+    };
+    match done {
+        Ok(()) => {
+            filter::detach(links, index);
+            Attachment::Tcx
+        }
+        Err(Refused::NoTcx) if method != Method::Tcx => {
+            match filter::attach(kernel, links, name, index) {
+                Ok(()) => {
+                    // Only now: there is no moment without a program.
+                    for way in [Way::Out, Way::In] {
+                        remove(&pin(links, index, way));
+                    }
+                    Attachment::Clsact
+                }
+                Err(why) => Attachment::Failed(why),
+            }
+        }
+        Err(Refused::NoTcx) => Attachment::Failed(format!(
+            "{name}: this kernel has no TCX, which is what `--tc tcx` asks for; it came with Linux 6.6"
+        )),
+        Err(Refused::Other(why)) => Attachment::Failed(why),
     }
-    Attachment::Tcx
+}
+
+/// As the host's side sees it.
+const fn hook(way: Way) -> TcAttachType {
+    match way {
+        Way::In => TcAttachType::Egress,
+        Way::Out => TcAttachType::Ingress,
+    }
 }
 
 fn attach_way(
@@ -43,15 +119,11 @@ fn attach_way(
     name: &str,
     index: u32,
     way: Way,
-) -> Result<(), String> {
+) -> Result<(), Refused> {
     let pin = pin(links, index, way);
     let program = kernel.program(way).map_err(|error| error.to_string())?;
     let id = program.info().map_err(|error| chain(&error))?.id();
-    let hook = match way {
-        // As the host's side sees it.
-        Way::In => TcAttachType::Egress,
-        Way::Out => TcAttachType::Ingress,
-    };
+    let hook = hook(way);
     if let Ok(pinned) = PinnedLink::from_pin(&pin) {
         let old = FdLink::from(pinned);
         // The link itself would also say so when its interface has gone.
@@ -74,7 +146,7 @@ fn attach_way(
             Err(_) => remove(&pin),
         }
     }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let made =
         program.attach_with_options(name, hook, options).map_err(|error| explain(&error, name))?;
     let made = program.take_link(made).map_err(|error| chain(&error))?;
@@ -87,10 +159,13 @@ fn attach_way(
 /// Detaches from all interfaces but these.
 pub fn detach_all_but(links: &Path, keep: &[u32]) {
     let pins = keep.iter().flat_map(|&index| [Way::In, Way::Out].map(|way| pin(links, index, way)));
-    let keep: HashSet<PathBuf> = pins.collect();
+    let pins: HashSet<PathBuf> = pins.collect();
+    for index in filter::attached(links).difference(&keep.iter().copied().collect()) {
+        filter::detach(links, *index);
+    }
     for entry in fs::read_dir(links).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with("tc-") && !keep.contains(&entry.path()) {
+        if name.to_string_lossy().starts_with("tc-") && !pins.contains(&entry.path()) {
             remove(&entry.path());
         }
     }
@@ -112,18 +187,17 @@ fn remove(path: &Path) {
     }
 }
 
-fn explain(error: &ProgramError, name: &str) -> String {
+fn explain(error: &ProgramError, name: &str) -> Refused {
     let code = match error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
         _ => None,
     };
     match code {
-        Some(libc::EINVAL) => {
-            format!("{name}: this kernel has no TCX; policy needs Linux 6.6 or later")
-        }
+        // An interface that is there and a program that is loaded: what is not valid is the kind of link.
+        Some(libc::EINVAL) => Refused::NoTcx,
         Some(libc::EPERM | libc::EACCES) => {
-            format!("the kernel refuses to attach to {name}: {RIGHTS}")
+            Refused::Other(format!("the kernel refuses to attach to {name}: {RIGHTS}"))
         }
-        _ => format!("attaching policy to {name} failed: {}", chain(error)),
+        _ => Refused::Other(format!("attaching policy to {name} failed: {}", chain(error))),
     }
 }
