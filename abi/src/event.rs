@@ -175,7 +175,7 @@ impl Outcome {
 pub struct Head {
     /// Nanoseconds since boot, as of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// XDP: number of the list, or 0. Policy: row of the rule's counters, or 0.
+    /// XDP: number of the list, or row of the rate limit plus one, by the reason; or 0. Policy: row of the rule's counters, or 0.
     pub number: u32,
     /// Identities of source and destination; 0: unknown, or XDP.
     pub identities: [u32; 2],

@@ -51,6 +51,23 @@ pub struct Node {
     pub tunnel_source: TunnelSource,
     /// What happens to packets for the address of a service that no service takes.
     pub unserved: Unserved,
+    /// How many packets are sampled.
+    pub samples: Samples,
+}
+
+/// Samples that are taken, in a second, on all CPUs together. More packets than that are sampled one in so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Samples {
+    /// Of packets that are dropped.
+    pub dropped: u64,
+    /// Of packets that the prefilter lets pass.
+    pub passed: u64,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Self { dropped: 1000, passed: 200 }
+    }
 }
 
 /// What happens to packets for the address of a service that no service takes.
@@ -71,6 +88,7 @@ impl Default for Node {
             name: "localhost".to_owned(),
             tunnel_source: TunnelSource::default(),
             unserved: Unserved::default(),
+            samples: Samples::default(),
         }
     }
 }

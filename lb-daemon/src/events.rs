@@ -23,7 +23,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 pub use decode::{Flow, Sample};
-pub use run::{Rates, run};
+pub use run::run;
 use window::Window;
 pub use window::{Share, Top, WINDOW, WouldMatch};
 
@@ -42,6 +42,7 @@ struct Inner {
     taken: AtomicU64,
     lost: AtomicU64,
     unheard: AtomicU64,
+    rates: Mutex<config::model::Samples>,
     ended: CancellationToken,
 }
 
@@ -64,6 +65,7 @@ impl Default for Samples {
             taken: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             unheard: AtomicU64::new(0),
+            rates: Mutex::default(),
             ended: CancellationToken::new(),
         }))
     }
@@ -110,6 +112,17 @@ impl Samples {
             lost: lost.load(Relaxed),
             unheard: unheard.load(Relaxed),
         }
+    }
+
+    /// How many are taken in a second.
+    #[must_use]
+    pub fn rates(&self) -> config::model::Samples {
+        *self.0.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has as many taken in a second from now on.
+    pub fn set_rates(&self, rates: config::model::Samples) {
+        *self.0.rates.lock().unwrap_or_else(PoisonError::into_inner) = rates;
     }
 
     /// Notes that a listener was too slow for so many.

@@ -22,14 +22,16 @@ use crate::{
 pub(crate) struct What {
     pub(crate) reason: Reason,
     pub(crate) outcome: Outcome,
-    /// Number of its list, or 0.
+    /// Number of its list, row of its limit plus one, or 0.
     pub(crate) number: u32,
 }
 
-/// A packet at its end: sampled if it is dropped. Those that lists drop were, with their list.
+/// A packet at its end: sampled if it is dropped. Those that lists and limits drop were, with
+/// their names.
 #[inline(always)]
 pub(crate) fn dropped(packet: &Packet, cpu: u32, reason: Reason) {
-    let other = reason.verdict() == Verdict::Drop && !matches!(reason, Reason::Blocked);
+    let other = reason.verdict() == Verdict::Drop
+        && !matches!(reason, Reason::Blocked | Reason::RateLimited);
     if maps::has(feature::EVENTS) && other {
         note(packet, cpu, Stream::Dropped, What { reason, outcome: Outcome::Dropped, number: 0 });
     }

@@ -150,6 +150,18 @@ pub(crate) struct Node {
     /// What happens to packets for the address of a service at a port or of a protocol that no service
     /// has. Default: `drop`.
     pub(crate) unserved: Field<Unserved>,
+    /// How many packets are sampled for `lbctl monitor` and `top`.
+    pub(crate) samples: Field<Samples>,
+}
+
+/// Samples in a second, on all CPUs together.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Samples {
+    /// Of packets that are dropped; 0 to 10000. Default: 1000.
+    pub(crate) dropped: Field<u64>,
+    /// Of packets that the prefilter lets pass; 0 to 10000. Default: 200.
+    pub(crate) passed: Field<u64>,
 }
 
 /// The receiving end of tunnels.

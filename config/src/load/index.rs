@@ -203,6 +203,8 @@ pub(super) fn scalars<'f>(
             tunnel_ipv4,
             tunnel_ipv6,
             unserved,
+            samples_dropped,
+            samples_passed,
             decap_sources,
             table_size,
             seed,
@@ -232,6 +234,12 @@ pub(super) fn scalars<'f>(
         }
         if let Some(unserved) = unserved {
             state.node.unserved = *unserved;
+        }
+        if let Some(rate) = samples_dropped {
+            state.node.samples.dropped = *rate;
+        }
+        if let Some(rate) = samples_passed {
+            state.node.samples.passed = *rate;
         }
         state.decap_sources.extend(decap_sources);
         if table_size.is_some() {

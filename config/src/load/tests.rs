@@ -347,3 +347,17 @@ fn what_is_wrong_with_a_rate_limit_is_named() {
         assert!(faults[0].to_string().contains(message), "{yaml}: {faults:?}");
     }
 }
+
+#[test]
+fn rates_of_samples() {
+    let load = |yaml: &str| {
+        let directory = directory(&[("lb.yaml", yaml)]);
+        Loader::new(directory.path()).load()
+    };
+    let state = load("node: {samples: {dropped: 0}}\n").unwrap();
+    assert_eq!(state.node.samples, model::Samples { dropped: 0, passed: 200 });
+    let state = load("node: {samples: {passed: 10000}}\n").unwrap();
+    assert_eq!(state.node.samples, model::Samples { dropped: 1000, passed: 10_000 });
+    let faults = load("node: {samples: {passed: 10001}}\n").unwrap_err();
+    assert!(faults[0].to_string().contains("`node.samples.passed` is 10001"), "{faults:?}");
+}

@@ -9,8 +9,26 @@ use crate::{
     model,
 };
 
+/// Samples of a kind in a second.
+const SAMPLES: std::ops::RangeInclusive<u64> = 0..=10_000;
+
+fn samples(samples: &file::Samples, context: &Context<'_, '_>, fragment: &mut Fragment) {
+    let file::Samples { dropped, passed } = samples;
+    let mut set = |field: &Field<u64>, name, place: fn(&mut Fragment) -> &mut Option<u64>| {
+        let Some((&rate, at)) = field.placed() else { return };
+        fragment.scalars.push((name, at));
+        if !SAMPLES.contains(&rate) {
+            let message = format!("`{name}` is {rate}");
+            context.report.fault(at, message, "allowed: 0 to 10000 in a second");
+        }
+        *place(fragment) = Some(rate);
+    };
+    set(dropped, "node.samples.dropped", |fragment| &mut fragment.samples_dropped);
+    set(passed, "node.samples.passed", |fragment| &mut fragment.samples_passed);
+}
+
 pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment: &mut Fragment) {
-    let Some(file::Node { name, tunnel_source, unserved }) = node.get() else {
+    let Some(file::Node { name, tunnel_source, unserved, samples }) = node.get() else {
         return;
     };
     if let Some((text, at)) = name.placed() {
@@ -26,6 +44,9 @@ pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment
             file::Unserved::Reject => model::Unserved::Reject,
             file::Unserved::Pass => model::Unserved::Pass,
         });
+    }
+    if let Some(samples) = samples.get() {
+        self::samples(samples, context, fragment);
     }
     let Some(file::TunnelSource { ipv4, ipv6 }) = tunnel_source.get() else {
         return;

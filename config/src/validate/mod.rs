@@ -32,6 +32,8 @@ pub(crate) struct Fragment {
     pub(crate) tunnel_ipv4: Option<model::SourceOf<Ipv4Net>>,
     pub(crate) tunnel_ipv6: Option<model::SourceOf<Ipv6Net>>,
     pub(crate) unserved: Option<model::Unserved>,
+    pub(crate) samples_dropped: Option<u64>,
+    pub(crate) samples_passed: Option<u64>,
     pub(crate) decap_sources: Vec<IpNet>,
     pub(crate) table_size: Option<u32>,
     pub(crate) seed: Option<String>,

@@ -45,6 +45,9 @@ pub struct Event {
     /// The blocklist that its source is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
+    /// The rate limit that it is beyond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
     /// The rule of policy that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
@@ -101,6 +104,7 @@ impl Event {
             outcome: outcome(sample.outcome).to_owned(),
             reason: known.then(|| sample.reason.name().to_owned()),
             list: sample.list.as_deref().map(str::to_owned),
+            limit: sample.limit.as_deref().map(str::to_owned),
             rule: sample.rule.as_deref().map(str::to_owned),
             origin: sample.origin.as_deref().map(str::to_owned),
             labels: sample.labels.clone(),

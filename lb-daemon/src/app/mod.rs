@@ -155,8 +155,7 @@ pub async fn run(
     };
     let (owner, view) = Owner::start(parts, prefixes)?;
 
-    let reading =
-        events::run(events, samples, view.clone(), events::Rates::default(), tasks.stop());
+    let reading = events::run(events, samples, view.clone(), tasks.stop());
     tasks.spawn_sure("the reader of samples", reading);
     let (commands, inbox) = mpsc::channel(QUEUE);
     let news = sources::News { notices, reload, copies: new_copies };

@@ -91,7 +91,8 @@ impl Monitor {
 fn sentence(event: &Event) -> String {
     let time = event.time.split_once('T').map_or(&*event.time, |(_, time)| time);
     let mut line = format!("{} {}", time.trim_end_matches('Z'), event.outcome);
-    for (name, value) in [("", &event.reason), ("list=", &event.list), ("rule=", &event.rule)] {
+    let Event { reason, list, limit, rule, .. } = event;
+    for (name, value) in [("", reason), ("list=", list), ("limit=", limit), ("rule=", rule)] {
         if let Some(value) = value {
             line.push_str(&format!(" {name}{value}"));
         }

@@ -27,6 +27,8 @@ pub struct Sample {
     pub reason: Reason,
     /// The blocklist that it is on.
     pub list: Option<Arc<str>>,
+    /// The rate limit that it is beyond.
+    pub limit: Option<Arc<str>>,
     /// The rule of policy that decided.
     pub rule: Option<Arc<str>>,
     /// Where that rule stands.
@@ -114,14 +116,18 @@ pub(super) fn sample(event: &Event, time: SystemTime, view: &View) -> Option<Sam
         _ => Outcome::Audited,
     };
     let policy = hook != Hook::Xdp;
-    let list = view.lists.iter().find(|list| !policy && list.row == head.number);
+    let reason = Reason::from_index(u32::from(head.reason))?;
+    let limited = reason == Reason::RateLimited;
+    let list = view.lists.iter().find(|list| !policy && !limited && list.row == head.number);
+    let limit = view.limits.iter().find(|limit| limited && limit.row + 1 == head.number);
     let rule = view.policy.rules.iter().find(|rule| policy && rule.row + 1 == head.number);
     Some(Sample {
         time,
         hook,
         outcome,
-        reason: Reason::from_index(u32::from(head.reason))?,
+        reason,
         list: list.filter(|_| head.number != 0).map(|list| list.name.as_str().into()),
+        limit: limit.map(|limit| limit.spec.name.as_str().into()),
         rule: rule.map(|rule| rule.name.as_str().into()),
         origin: rule.map(|rule| origin(&rule.source).into()),
         identities: policy.then_some(head.identities),

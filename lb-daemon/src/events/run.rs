@@ -7,6 +7,7 @@ use std::{
 };
 
 use abi::event::Stream;
+use config::model::Samples as Rates;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -19,28 +20,11 @@ const TICK: Duration = Duration::from_millis(100);
 /// Samples that are taken in before other tasks have a turn.
 const BATCH: usize = 256;
 
-/// Samples that are taken, in a second, on all CPUs together. More packets than that are sampled one in so
-/// many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rates {
-    /// Of packets that are dropped.
-    pub dropped: u64,
-    /// Of packets that the prefilter lets pass.
-    pub passed: u64,
-}
-
-impl Default for Rates {
-    fn default() -> Self {
-        Self { dropped: 1000, passed: 200 }
-    }
-}
-
 /// Reads until `cancel`. Programs then use up what is granted, and sample no more.
 pub async fn run(
     mut events: Events,
     samples: Samples,
     view: watch::Receiver<Arc<View>>,
-    rates: Rates,
     cancel: CancellationToken,
 ) {
     let _end = samples.ended().drop_guard();
@@ -52,7 +36,7 @@ pub async fn run(
             () = cancel.cancelled() => return,
             _ = tick.tick() => {}
         }
-        grant(&events, rates, &mut seen);
+        grant(&events, samples.rates(), &mut seen);
         let view = Arc::clone(&view.borrow());
         let (boot, now) = clocks();
         let mut in_batch = 0;

@@ -181,6 +181,7 @@ mod tests {
             outcome,
             reason: if list.is_some() { Reason::Blocked } else { Reason::NotOurs },
             list: list.map(Into::into),
+            limit: None,
             rule: None,
             origin: None,
             labels: None,

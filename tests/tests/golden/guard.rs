@@ -168,12 +168,24 @@ fn a_limit_that_audits_is_sampled() {
     rig.apply(&[Op::Flags(Control::LIMITS), Op::Limit(0, limit(1, 0, 1))]);
     let mut events = rig.bpf.events().unwrap();
     for cpu in 0..events.cpus() {
-        events.grant(cpu, Stream::Dropped, 9, 1);
+        events.grant(cpu, Stream::Dropped, 99, 1);
     }
     let frame = frame4("192.0.2.1", VIP4, L4::Syn(80), 64, b"");
     assert!((0..3).all(|_| rig.run(&frame).reason == Reason::NotOurs));
     let seen: Vec<_> = std::iter::from_fn(|| events.take()).collect();
-    let told = |e: &abi::event::Event| (e.head.reason, e.head.outcome);
-    let want = (Reason::RateLimited as u16, Outcome::Audited as u8);
+    let told = |e: &abi::event::Event| (e.head.reason, e.head.outcome, e.head.number);
+    let want = (Reason::RateLimited as u16, Outcome::Audited as u8, 1);
     assert_eq!(seen.iter().map(told).collect::<Vec<_>>(), [want, want]);
+
+    // The first of those that drop; once, with its row.
+    rig.apply(&[Op::Limit(2, limit(4, 0, 0)), Op::Limit(3, limit(4, 0, 0))]);
+    let frame = frame4("192.0.9.1", VIP4, L4::Syn(80), 64, b"");
+    let reasons: Vec<Reason> = (0..6).map(|_| rig.run(&frame).reason).collect();
+    assert_eq!(reasons[4..], [Reason::RateLimited; 2], "{reasons:?}");
+    let seen: Vec<_> = std::iter::from_fn(|| events.take()).map(|e| told(&e)).collect();
+    let (audited, dropped) = (Outcome::Audited as u8, Outcome::Dropped as u8);
+    let count = |outcome, row| {
+        seen.iter().filter(|told| **told == (Reason::RateLimited as u16, outcome, row)).count()
+    };
+    assert_eq!((count(audited, 1), count(dropped, 3), seen.len()), (5, 2, 7), "{seen:?}");
 }

@@ -62,25 +62,27 @@ pub(crate) fn refuses<const L3: usize, const V4: bool>(
         | u64::from(tcp_flags) << 24
         | u64::from(V4) << 32;
     let found = limited(hi, lo, what, packet.len() as u64);
-    if found & AUDITED != 0 {
-        let reason = Reason::RateLimited;
-        let what = What { reason, outcome: Outcome::Audited, number: 0 };
+    let reason = Reason::RateLimited;
+    let (drops, audits) = (found & 0xff, found >> 8);
+    if audits != 0 {
+        let what = What { reason, outcome: Outcome::Audited, number: audits };
         events::note(packet, cpu, Stream::Dropped, what);
     }
-    (found & DROPPED != 0).then_some(Reason::RateLimited)
+    if drops == 0 {
+        return None;
+    }
+    let what = What { reason, outcome: Outcome::Dropped, number: drops };
+    events::note(packet, cpu, Stream::Dropped, what);
+    Some(reason)
 }
-
-/// A limit drops it.
-const DROPPED: u32 = 1;
-/// A limit would, if it were not for its audit.
-const AUDITED: u32 = 2;
 
 #[inline(always)]
 const fn destination([.., high, low]: [u8; 4]) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
-/// What limits do with it: bits of [`DROPPED`] and [`AUDITED`]. A global function: the verifier goes through
+/// What limits do with it. Low byte: row, from 1 on, of the first one that drops it, or 0; next byte: of the first
+/// one that would if it were not for its audit. A global function: the verifier goes through
 /// its loop once, not once for each kind of packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -96,7 +98,10 @@ extern "C" fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
             && exceeds(limit, row, [hi, lo], v4, now, bytes)
         {
             maps::count_limit(cpu, row, bytes);
-            found |= if limit.audit == 0 { DROPPED } else { AUDITED };
+            let byte = if limit.audit == 0 { 0 } else { 8 };
+            if (found >> byte) & 0xff == 0 {
+                found |= (row + 1) << byte;
+            }
         }
     }
     found

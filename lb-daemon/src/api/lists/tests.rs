@@ -206,6 +206,7 @@ async fn a_plan_says_what_would_have_been_dropped() {
             outcome: Outcome::Passed,
             reason: Reason::NotOurs,
             list: None,
+            limit: None,
             rule: None,
             origin: None,
             labels: None,

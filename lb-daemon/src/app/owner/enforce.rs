@@ -171,6 +171,7 @@ impl Owner {
         }
         let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
         self.parts.kernel.apply(&ops)?;
+        self.parts.samples.set_rates(self.wanted.node.samples);
         self.note_interfaces();
         let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
         self.parts.kernel.apply(&ops)?;
