@@ -140,6 +140,8 @@ reasons! {
     PolicyMalformed = 39, "policy_malformed", Drop;
     /// A fragment (`prefilter.filters: [fragments]`).
     FragmentRefused = 40, "fragment_refused", Drop;
+    /// Balanced to a backend that is this machine itself: left to its stack as it came.
+    DeliveredLocally = 41, "delivered_locally", Pass;
 }
 
 impl Reason {

@@ -243,7 +243,7 @@ fn backends(page: &mut Page, view: &View, counters: &dyn Counters) {
     let gauges: [(&Metric, Read); 3] = [
         (&BACKEND_HEALTHY, |_, backend| u64::from(backend.health != Health::Down)),
         (&BACKEND_RESOLVED, |_, backend| {
-            u64::from(matches!(backend.next_hop, NextHopView::Resolved { .. }))
+            u64::from(!matches!(backend.next_hop, NextHopView::Unresolved(_)))
         }),
         (&BACKEND_WEIGHT, |spec, _| u64::from(spec.weight)),
     ];

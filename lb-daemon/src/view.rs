@@ -170,6 +170,8 @@ pub enum NextHopView {
         /// Path MTU known to the route or link, in bytes of L3.
         mtu: u32,
     },
+    /// They do not: the backend is this machine.
+    Local,
     /// Why not.
     Unresolved(Arc<str>),
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::ensure;
 use lb_tests::{
     capture::{Capture, Checksums},
-    edge::{self, Edge, expect_all_answer, expect_answered},
-    http,
+    edge::{self, Edge, PATIENCE, expect_all_answer, expect_answered},
+    eventually, http,
     lab::{
-        BLOCKED_V4, BLOCKED_V6, CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4,
-        SPARE_V6, at,
+        BLOCKED_V4, BLOCKED_V6, CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab,
+        SPARE_V4, SPARE_V6, at,
     },
-    web,
+    web::{self, Web},
 };
 
 /// Service and backends of the same family, encapsulated.
@@ -46,6 +46,35 @@ fn udp_tunnels_in_every_combination_of_families() -> anyhow::Result<()> {
         edge.lb.expect_quiet()?;
     }
     Ok(())
+}
+
+/// One of the backends is the balancer itself: it answers what falls to it, and forwards the rest.
+#[test]
+fn a_backend_on_the_balancer_itself() -> anyhow::Result<()> {
+    let lab = Lab::start()?;
+    let host = lab.host("lb")?;
+    host.ip(&format!("addr add {IPIP_V4}/32 dev lo\naddr add {IPIP_V6}/128 dev lo nodad"))?;
+    let _here = Web::start(host, &lab.directory().join("lb").join("nginx"), "lb")?;
+    let decap = lab.decap()?;
+    let mut text = edge::yaml(&edge::IPIP());
+    for (there, here) in [("192.0.2.11", "192.0.2.1"), ("2001:db8:2::11", "2001:db8:2::1")] {
+        let line = format!("{{name: web-1, address: \"{there}\"}}");
+        assert!(text.contains(&line));
+        text = text.replace(&line, &format!("{{name: here, address: \"{here}\"}}"));
+    }
+    let lb = lab.daemon("lb", &text)?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let edge = Edge { lb, decap, lab };
+    for vip in [IPIP_V4, IPIP_V6] {
+        let tally = edge.requests(vip, 90)?;
+        expect_answered(&tally);
+        let who: Vec<&str> = tally.answers.keys().map(String::as_str).collect();
+        assert_eq!(who, ["lb", "web-2", "web-3"]);
+    }
+    assert!(edge.lb.metric("lb_datapath_packets_total{reason=\"delivered_locally\"")? > 90.0);
+    assert_eq!(edge.lb.backends("ipip-v4")?["here"]["next_hop"]["local"], true);
+    assert!(edge.lb.lbctl(&["backend", "list"])?.contains("this machine"));
+    edge.lb.expect_quiet()
 }
 
 /// Only the MAC is rewritten.

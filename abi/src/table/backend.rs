@@ -42,13 +42,16 @@ impl State {
     }
 }
 
-/// The way to a next hop: MAC and row of the egress table, in one word; 0 is unresolved.
+/// The way to a next hop: MAC and row of the egress table, in one word; 0 is unresolved, 1 is this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HopWord(u64);
 
 impl HopWord {
     /// Not known.
     pub const UNRESOLVED: Self = Self(0);
+    /// The address is one of this machine's own. It names no row of the egress table, so that only packets
+    /// that find none there look at it.
+    pub const LOCAL: Self = Self(1);
 
     /// From a MAC address and a row of the egress table.
     #[must_use]
@@ -75,6 +78,13 @@ impl HopWord {
     #[must_use]
     pub const fn egress(self) -> Option<u32> {
         ((self.0 >> 48) as u32).checked_sub(1)
+    }
+
+    /// Whether packets stay on this machine.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_local(self) -> bool {
+        self.0 == Self::LOCAL.0
     }
 
     /// First four bytes of the MAC, as they stand in a header.

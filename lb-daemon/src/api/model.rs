@@ -191,6 +191,9 @@ pub enum Health {
 pub struct NextHop {
     /// Whether route and neighbour are known.
     pub resolved: bool,
+    /// The backend is the balancer's own machine: its packets go to the stack.
+    #[serde(default)]
+    pub local: bool,
     /// Egress interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -329,7 +332,7 @@ pub fn serves(spec: &model::Backend, backend: &view::BackendView) -> bool {
     spec.state == model::BackendState::Active
         && backend.slots > 0
         && backend.health != view::Health::Down
-        && matches!(backend.next_hop, view::NextHopView::Resolved { .. })
+        && !matches!(backend.next_hop, view::NextHopView::Unresolved(_))
 }
 
 impl BackendCounts {
@@ -464,14 +467,24 @@ impl From<&view::NextHopView> for NextHop {
                 let mac = mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
                 Self {
                     resolved: true,
+                    local: false,
                     interface: Some(interface.to_string()),
                     mac: Some(mac),
                     mtu: Some(*mtu),
                     reason: None,
                 }
             }
+            view::NextHopView::Local => Self {
+                resolved: true,
+                local: true,
+                interface: None,
+                mac: None,
+                mtu: None,
+                reason: None,
+            },
             view::NextHopView::Unresolved(reason) => Self {
                 resolved: false,
+                local: false,
                 interface: None,
                 mac: None,
                 mtu: None,

@@ -248,7 +248,7 @@ async fn first_hops(
 ) -> BTreeMap<IpAddr, NextHop> {
     let mut known = BTreeMap::new();
     let resolved = |known: &BTreeMap<IpAddr, NextHop>| {
-        targets.iter().all(|t| matches!(known.get(t), Some(NextHop::Resolved(_))))
+        targets.iter().all(|t| known.get(t).is_some_and(NextHop::is_reachable))
     };
     let all = async {
         while !resolved(&known)

@@ -84,10 +84,7 @@ fn next_hop(hop: Option<&NextHop>) -> NextHopView {
             mtu: hop.mtu,
         },
         Some(NextHop::Unresolved(why)) => NextHopView::Unresolved(why.clone()),
-        Some(NextHop::Local) => NextHopView::Unresolved(
-            "it is an address of this machine, and delivery to it is not implemented in this version"
-                .into(),
-        ),
+        Some(NextHop::Local) => NextHopView::Local,
         None => NextHopView::Unresolved("not looked up yet".into()),
     }
 }

@@ -110,6 +110,7 @@ pub(super) fn backends(items: &[Backend]) -> String {
         ],
         items.iter().map(|b| {
             let hop = match (&b.next_hop.mac, &b.next_hop.interface) {
+                _ if b.next_hop.local => "this machine".to_owned(),
                 (Some(mac), Some(interface)) => format!("{mac} {interface}"),
                 _ => format!("none: {}", b.next_hop.reason.as_deref().unwrap_or("not resolved")),
             };

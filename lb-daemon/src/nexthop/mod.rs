@@ -28,6 +28,17 @@ pub enum NextHop {
     Local,
 }
 
+impl NextHop {
+    /// Whether packets get there.
+    #[must_use]
+    pub const fn is_reachable(&self) -> bool {
+        match self {
+            Self::Resolved(_) | Self::Local => true,
+            Self::Unresolved(_) => false,
+        }
+    }
+}
+
 /// A resolved way out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hop {

@@ -122,8 +122,10 @@ impl Planner {
 
     /// The word for an address's next hop; writes the egress row that it needs.
     pub(super) fn hop_word(&mut self, address: IpAddr, ops: &mut Vec<Op>) -> Result<HopWord, Full> {
-        let Some(NextHop::Resolved(hop)) = self.hops.get(&address) else {
-            return Ok(HopWord::UNRESOLVED);
+        let hop = match self.hops.get(&address) {
+            Some(NextHop::Resolved(hop)) => hop,
+            Some(NextHop::Local) => return Ok(HopWord::LOCAL),
+            Some(NextHop::Unresolved(_)) | None => return Ok(HopWord::UNRESOLVED),
         };
         let mac = hop.dst_mac;
         let wanted = self.egress_of(hop);
@@ -183,7 +185,7 @@ impl Planner {
         for (&address, member) in &service.members {
             let wanted = spec.backends.iter().find(|b| b.address == address);
             let unhealthy = self.unhealthy.contains(&(name.to_owned(), address));
-            let reachable = matches!(self.hops.get(&address), Some(NextHop::Resolved(_)));
+            let reachable = self.hops.get(&address).is_some_and(NextHop::is_reachable);
             let maintenance = wanted.is_some_and(|b| b.state == BackendState::Maintenance);
             let takes_new = wanted.is_some_and(|b| b.state == BackendState::Active && b.weight > 0);
             states.push((address, member.row, unhealthy || !reachable || maintenance, takes_new));

@@ -70,7 +70,7 @@ impl Planner {
             }
             let row = self.backends.take().ok_or(Full("BACKENDS"))?;
             let hop = self.hop_word(address, ops)?;
-            let reachable = matches!(self.hops.get(&address), Some(NextHop::Resolved(_)));
+            let reachable = self.hops.get(&address).is_some_and(NextHop::is_reachable);
             let down = !reachable || backend.state == BackendState::Maintenance;
             let epoch = tables.backend(row).epoch().wrapping_add(1);
             let state = State { down, recovering: false, heir: None };

@@ -9,7 +9,7 @@ use abi::{
 };
 use config::model::{Forwarding, Port, Protocol};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, VlanId};
-use lb_daemon::datapath::Op;
+use lb_daemon::{datapath::Op, nexthop::NextHop};
 use lb_tests::rig::{CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
 
 use packets::{
@@ -247,6 +247,32 @@ fn no_backend_and_no_next_hop() {
     let row = rig.planner.services()["web"].members[&"10.0.1.11".parse().unwrap()].row;
     rig.apply(&[Op::State(row, abi::table::State::default())]);
     assert_eq!(rig.run(&frame).reason, Reason::NoNextHop);
+}
+
+/// A backend that is this machine gets the packet as it came, whatever the forwarding.
+#[test]
+fn a_backend_on_this_machine() {
+    for forwarding in [Forwarding::L2, Forwarding::Ipip, Forwarding::Gue, Forwarding::Geneve] {
+        let mut rig = rig(forwarding, "10.0.1.11");
+        let here =
+            std::collections::BTreeMap::from([("10.0.1.11".parse().unwrap(), NextHop::Local)]);
+        let ops = rig.planner.set_hops(&here, &rig.bpf, std::time::Duration::ZERO).unwrap();
+        rig.apply(&ops);
+        let frames = [
+            frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"hello"),
+            frame6("2001:db8:9::7", VIP6, L4::Udp(443), 64, b"hello"),
+        ];
+        for frame in &frames {
+            let got = rig.run(frame);
+            assert_eq!((got.action, got.reason), (PASS, Reason::DeliveredLocally));
+            assert_eq!(got.frame, *frame);
+        }
+        let (front, back) = rig.counts("web");
+        assert_eq!((front.packets, front.new_connections), (2, 1));
+        assert_eq!(front, back);
+        rig.put(vec![service("web", &[VIP4, VIP6], forwarding, &["10.0.1.11"])]);
+        assert_eq!(rig.run(&frames[0]).reason, Reason::DeliveredLocally);
+    }
 }
 
 #[test]

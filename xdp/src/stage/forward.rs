@@ -13,7 +13,7 @@ use abi::{
 
 use crate::{maps, packet::Packet};
 
-/// Sends the packet; its headers are gone afterwards.
+/// Sends the packet; its headers are gone afterwards. A backend that is this machine gets it as it came.
 #[inline(always)]
 pub(crate) fn run<const L3: usize, const V4: bool>(
     packet: &mut Packet,
@@ -23,7 +23,9 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     let hop = backend.hop();
-    let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
+    let Some(egress) = hop.egress().and_then(maps::egress) else {
+        return if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) };
+    };
 
     match frontend.mode() {
         Mode::L2 => {

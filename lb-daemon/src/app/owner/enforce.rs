@@ -118,7 +118,7 @@ impl Owner {
                 let Some(member) = planned.members.get(&backend.address) else { continue };
                 let State { down: was_down, .. } = tables.backend(member.row).state();
                 let reachable =
-                    matches!(self.planner.hop(backend.address), Some(NextHop::Resolved(_)));
+                    self.planner.hop(backend.address).is_some_and(NextHop::is_reachable);
                 if was_down && reachable && backend.state != BackendState::Maintenance {
                     down.push((name.to_string(), backend.address));
                 }
