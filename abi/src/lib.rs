@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod chance;
 pub mod checksum;
 pub mod event;
 pub mod flow;

@@ -68,6 +68,9 @@ pub const RANGE_STEPS: u32 = 17;
 /// Counter rows of reasons for each CPU; a power of two, not less than the number of reasons.
 pub const REASON_ROWS: u32 = 64;
 
+/// Backends that a packet may name one after the other ([`crate::chance`]).
+pub const MAX_CHANCES: u8 = 4;
+
 /// Outer TTL and hop limit.
 pub const OUTER_TTL: u8 = 64;
 
@@ -99,8 +102,10 @@ pub mod behind {
     pub const SECOND: u32 = 0;
     /// Services whose backend is not simply the ring's.
     pub const CHOICE: u32 = 1;
+    /// Segments that may be tried at two backends, on both sides.
+    pub const SECOND_CHANCE: u32 = 3;
     /// How many.
-    pub const PLACES: u32 = 4;
+    pub const PLACES: u32 = 8;
 }
 
 /// Bounds of identity policy.

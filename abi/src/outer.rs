@@ -39,6 +39,8 @@ pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
         Mode::Ipip => 0,
         Mode::Gue => GUE_SHIM,
         Mode::Geneve => GENEVE_SHIM,
+        // Always as much as it may be: a path's MTU should not change while slots move.
+        Mode::GueTwice => GUE_SHIM + crate::chance::room(outer_v4),
     };
     shim as u32 + if outer_v4 { 20 } else { 40 }
 }
@@ -123,8 +125,16 @@ const fn udp(port: u16, len: u16, entropy: u32) -> [u32; 2] {
 #[inline(always)]
 #[must_use]
 pub const fn gue(inner_len: u16, protocol: u8, entropy: u32) -> [u32; 3] {
-    let [ports, len] = udp(GUE_PORT, inner_len.wrapping_add(GUE_SHIM as u16), entropy);
-    [ports, len, u32::from_ne_bytes([0, protocol, 0, 0])]
+    gue_with(0, inner_len, protocol, entropy)
+}
+
+/// The same, with `private` bytes of data behind GUE's header: a multiple of four, at most 124.
+#[inline(always)]
+#[must_use]
+pub const fn gue_with(private: u8, inner_len: u16, protocol: u8, entropy: u32) -> [u32; 3] {
+    let len = inner_len.wrapping_add(GUE_SHIM as u16 + private as u16);
+    let [ports, len] = udp(GUE_PORT, len, entropy);
+    [ports, len, u32::from_ne_bytes([private / 4, protocol, 0, 0])]
 }
 
 /// UDP's and Geneve's headers in front of an inner packet of `inner_len` bytes and this ethertype:

@@ -177,12 +177,12 @@ fn up_or_other<T: Tables>(tables: &T, ring: Ring, row: u32, hash: u64) -> u32 {
 }
 
 #[inline(always)]
-fn is_up<T: Tables>(tables: &T, row: u32) -> bool {
+pub(crate) fn is_up<T: Tables>(tables: &T, row: u32) -> bool {
     tables.backend(row).is_some_and(|b| !b.state().down)
 }
 
 #[inline(always)]
-fn own_slot<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
+pub(crate) fn own_slot<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
     if ring.size == 0 {
         return None;
     }

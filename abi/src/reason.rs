@@ -142,6 +142,12 @@ reasons! {
     FragmentRefused = 40, "fragment_refused", Drop;
     /// Balanced to a backend that is this machine itself: left to its stack as it came.
     DeliveredLocally = 41, "delivered_locally", Pass;
+    /// Of a service with `second_chance`, and the program for it is missing.
+    SecondChance = 42, "second_chance", Drop;
+    /// A segment that no socket here is for: on to the backend that it names next.
+    HandedOn = 43, "handed_on", Forward;
+    /// The same, by way of the host's stack, which has to look for the neighbour.
+    HandedOnByHost = 44, "handed_on_by_host", Pass;
 }
 
 impl Reason {
@@ -158,6 +164,7 @@ impl Reason {
                 | Self::TooBig
                 | Self::SourceRefused
                 | Self::TunnelSourceRefused
+                | Self::SecondChance
         )
     }
 }

@@ -254,6 +254,8 @@ pub enum Mode {
     Gue = 2,
     /// Outer IP and UDP headers, and Geneve's.
     Geneve = 3,
+    /// As `Gue`; while its slot is between two backends, a packet names the other one ([`crate::chance`]).
+    GueTwice = 5,
 }
 
 /// A row of the frontend table.
@@ -399,6 +401,7 @@ impl Frontend {
             1 => Mode::Ipip,
             2 => Mode::Gue,
             3 => Mode::Geneve,
+            5 => Mode::GueTwice,
             _ => Mode::L2,
         }
     }

@@ -107,6 +107,9 @@ pub fn service_to_json(service: &model::Service) -> Value {
         "backends": backends.iter().map(backend).collect::<Vec<_>>(),
         "drain_timeout": format_duration(*drain_timeout),
     });
+    if *forwarding == model::Forwarding::GueTwice {
+        json["second_chance"] = json!(true);
+    }
     if !source_ranges.is_empty() {
         json["source_ranges"] = json!(source_ranges);
     }

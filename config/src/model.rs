@@ -275,6 +275,9 @@ pub enum Forwarding {
     Gue,
     /// Outer IP and UDP headers and Geneve's (RFC 8926); any inner and outer family.
     Geneve,
+    /// As `Gue`, with `second_chance`: while a packet may belong to either of two backends, it names the
+    /// other one as well.
+    GueTwice,
 }
 
 impl Forwarding {
@@ -284,7 +287,7 @@ impl Forwarding {
         match self {
             Self::L2 => "l2",
             Self::Ipip => "ipip",
-            Self::Gue => "gue",
+            Self::Gue | Self::GueTwice => "gue",
             Self::Geneve => "geneve",
         }
     }

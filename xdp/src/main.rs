@@ -8,6 +8,7 @@
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
+mod chance;
 mod events;
 mod exception;
 mod maps;
@@ -33,7 +34,11 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let reason = pipeline::run(&mut packet, cpu);
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no second program.
-        maps::hand_on(packet.context(), behind::SECOND, reason);
+        let place = match reason {
+            Reason::SecondChance => behind::SECOND_CHANCE,
+            _ => behind::SECOND,
+        };
+        maps::hand_on(packet.context(), place, reason);
     }
     maps::count_reason(cpu, reason, bytes);
     events::dropped(&packet, cpu, reason);
@@ -48,6 +53,25 @@ pub fn lb_second(ctx: XdpContext) -> u32 {
     let bytes = packet.arrived();
     let cpu = maps::cpu();
     let reason = exception::run(&packet, cpu);
+    if reason == Reason::SecondChance {
+        maps::hand_on(packet.context(), behind::SECOND_CHANCE, reason);
+    }
+    maps::count_reason(cpu, reason, bytes);
+    events::dropped(&packet, cpu, reason);
+    action(reason)
+}
+
+/// Segments that may be tried at two backends; called by the other two.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_chance(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(ctx);
+    let bytes = packet.arrived();
+    let cpu = maps::cpu();
+    let reason = chance::run(&packet, cpu);
+    if reason == Reason::TooBig {
+        maps::hand_on(packet.context(), behind::SECOND, reason);
+    }
     maps::count_reason(cpu, reason, bytes);
     events::dropped(&packet, cpu, reason);
     action(reason)
@@ -59,7 +83,7 @@ const fn action(reason: Reason) -> u32 {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Forward => match reason {
-            Reason::ForwardedRedirect => xdp_action::XDP_REDIRECT,
+            Reason::ForwardedRedirect | Reason::HandedOn => xdp_action::XDP_REDIRECT,
             _ => xdp_action::XDP_TX,
         },
     }

@@ -35,6 +35,9 @@ pub(crate) struct Service {
     pub(crate) drain_timeout: Field<Span>,
     /// How backends are checked. Without it they count as healthy.
     pub(crate) health_check: Field<HealthCheck>,
+    /// While a packet may belong to either of two backends, it names the other one as well, and the backend's
+    /// `decap` hands on what it has no socket for. Needs `forwarding: gue`. Default: false.
+    pub(crate) second_chance: Field<bool>,
 }
 
 /// A port of a service.

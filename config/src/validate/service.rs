@@ -55,12 +55,13 @@ pub(crate) fn service(
         backends,
         drain_timeout,
         health_check,
+        second_chance,
     } = service;
 
     let name = service_name(name, at, named, report);
     let addresses = self::addresses(address, addresses, at, report);
     let (ports, places) = self::ports(ports, forwarding, at, report);
-    let forwarding = self::forwarding(forwarding, at, report);
+    let forwarding = twice(self::forwarding(forwarding, at, report), second_chance, report);
     let backends = self::backends(backends, &addresses, forwarding, report);
     refuse_unimplemented(scheduling, affinity, report);
     let source_ranges = super::sources(source_ranges, report);
@@ -248,6 +249,31 @@ fn forwarding(
         "allowed: l2, ipip, gue, geneve",
     );
     None
+}
+
+/// `forwarding` with what `second_chance` says.
+fn twice(
+    forwarding: Option<model::Forwarding>,
+    second_chance: &Field<bool>,
+    report: &Report<'_>,
+) -> Option<model::Forwarding> {
+    let Some((true, at)) = second_chance.placed().map(|(wanted, at)| (*wanted, at)) else {
+        return forwarding;
+    };
+    match forwarding? {
+        model::Forwarding::Gue => Some(model::Forwarding::GueTwice),
+        other => {
+            report.fault(
+                at,
+                format!(
+                    "`second_chance` needs the header of GUE, and `forwarding` is {}",
+                    other.as_str()
+                ),
+                "write `forwarding: gue`, or leave `second_chance` out",
+            );
+            None
+        }
+    }
 }
 
 fn backends(

@@ -192,7 +192,7 @@ pub struct NextHop {
     /// Whether route and neighbour are known.
     pub resolved: bool,
     /// The backend is the balancer's own machine: its packets go to the stack.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
     /// Egress interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -95,7 +95,8 @@ const SHARED: [&str; 9] = [
 ];
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 1] = [("lb_second", behind::SECOND)];
+const BEHIND: [(&str, u32); 2] =
+    [("lb_second", behind::SECOND), ("lb_chance", behind::SECOND_CHANCE)];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]

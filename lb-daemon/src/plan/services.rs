@@ -357,6 +357,7 @@ pub(super) const fn mode(forwarding: Forwarding) -> Mode {
         Forwarding::L2 => Mode::L2,
         Forwarding::Ipip => Mode::Ipip,
         Forwarding::Gue => Mode::Gue,
+        Forwarding::GueTwice => Mode::GueTwice,
         Forwarding::Geneve => Mode::Geneve,
     }
 }

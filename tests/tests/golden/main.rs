@@ -17,6 +17,7 @@ use packets::{
 };
 
 mod blocklists;
+mod chance;
 mod events;
 mod guard;
 mod icmp;
@@ -41,7 +42,7 @@ fn loads_with_every_set_of_features() {
 fn the_verifier_has_room() {
     let rig = Rig::new(EVERYTHING);
     let verified = rig.bpf.verified();
-    for (name, most) in [("lb", 400_000), ("lb_second", 400_000)] {
+    for (name, most) in [("lb", 400_000), ("lb_second", 400_000), ("lb_chance", 200_000)] {
         let count = verified.get(name).copied().unwrap_or(0);
         println!("{name}: {count} instructions");
         assert!((1..=most).contains(&count), "{name}: {count} instructions, bound {most}");
@@ -359,6 +360,7 @@ fn every_reason_is_tested() {
     let source = concat!(
         include_str!("main.rs"),
         include_str!("blocklists.rs"),
+        include_str!("chance.rs"),
         include_str!("guard.rs"),
         include_str!("icmp.rs"),
         include_str!("odd.rs"),
@@ -366,7 +368,7 @@ fn every_reason_is_tested() {
         include_str!("../policy.rs"),
     );
     for reason in Reason::ALL {
-        let untestable = matches!(reason, Reason::AdjustFailed);
+        let untestable = matches!(reason, Reason::AdjustFailed | Reason::SecondChance);
         let named = source.contains(&format!("Reason::{reason:?})"))
             || source.contains(&format!("Reason::{reason:?},"))
             || source.contains(&format!("Reason::{reason:?};"));

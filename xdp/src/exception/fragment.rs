@@ -60,7 +60,7 @@ fn first<const L3: usize, const V4: bool>(
         entropy: picked.entropy,
         time: maps::now(),
     };
-    let reason = forward::run::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
+    let reason = forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
     maps::remember_fragment(key, &entry);
     maps::count_frontend(cpu, row, bytes, transport.opening);
     maps::count_backend(cpu, picked.row, bytes, transport.opening);
@@ -82,7 +82,7 @@ fn later<const L3: usize, const V4: bool>(
         return Err(Reason::Fragment);
     }
     let bytes = packet.len() as u64;
-    let reason = forward::run::<L3, V4>(packet, ip, frontend, backend, entry.entropy)?;
+    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, entry.entropy)?;
     maps::count_frontend(cpu, entry.frontend, bytes, false);
     maps::count_backend(cpu, entry.backend, bytes, false);
     Ok(reason)

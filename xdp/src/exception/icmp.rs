@@ -113,7 +113,7 @@ fn error<const L3: usize, const V4: bool>(
     let phase = if tuple.protocol == protocol::UDP { Phase::Unknown } else { Phase::Established };
     let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
     let bytes = packet.len() as u64;
-    let reason = forward::run::<L3, V4>(packet, ip, frontend, backend, hash as u32)?;
+    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, hash as u32)?;
     maps::count_frontend(cpu, row, bytes, false);
     maps::count_backend(cpu, backend_row, bytes, false);
     Ok(reason)

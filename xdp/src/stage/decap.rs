@@ -93,6 +93,8 @@ fn shim<const L3: usize>(packet: &Packet, ip: &Ip, tunnel: Tunnel) -> Result<usi
                 // Variant 1: an IP header follows at once.
                 (1, _, _) => Ok(UDP),
                 (_, 0, [0, 0]) => Ok(UDP + 4),
+                // Private data, perhaps of the kind that another program knows.
+                (_, 1..=31, [0, 0]) => Err(Reason::SecondChance),
                 _ => Err(Reason::BadInner),
             }
         }
@@ -136,10 +138,21 @@ fn announced<const L3: usize>(packet: &Packet, ip: &Ip, tunnel: Tunnel) -> Optio
 
 #[inline(always)]
 fn strip<const L3: usize>(packet: &mut Packet, ip: &Ip, tunnel: Tunnel) -> Result<(), Reason> {
+    let outer = ip.header + shim::<L3>(packet, ip, tunnel)?;
+    strip_at::<L3>(packet, ip, tunnel, outer)
+}
+
+/// The same, when `outer` bytes stand in front of the inner header.
+#[inline(always)]
+pub(crate) fn strip_at<const L3: usize>(
+    packet: &mut Packet,
+    ip: &Ip,
+    tunnel: Tunnel,
+    outer: usize,
+) -> Result<(), Reason> {
     if !packet.holds(L3 + ip.total as usize) {
         return Err(Reason::BadLength);
     }
-    let outer = ip.header + shim::<L3>(packet, ip, tunnel)?;
     let e = announced::<L3>(packet, ip, tunnel).ok_or(Reason::BadInner)?;
     let inner = L3 + outer;
     // Its first eight bytes; the shortest header has more.

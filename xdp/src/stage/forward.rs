@@ -4,6 +4,8 @@
 //! Everything that can refuse is checked before the first byte is written.
 
 use abi::{
+    addr::Addr,
+    chance::{self, SHIM4, SHIM6},
     checksum,
     outer::{self, GENEVE_SHIM, GUE_SHIM},
     reason::Reason,
@@ -22,12 +24,73 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     backend: &Backend,
     entropy: u32,
 ) -> Result<Reason, Reason> {
+    match frontend.mode() {
+        // Another program sees to these.
+        Mode::GueTwice => Err(Reason::SecondChance),
+        mode => by::<L3, V4>(packet, ip, mode, backend, entropy),
+    }
+}
+
+/// The same, for packets that have one chance alone.
+#[inline(always)]
+pub(crate) fn once<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    frontend: &Frontend,
+    backend: &Backend,
+    entropy: u32,
+) -> Result<Reason, Reason> {
+    let mode = match frontend.mode() {
+        Mode::GueTwice => Mode::Gue,
+        mode => mode,
+    };
+    by::<L3, V4>(packet, ip, mode, backend, entropy)
+}
+
+/// As GUE, with the address of another backend of the same family.
+#[inline(always)]
+pub(crate) fn twice<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    backend: &Backend,
+    other: Addr,
+    entropy: u32,
+) -> Result<Reason, Reason> {
+    let hop = backend.hop();
+    let Some(egress) = hop.egress().and_then(maps::egress) else {
+        return if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) };
+    };
+    if backend.addr().is_v4() {
+        encap4::<L3, V4, SHIM4>(packet, ip, backend, hop, egress, entropy)?;
+        let at = L3 + 20 + GUE_SHIM;
+        let place = packet.bytes_mut::<8>(at).ok_or(Reason::AdjustFailed)?;
+        put(&mut place[0..4], chance::one_hop(true));
+        put(&mut place[4..8], other.as_v4_raw());
+    } else {
+        encap6::<L3, V4, SHIM6>(packet, ip, backend, hop, egress, entropy)?;
+        let at = L3 + 40 + GUE_SHIM;
+        let place = packet.bytes_mut::<20>(at).ok_or(Reason::AdjustFailed)?;
+        put(&mut place[0..4], chance::one_hop(false));
+        put64(&mut place[4..12], other.hi());
+        put64(&mut place[12..20], other.lo());
+    }
+    Ok(sent(packet, egress))
+}
+
+#[inline(always)]
+fn by<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    mode: Mode,
+    backend: &Backend,
+    entropy: u32,
+) -> Result<Reason, Reason> {
     let hop = backend.hop();
     let Some(egress) = hop.egress().and_then(maps::egress) else {
         return if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) };
     };
 
-    match frontend.mode() {
+    match mode {
         Mode::L2 => {
             fits(ip, 0, egress)?;
             decrement_ttl::<L3, V4>(packet)?;
@@ -35,15 +98,22 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
             macs(link, hop, egress);
         }
         Mode::Ipip => encap::<L3, V4, 0>(packet, ip, backend, hop, egress, entropy)?,
-        Mode::Gue => encap::<L3, V4, GUE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
+        Mode::Gue | Mode::GueTwice => {
+            encap::<L3, V4, GUE_SHIM>(packet, ip, backend, hop, egress, entropy)?;
+        }
         Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
     }
 
+    Ok(sent(packet, egress))
+}
+
+#[inline(always)]
+fn sent(packet: &Packet, egress: &Egress) -> Reason {
     if egress.ifindex() == packet.ingress() {
-        Ok(Reason::ForwardedTx)
+        Reason::ForwardedTx
     } else {
         packet.redirect(egress.ifindex());
-        Ok(Reason::ForwardedRedirect)
+        Reason::ForwardedRedirect
     }
 }
 
@@ -157,10 +227,11 @@ fn put_shim<const V4: bool, const SHIM: usize>(
     ip: &Ip,
     entropy: u32,
 ) -> Result<(), Reason> {
-    const { assert!(SHIM == 0 || SHIM == GUE_SHIM || SHIM == GENEVE_SHIM) };
-    if SHIM == GUE_SHIM {
+    const { assert!(matches!(SHIM, 0 | GUE_SHIM | GENEVE_SHIM | SHIM4 | SHIM6)) };
+    if SHIM == GUE_SHIM || SHIM == SHIM4 || SHIM == SHIM6 {
         let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
-        let words = outer::gue(ip.total as u16, inner, entropy);
+        let private = (SHIM - GUE_SHIM) as u8;
+        let words = outer::gue_with(private, ip.total as u16, inner, entropy);
         let place = packet.bytes_mut::<GUE_SHIM>(at).ok_or(Reason::AdjustFailed)?;
         put(&mut place[0..4], words[0]);
         put(&mut place[4..8], words[1]);
