@@ -30,6 +30,13 @@ impl Addr {
         Self { hi: 0, lo: (raw as u64) << 32 | 0xffff_0000 }
     }
 
+    /// From two halves, which need not be an address: for keys that hold something else in its place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_halves(hi: u64, lo: u64) -> Self {
+        Self { hi, lo }
+    }
+
     /// From 16 network-order bytes.
     #[inline(always)]
     #[must_use]

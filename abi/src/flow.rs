@@ -21,6 +21,28 @@ impl FlowKey {
     pub const fn new(t: &Tuple) -> Self {
         Self { src: t.src, dst: t.dst, ports: t.ports, protocol: t.protocol as u32 }
     }
+
+    /// The key of all that a client has with a service, in place of a flow's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn client(src: Addr, service: u64) -> Self {
+        Self { src, dst: Addr::from_halves(service, 0), ports: 0, protocol: 0 }
+    }
+
+    /// The same as a tuple, for its hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tuple(&self) -> Tuple {
+        let Self { src, dst, ports, protocol } = *self;
+        Tuple { src, dst, ports, protocol: protocol as u8 }
+    }
+
+    /// IP protocol; 0 in a client's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> u32 {
+        self.protocol
+    }
 }
 
 /// Key of the table of fragmented datagrams.
@@ -62,23 +84,72 @@ pub struct FragmentEntry {
 
 shared!(FragmentEntry, 24, { frontend @ 0, backend @ 4, epoch @ 8, entropy @ 12, time @ 16 });
 
-/// Value of the flow table: the backend row, and the use of that row that is meant.
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing but a SYN was seen.
+    Opening,
+    /// It goes on, or it is none that has a beginning.
+    Open,
+    /// A FIN or RST was seen.
+    Closed,
+}
+
+/// Value of the flow table: the backend row, the use of that row that is meant, and when the flow was seen.
+///
+/// Live word: `seen`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEntry {
     backend: u32,
     epoch: u32,
-    reserved: u64,
+    seen: u64,
 }
 
-shared!(FlowEntry, 16, { backend @ 0, epoch @ 4, reserved @ 8 });
+shared!(FlowEntry, 16, { backend @ 0, epoch @ 4, seen @ 8 });
 
 impl FlowEntry {
-    /// An entry.
+    const STAGE: u64 = 3;
+    /// Byte offset of `seen`.
+    pub const SEEN: usize = core::mem::offset_of!(Self, seen);
+
+    /// An entry of a flow whose slot has moved: nobody asks when it was seen.
     #[inline(always)]
     #[must_use]
     pub const fn new(backend: u32, epoch: u32) -> Self {
-        Self { backend, epoch, reserved: 0 }
+        Self { backend, epoch, seen: 1 }
+    }
+
+    /// An entry of a flow that was seen at this time, in nanoseconds since boot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen_at(backend: u32, epoch: u32, seen: u64, stage: Stage) -> Self {
+        Self { backend, epoch, seen: Self::seen_word(seen, stage) }
+    }
+
+    /// The word that says when, to four nanoseconds, and how far.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen_word(seen: u64, stage: Stage) -> u64 {
+        seen & !Self::STAGE | stage as u64
+    }
+
+    /// When the flow was seen; now and then brought up to date. Nanoseconds since boot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(&self) -> u64 {
+        self.seen & !Self::STAGE
+    }
+
+    /// How far its connection has come.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stage(&self) -> Stage {
+        match self.seen & Self::STAGE {
+            0 => Stage::Opening,
+            1 => Stage::Open,
+            _ => Stage::Closed,
+        }
     }
 
     /// Row of the backend.
@@ -118,7 +189,14 @@ mod tests {
             assert_eq!(image[28..], [5, 6, 7, 8, 10, 11, 12, 13, 17, 0, 0, 0]);
         }
         let entry: [u8; 16] = bytes(FlowEntry::new(3, 4));
-        assert_eq!(entry, [3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(entry, [3, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let entry = FlowEntry::seen_at(3, 4, 0x107, Stage::Closed);
+        assert_eq!((entry.seen(), entry.stage()), (0x104, Stage::Closed));
+        let entry: [u8; 16] = bytes(entry);
+        assert_eq!(entry[8..], [6, 1, 0, 0, 0, 0, 0, 0]);
+        let client: [u8; 40] = bytes(FlowKey::client(src, 0x1122));
+        assert_eq!(client[16..24], [0x22, 0x11, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(client[24..], [0; 16]);
         let entry = FragmentEntry { frontend: 1, backend: 2, epoch: 3, entropy: 4, time: 5 };
         let entry: [u8; 24] = bytes(entry);
         assert_eq!([entry[0], entry[4], entry[8], entry[12], entry[16]], [1, 2, 3, 4, 5]);

@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod chance;
 pub mod checksum;
+pub mod choice;
 pub mod event;
 pub mod flow;
 pub mod guard;
@@ -23,6 +24,7 @@ pub mod ranges;
 pub mod reason;
 pub mod reply;
 pub mod scope;
+pub mod server;
 pub mod sock;
 pub mod summary;
 pub mod table;

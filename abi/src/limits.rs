@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -57,6 +57,10 @@ pub const FRAGMENT_TIME_NS: u64 = 60_000_000_000;
 pub const ANSWER_INTERVAL_NS: u64 = 1_000_000;
 /// ... and this many at once.
 pub const ANSWER_BURST: u64 = 100;
+/// Flows that a CPU makes entries for: one in this time ...
+pub const ADMIT_INTERVAL_NS: u64 = 10_000;
+/// ... and this many at once. Others are sent by the ring alone.
+pub const ADMIT_BURST: u64 = 10_000;
 /// Bytes of a packet that is too big that its answer brings back.
 pub const QUOTED: usize = 512;
 

@@ -33,6 +33,9 @@ pub trait Tables {
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
     /// Makes or replaces the entry of a flow; it may be lost, and older ones for it.
     fn remember(&self, key: &FlowKey, entry: &FlowEntry);
+    /// Whether one more flow may have an entry now: bounded, so that a flood of new flows neither takes all
+    /// of the table nor all of the time.
+    fn admit(&self) -> bool;
 }
 
 /// What a packet says about its connection.
@@ -135,11 +138,7 @@ fn unsettled<T: Tables>(
         return entry.backend();
     }
 
-    let previous = if ring.resizing {
-        own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
-    } else {
-        slot.previous
-    };
+    let previous = previous(tables, frontend, ring, slot, hash);
     let (row, remember) =
         if phase == Phase::Established && previous != slot.current && is_up(tables, previous) {
             (previous, true)
@@ -147,15 +146,43 @@ fn unsettled<T: Tables>(
             (up_or_other(tables, ring, slot.current, hash), phase != Phase::Established)
         };
 
-    if remember && let Some(backend) = tables.backend(row) {
+    if remember
+        && tables.admit()
+        && let Some(backend) = tables.backend(row)
+    {
         tables.remember(&key, &FlowEntry::new(row, backend.epoch()));
     }
     row
 }
 
+/// The backend that the slot had before.
+#[inline(always)]
+fn previous<T: Tables>(tables: &T, frontend: &Frontend, ring: Ring, slot: Slot, hash: u64) -> u32 {
+    if ring.resizing {
+        own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
+    } else {
+        slot.previous
+    }
+}
+
+/// Row of the backend of a flow that has no entry, by the ring alone; `began`: earlier, perhaps before the
+/// slot moved.
+#[inline(always)]
+pub(crate) fn by_ring<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    ring: Ring,
+    hash: u64,
+    began: bool,
+) -> u32 {
+    let Some(slot) = own_slot(tables, ring, hash) else { return Slot::NONE };
+    let before = if began { previous(tables, frontend, ring, slot, hash) } else { Slot::NONE };
+    if is_up(tables, before) { before } else { up_or_other(tables, ring, slot.current, hash) }
+}
+
 /// `row` if it is up, else the backend of another slot, else the heir.
 #[inline(always)]
-fn up_or_other<T: Tables>(tables: &T, ring: Ring, row: u32, hash: u64) -> u32 {
+pub(crate) fn up_or_other<T: Tables>(tables: &T, ring: Ring, row: u32, hash: u64) -> u32 {
     if is_up(tables, row) {
         return row;
     }

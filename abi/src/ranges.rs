@@ -149,6 +149,9 @@ mod tests {
             None
         }
         fn remember(&self, _: &FlowKey, _: &FlowEntry) {}
+        fn admit(&self) -> bool {
+            false
+        }
     }
 
     fn check(bounds: &[u128], probe: u128, addr: impl Fn(u128) -> IpAddr) {

@@ -162,8 +162,8 @@ impl Reason {
                 | Self::Fragment
                 | Self::NoService
                 | Self::TooBig
-                | Self::SourceRefused
                 | Self::TunnelSourceRefused
+                | Self::SourceRefused
                 | Self::SecondChance
         )
     }

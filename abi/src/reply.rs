@@ -166,11 +166,18 @@ pub const fn may_answer<const V4: bool>(client: Addr) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn allow(kept: u64, now: u64) -> Option<u64> {
+    allow_at(kept, now, ANSWER_INTERVAL_NS, ANSWER_BURST)
+}
+
+/// The same for one in `interval` nanoseconds, and `burst` at once.
+#[must_use]
+#[inline(always)]
+pub const fn allow_at(kept: u64, now: u64, interval: u64, burst: u64) -> Option<u64> {
     let due = if kept > now { kept } else { now };
-    if due - now > ANSWER_BURST * ANSWER_INTERVAL_NS {
+    if due - now > burst * interval {
         return None;
     }
-    Some(due + ANSWER_INTERVAL_NS)
+    Some(due + interval)
 }
 
 #[cfg(test)]

@@ -179,6 +179,9 @@ mod tests {
         fn remember(&self, _: &FlowKey, _: &FlowEntry) {
             unreachable!("connections have no entries here")
         }
+        fn admit(&self) -> bool {
+            unreachable!("connections have no entries here")
+        }
     }
 
     fn addr(text: &str) -> Addr {
@@ -207,7 +210,7 @@ mod tests {
             words[row] = Bucket::entry(frontend.key().hash(5).1, row as u32);
         }
         let row = |&(text, down): &(&str, bool)| {
-            let state = State { down, recovering: false, heir: None };
+            let state = State { down, ..State::default() };
             Backend::new(addr(text), HopWord::UNRESOLVED, state, 1, 1)
         };
         let slot = |i: u32| Slot { current: i / 2, previous: Slot::NONE }.to_word();

@@ -269,6 +269,7 @@ pub struct Frontend {
     flags: u32,
     ring: u64,
     old_ring: u64,
+    /// Of a VIP, the rows of its services with port 0; of a service, where its choice stands.
     any: u64,
     service: u64,
     ranges: u64,
@@ -281,6 +282,7 @@ impl Frontend {
     const MODE: u32 = 7;
     const VIP: u32 = 1 << 8;
     const DECAP: u32 = 1 << 9;
+    const QUIC: u32 = 1 << 10;
     /// The target port stands from here on, in network byte order.
     const TARGET_SHIFT: u32 = 16;
 
@@ -321,6 +323,49 @@ impl Frontend {
         let port = (port.to_be() as u32) << Self::TARGET_SHIFT;
         self.flags = self.flags & !(u32::MAX << Self::TARGET_SHIFT) | port;
         self
+    }
+
+    /// The same, where packets name their server in a QUIC connection id.
+    #[must_use]
+    pub const fn with_quic(mut self, quic: bool) -> Self {
+        self.flags = if quic { self.flags | Self::QUIC } else { self.flags & !Self::QUIC };
+        self
+    }
+
+    /// Whether packets name their server in a QUIC connection id.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_quic(&self) -> bool {
+        self.flags & Self::QUIC != 0
+    }
+
+    /// The word itself: a VIP's services with port 0, or where a service's choice stands.
+    #[must_use]
+    pub fn any(&self) -> u64 {
+        live(&self.any)
+    }
+
+    /// A word for [`Self::set_any`]: where the words of a [`crate::choice::Choice`] begin in the arena.
+    #[must_use]
+    pub const fn choice_word(at: Option<u32>) -> u64 {
+        match at {
+            Some(at) => at as u64 + 1,
+            None => 0,
+        }
+    }
+
+    /// Where the words of its [`crate::choice::Choice`] begin in the arena; of services only.
+    #[inline(always)]
+    #[must_use]
+    pub fn choice(&self) -> Option<u32> {
+        (live(&self.any) as u32).checked_sub(1)
+    }
+
+    /// Whether more than the ring decides where a packet goes, or whether it may; of services only.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_special(&self) -> bool {
+        live(&self.any) | live(&self.ranges) != 0
     }
 
     /// Port at the backends as it stands in a header, in network byte order; 0: that of the frontend.
@@ -448,6 +493,7 @@ impl Frontend {
     }
 
     /// Stable number of the service's name.
+    #[inline(always)]
     #[must_use]
     pub const fn service_id(&self) -> u64 {
         self.service

@@ -154,6 +154,34 @@ wire! {
 }
 
 wire! {
+    /// What begins a QUIC connection id that says where it is routed to.
+    ConnectionId, 9, {
+        /// Three bits that tell the configuration, five of length or of nothing.
+        first: 1,
+        /// The server, and what follows it.
+        server: 8,
+    }
+}
+
+wire! {
+    /// What follows the first byte of a long QUIC header.
+    LongHeader, 5, {
+        /// Version.
+        version: 4,
+        /// Bytes of the destination's connection id.
+        length: 1,
+    }
+}
+
+wire! {
+    /// Two bytes.
+    Pair, 2, {
+        /// They.
+        value: 2,
+    }
+}
+
+wire! {
     /// Eight bytes.
     Word, 8, {
         /// They.
@@ -260,6 +288,10 @@ pub fn ipv6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
 
 /// TCP flag bits.
 pub mod tcp_flags {
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// RST.
+    pub const RST: u8 = 0x04;
     /// SYN.
     pub const SYN: u8 = 0x02;
     /// ACK.

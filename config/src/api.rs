@@ -92,7 +92,7 @@ pub fn service_to_json(service: &model::Service) -> Value {
         addresses,
         ports,
         forwarding,
-        scheduling: model::Scheduling::Maglev,
+        steering,
         backends,
         source_ranges,
         drain_timeout,
@@ -103,13 +103,14 @@ pub fn service_to_json(service: &model::Service) -> Value {
         "addresses": addresses,
         "ports": ports.iter().map(port).collect::<Vec<_>>(),
         "forwarding": forwarding.as_str(),
-        "scheduling": "maglev",
+        "scheduling": steering.scheduling.as_str(),
         "backends": backends.iter().map(backend).collect::<Vec<_>>(),
         "drain_timeout": format_duration(*drain_timeout),
     });
     if *forwarding == model::Forwarding::GueTwice {
         json["second_chance"] = json!(true);
     }
+    put_steering(&mut json, steering);
     if !source_ranges.is_empty() {
         json["source_ranges"] = json!(source_ranges);
     }
@@ -119,18 +120,46 @@ pub fn service_to_json(service: &model::Service) -> Value {
     json
 }
 
+/// What differs from nothing beyond the ring; the scheduling stands already.
+fn put_steering(json: &mut Value, steering: &model::Steering) {
+    let model::Steering { scheduling: _, track, affinity, tcp_option, udp_header, quic_len } =
+        *steering;
+    if track {
+        json["connection_tracking"] = json!("always");
+    }
+    if let Some(time) = affinity {
+        json["affinity"] = json!({"client_ip": format_duration(time)});
+    }
+    let places = [(tcp_option, "tcp-option"), (udp_header, "udp-header")];
+    let places: Vec<&str> = places.into_iter().filter(|p| p.0).map(|p| p.1).collect();
+    if !places.is_empty() {
+        json["server_ids"] = json!(places);
+    }
+    if quic_len > 0 {
+        json["quic"] = json!({"server_id_length": quic_len});
+    }
+}
+
 fn port(port: &model::Port) -> Value {
-    let model::Port { name, port, protocol, target_port } = port;
+    let model::Port { name, port, protocol, target_port, quic } = port;
     let mut json = json!({"name": name, "port": port, "protocol": protocol.as_str()});
     if target_port != port {
         json["target_port"] = json!(target_port);
+    }
+    if *quic {
+        json["quic"] = json!(true);
     }
     json
 }
 
 fn backend(backend: &model::Backend) -> Value {
-    let model::Backend { name, address, weight, state } = backend;
-    json!({"name": name, "address": address, "weight": weight, "state": state.as_str()})
+    let model::Backend { name, address, weight, state, server_id } = backend;
+    let mut json =
+        json!({"name": name, "address": address, "weight": weight, "state": state.as_str()});
+    if let Some(id) = server_id {
+        json["server_id"] = json!(id);
+    }
+    json
 }
 
 fn health_check(check: &model::HealthCheck) -> Value {

@@ -210,8 +210,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// How packets reach a backend.
     pub forwarding: Forwarding,
-    /// How new flows are spread.
-    pub scheduling: Scheduling,
+    /// What it wants beyond its ring.
+    pub steering: Steering,
     /// In the order written. Names and addresses are unique within the service.
     pub backends: Vec<Backend>,
     /// Clients that may use the service; empty: everybody.
@@ -233,6 +233,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// Port at the backend; equal to `port` for all forwarding but `nat`.
     pub target_port: u16,
+    /// Packets name their server in a QUIC connection id.
+    pub quic: bool,
 }
 
 /// Transport protocols that services have.
@@ -299,6 +301,59 @@ pub enum Scheduling {
     /// Weighted Maglev.
     #[default]
     Maglev,
+    /// At random, by weight.
+    Random,
+    /// To the backend with the fewest connections for its weight, of some that are drawn.
+    LeastConnections,
+}
+
+impl Scheduling {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::Random => "random",
+            Self::LeastConnections => "least-connections",
+        }
+    }
+}
+
+/// What a service wants beyond its ring; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// How new flows are spread.
+    pub scheduling: Scheduling,
+    /// Every connection has an entry, whatever the scheduling.
+    pub track: bool,
+    /// How long a client stays with its backend after its last packet; `None`: each flow goes its own way.
+    pub affinity: Option<Duration>,
+    /// Servers are named in a TCP option.
+    pub tcp_option: bool,
+    /// Servers are named in a header of UDP's payload.
+    pub udp_header: bool,
+    /// Bytes of a server id in QUIC connection ids; 0: no port is for QUIC.
+    pub quic_len: u8,
+}
+
+impl Steering {
+    /// Whether packets name their server.
+    #[must_use]
+    pub const fn names_servers(&self) -> bool {
+        self.tcp_option || self.udp_header || self.quic_len > 0
+    }
+
+    /// Whether every connection has an entry of its own, so that they can be counted.
+    #[must_use]
+    pub const fn tracks(&self) -> bool {
+        self.keeps() && self.affinity.is_none()
+    }
+
+    /// Whether flows or clients have entries.
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        self.track || self.affinity.is_some() || !matches!(self.scheduling, Scheduling::Maglev)
+    }
 }
 
 /// A real server.
@@ -312,6 +367,8 @@ pub struct Backend {
     pub weight: u32,
     /// What the operator wants of it.
     pub state: BackendState,
+    /// The number by which packets name it; there wherever they do.
+    pub server_id: Option<u16>,
 }
 
 /// What the operator wants of a backend.

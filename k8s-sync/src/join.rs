@@ -70,7 +70,7 @@ pub(crate) fn join(
                     addresses: own,
                     ports: vec![model_port(port, *target)],
                     forwarding: settings.forwarding,
-                    scheduling: model::Scheduling::Maglev,
+                    steering: model::Steering::default(),
                     backends: backends.clone(),
                     source_ranges: sources.to_vec(),
                     drain_timeout: settings.drain_timeout,
@@ -90,7 +90,13 @@ fn taken(field: &str, address: IpAddr, port: &Port, by: &Key, notices: &mut Noti
 }
 
 fn model_port(port: &Port, target_port: u16) -> model::Port {
-    model::Port { name: port.label(), port: port.port, protocol: port.protocol, target_port }
+    model::Port {
+        name: port.label(),
+        port: port.port,
+        protocol: port.protocol,
+        target_port,
+        quic: false,
+    }
 }
 
 /// `namespace.name.port.family`, with `.lb` for addresses that have source ranges: none of the first
@@ -187,7 +193,7 @@ fn backends(endpoints: &BTreeMap<IpAddr, &Reachable>) -> Vec<Backend> {
             let name = pod.unwrap_or_else(|| endpoint.address.to_string());
             names.insert(name.clone());
             let state = if some_active { endpoint.state } else { BackendState::Active };
-            Backend { name, address: endpoint.address, weight: WEIGHT, state }
+            Backend { name, address: endpoint.address, weight: WEIGHT, state, server_id: None }
         })
         .collect()
 }

@@ -91,6 +91,10 @@ metrics! {
     BACKEND_CONNECTIONS: Counter
         "lb_backend_new_connections_total" ["service", "backend", "address"]
         "Of these packets, TCP segments that open a connection.";
+    BACKEND_ACTIVE: Gauge "lb_backend_active_connections" ["service", "backend", "address"]
+        "Connections of a backend whose service has an entry for each: random, least-connections or tracked.";
+    NOT_ADMITTED: Counter "lb_flows_not_admitted_total" []
+        "Packets of flows that should have got an entry and got none, as there were too many new ones at once.";
     BACKEND_HEALTHY: Gauge "lb_backend_healthy" ["service", "backend", "address"]
         "0 when the health check found the backend down, else 1.";
     BACKEND_RESOLVED: Gauge "lb_backend_next_hop_resolved" ["service", "backend", "address"]
@@ -240,6 +244,13 @@ fn backends(page: &mut Page, view: &View, counters: &dyn Counters) {
         .collect();
     counted(page, &rows, [&BACKEND_PACKETS, &BACKEND_BYTES, &BACKEND_CONNECTIONS]);
 
+    let mut family = page.family(&BACKEND_ACTIVE);
+    for ((service, _, backend), (labels, _)) in backends().zip(&rows) {
+        if service.spec.steering.tracks() {
+            family.sample(labels, counters.active(backend.row));
+        }
+    }
+    page.family(&NOT_ADMITTED).value(counters.not_admitted());
     let gauges: [(&Metric, Read); 3] = [
         (&BACKEND_HEALTHY, |_, backend| u64::from(backend.health != Health::Down)),
         (&BACKEND_RESOLVED, |_, backend| {

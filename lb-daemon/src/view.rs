@@ -299,6 +299,14 @@ pub trait Counters: Send + Sync {
     fn frontend(&self, row: u32) -> Count;
     /// Counters of a backend row.
     fn backend(&self, row: u32) -> Count;
+    /// Connections of a backend row, where its service counts them.
+    fn active(&self, _row: u32) -> u64 {
+        0
+    }
+    /// Flows that should have got an entry and did not, as there were too many at once.
+    fn not_admitted(&self) -> u64 {
+        0
+    }
     /// Counters of a blocklist row; `new_connections` is 0.
     fn list(&self, row: u32) -> Count;
     /// Packets beyond a rate limit, by its row.

@@ -85,6 +85,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn remember(&self, _: &FlowKey, _: &FlowEntry) {}
+
+    #[inline(always)]
+    fn admit(&self) -> bool {
+        false
+    }
 }
 
 #[inline(always)]

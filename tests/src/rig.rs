@@ -12,7 +12,7 @@ use std::{
 use abi::{limits::feature, reason::Reason};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use config::model::{
-    Backend, BackendState, DesiredState, Forwarding, Port, Protocol, Scheduling, Service, Source,
+    Backend, BackendState, DesiredState, Forwarding, Port, Protocol, Service, Source, Steering,
 };
 use lb_daemon::{
     datapath::{Capacity, Datapath, Op, bpf::Bpf},
@@ -76,10 +76,11 @@ pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&s
                 port,
                 protocol,
                 target_port: port,
+                quic: false,
             })
             .into(),
         forwarding,
-        scheduling: Scheduling::Maglev,
+        steering: Steering::default(),
         backends: backends
             .iter()
             .map(|a| Backend {
@@ -87,6 +88,7 @@ pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&s
                 address: address(a),
                 weight: 1,
                 state: BackendState::Active,
+                server_id: None,
             })
             .collect(),
         source_ranges: Vec::new(),

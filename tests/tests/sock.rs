@@ -107,7 +107,7 @@ impl Scene {
     fn set_down(&mut self, service: &str, backend: &str, down: bool) {
         let address: IpAddr = backend.parse().unwrap();
         let row = self.rig.planner.services()[service].members[&address].row;
-        self.rig.apply(&[Op::State(row, State { down, recovering: false, heir: None })]);
+        self.rig.apply(&[Op::State(row, State { down, ..State::default() })]);
     }
 }
 
@@ -118,6 +118,7 @@ fn front(name: &str, vip: &str, backends: &[&str]) -> Service {
         port,
         protocol,
         target_port,
+        quic: false,
     };
     let mut service = service(name, &[vip], Forwarding::Ipip, backends);
     service.ports = vec![

@@ -2,13 +2,15 @@
 //!
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
 //! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. What is for a VIP
-//! and cannot be forwarded as it stands goes on to a second program, [`exception`].
+//! and cannot be forwarded as it stands goes on to a second program, [`exception`]; what is for a service that
+//! wants more than its ring says, to [`choice`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
 mod chance;
+mod choice;
 mod events;
 mod exception;
 mod maps;
@@ -34,11 +36,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let reason = pipeline::run(&mut packet, cpu);
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no second program.
-        let place = match reason {
-            Reason::SecondChance => behind::SECOND_CHANCE,
-            _ => behind::SECOND,
-        };
-        maps::hand_on(packet.context(), place, reason);
+        maps::hand_on(packet.context(), place(reason), reason);
     }
     maps::count_reason(cpu, reason, bytes);
     events::dropped(&packet, cpu, reason);
@@ -75,6 +73,33 @@ pub fn lb_chance(ctx: XdpContext) -> u32 {
     maps::count_reason(cpu, reason, bytes);
     events::dropped(&packet, cpu, reason);
     action(reason)
+}
+
+/// Packets for a service whose backend is not simply the ring's, or that not everybody may use; called by
+/// [`lb`] alone.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_choice(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(ctx);
+    let bytes = packet.arrived();
+    let cpu = maps::cpu();
+    let reason = choice::run(&packet, cpu);
+    if reason.is_exceptional() && reason != Reason::SourceRefused {
+        maps::hand_on(packet.context(), place(reason), reason);
+    }
+    maps::count_reason(cpu, reason, bytes);
+    events::dropped(&packet, cpu, reason);
+    action(reason)
+}
+
+/// The program that goes on with a packet of an exceptional reason.
+#[inline(always)]
+const fn place(reason: Reason) -> u32 {
+    match reason {
+        Reason::SecondChance => behind::SECOND_CHANCE,
+        Reason::SourceRefused => behind::CHOICE,
+        _ => behind::SECOND,
+    }
 }
 
 #[inline(always)]

@@ -5,10 +5,11 @@
 //! write, each CPU its own rows.
 
 use abi::{
+    choice::Tracking,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{FLOWS, FRAGMENTS, REASON_ROWS, behind},
+    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, REASON_ROWS, behind},
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
@@ -21,7 +22,10 @@ use abi::{
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_md},
-    helpers::{bpf_csum_diff, bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    helpers::{
+        bpf_csum_diff, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
+        bpf_ktime_get_ns,
+    },
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     programs::XdpContext,
@@ -100,6 +104,10 @@ static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 /// What [`reply::allow`] keeps; not worth taking over.
 #[map(name = "ALLOWANCE")]
 static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// What [`reply::allow_at`] keeps for flows that get entries, and how many got none.
+#[map(name = "ADMISSION")]
+static ADMISSION: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "SUMMARY")]
 static SUMMARY: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -194,6 +202,72 @@ impl Tables for Maps {
     fn remember(&self, key: &FlowKey, entry: &FlowEntry) {
         // A full table evicts; an update that fails all the same leaves the ring to decide.
         let _ = FLOW_TABLE.insert(key, entry, 0);
+    }
+
+    #[inline(always)]
+    fn admit(&self) -> bool {
+        admitted(self.now()) != 0
+    }
+}
+
+/// A global function: the verifier goes through it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn admitted(now: u64) -> u32 {
+    let Some(kept) = ADMISSION.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the kernel's lookup returned this CPU's own element.
+    let kept = unsafe { &mut *kept };
+    match reply::allow_at(kept[0], now, ADMIT_INTERVAL_NS, ADMIT_BURST) {
+        Some(next) => {
+            kept[0] = next;
+            1
+        }
+        None => {
+            kept[1] += 1;
+            0
+        }
+    }
+}
+
+impl Tracking for Maps {
+    #[inline(always)]
+    fn touch(&self, key: &FlowKey, seen: u64) {
+        if let Some(entry) = FLOW_TABLE.get_ptr_mut(key) {
+            // SAFETY: the kernel's lookup returned it; one aligned word, which alone changes in place.
+            unsafe {
+                entry.cast::<u8>().add(FlowEntry::SEEN).cast::<u64>().write_volatile(seen);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_active(&self, row: u32, more: i64) {
+        if let Some(backend) = BACKENDS.get_ptr_mut(row) {
+            // SAFETY: the kernel's lookup returned it; an aligned word inside the row. Two CPUs at once can
+            // lose one of their additions (this target has no atomic ones in the library); whoever counts
+            // entries now and then puts that right.
+            unsafe {
+                let active = backend.cast::<u8>().add(Backend::ACTIVE).cast::<i64>();
+                active.write_volatile(active.read_volatile().wrapping_add(more));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no arguments, no effect.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u64 {
+        // SAFETY: no arguments, no effect that matters.
+        unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) }
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        seed()
     }
 }
 

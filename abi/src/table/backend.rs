@@ -10,6 +10,8 @@ pub struct State {
     pub down: bool,
     /// Was down a short while ago: flows that went elsewhere meanwhile have entries and keep them.
     pub recovering: bool,
+    /// Its share of new flows, relative to the others.
+    pub weight: u16,
     /// The backend that takes its flows while it is down and other slots' backends are too.
     pub heir: Option<u32>,
 }
@@ -17,6 +19,7 @@ pub struct State {
 impl State {
     const DOWN: u64 = 1;
     const RECOVERING: u64 = 2;
+    const WEIGHT_SHIFT: u32 = 16;
 
     /// One word.
     #[must_use]
@@ -26,6 +29,7 @@ impl State {
             None => 0,
         };
         heir << 32
+            | (self.weight as u64) << Self::WEIGHT_SHIFT
             | if self.down { Self::DOWN } else { 0 }
             | if self.recovering { Self::RECOVERING } else { 0 }
     }
@@ -37,6 +41,7 @@ impl State {
         Self {
             down: word & Self::DOWN != 0,
             recovering: word & Self::RECOVERING != 0,
+            weight: (word >> Self::WEIGHT_SHIFT) as u16,
             heir: ((word >> 32) as u32).checked_sub(1),
         }
     }
@@ -111,7 +116,7 @@ impl HopWord {
 
 /// A row of the backend table: a real server of one service.
 ///
-/// Live words: `hop`, `state`.
+/// Live words: `hop`, `state`, and `active`, which programs change too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -120,22 +125,35 @@ pub struct Backend {
     state: u64,
     id: u64,
     epoch: u32,
-    reserved: [u32; 5],
+    reserved: u32,
+    active: u64,
+    reserved2: u64,
 }
 
-shared!(Backend, 64, { addr @ 0, hop @ 16, state @ 24, id @ 32, epoch @ 40, reserved @ 44 });
+shared!(Backend, 64, { addr @ 0, hop @ 16, state @ 24, id @ 32, epoch @ 40, reserved @ 44, active @ 48, reserved2 @ 56 });
 
 impl Backend {
     /// Byte offset of `hop`, for the daemon's store.
     pub const HOP: usize = core::mem::offset_of!(Self, hop);
     /// Byte offset of `state`, for the daemon's store.
     pub const STATE: usize = core::mem::offset_of!(Self, state);
+    /// Byte offset of `active`, for whoever counts connections.
+    pub const ACTIVE: usize = core::mem::offset_of!(Self, active);
 
     /// A row. `id` is the stable number of the service's name, 0 in a row that is free; `epoch` differs from that of
     /// whatever stood in this row before, so that flow entries of that one do not count.
     #[must_use]
     pub const fn new(addr: Addr, hop: HopWord, state: State, id: u64, epoch: u32) -> Self {
-        Self { addr, hop: hop.to_word(), state: state.to_word(), id, epoch, reserved: [0; 5] }
+        Self {
+            addr,
+            hop: hop.to_word(),
+            state: state.to_word(),
+            id,
+            epoch,
+            reserved: 0,
+            active: 0,
+            reserved2: 0,
+        }
     }
 
     /// Where it is reached.
@@ -164,6 +182,16 @@ impl Backend {
     #[must_use]
     pub fn is_plain(&self) -> bool {
         live(&self.state) & (State::DOWN | State::RECOVERING) == 0
+    }
+
+    /// Connections, of a service that counts them: as the programs have it, which the daemon puts right now
+    /// and then.
+    #[inline(always)]
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        let count = live(&self.active);
+        // Less than none: a connection was not seen to begin.
+        if count >> 32 == 0 { count as u32 } else { 0 }
     }
 
     /// Stable number of the service's name; 0: the row is free.

@@ -159,7 +159,13 @@ fn small(vip: Ipv4Addr, index: u32) -> Service {
 }
 
 fn ports() -> Vec<Port> {
-    vec![Port { name: "http".to_owned(), port: PORT, protocol: Protocol::Tcp, target_port: PORT }]
+    vec![Port {
+        name: "http".to_owned(),
+        port: PORT,
+        protocol: Protocol::Tcp,
+        target_port: PORT,
+        quic: false,
+    }]
 }
 
 fn backend(index: u32) -> Backend {
@@ -169,6 +175,7 @@ fn backend(index: u32) -> Backend {
         address: address.into(),
         weight: 1,
         state: BackendState::Active,
+        server_id: None,
     }
 }
 

@@ -23,10 +23,16 @@ pub(crate) struct Service {
     pub(crate) ports: List<Port>,
     /// How packets reach a backend.
     pub(crate) forwarding: Field<Forwarding>,
-    /// How new flows are spread. Default: `maglev`, the only one of this version.
+    /// How new flows are spread. Default: `maglev`.
     pub(crate) scheduling: Field<Scheduling>,
-    /// Keeps clients on their backend. Not implemented in this version.
+    /// Which connections have an entry of their own. Default: `auto`.
+    pub(crate) connection_tracking: Field<ConnectionTracking>,
+    /// Keeps clients on their backend.
     pub(crate) affinity: Field<Affinity>,
+    /// Where packets name their server, beside connection ids of QUIC.
+    pub(crate) server_ids: List<ServerIdPlace>,
+    /// How the connection ids of ports with `quic: true` look.
+    pub(crate) quic: Field<Quic>,
     /// Clients that may use the service; everybody else is dropped. Without it, everybody may.
     pub(crate) source_ranges: List<Cidr>,
     /// Where the packets go. Without any, all packets for the service are dropped.
@@ -53,7 +59,8 @@ pub(crate) struct Port {
     pub(crate) protocol: Field<Protocol>,
     /// Port at the backend. Without `forwarding: nat`, only `port` itself is possible.
     pub(crate) target_port: Field<u16>,
-    /// Route by QUIC connection id. Not implemented in this version.
+    /// Route by QUIC connection id: `server_id` of the backends, in clear as in
+    /// draft-ietf-quic-load-balancers.
     pub(crate) quic: Field<bool>,
 }
 
@@ -90,13 +97,43 @@ pub(crate) enum Forwarding {
 pub(crate) enum Scheduling {
     /// Weighted consistent hashing.
     Maglev,
-    /// Not implemented in this version.
+    /// At random, by weight; every flow has an entry.
     Random,
-    /// Not implemented in this version.
+    /// To the backend with the fewest connections for its weight, of eight that are drawn by weight; every
+    /// flow has an entry.
     LeastConnections,
 }
 
-/// Keeps clients on their backend. Not implemented in this version.
+/// Which connections have an entry of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ConnectionTracking {
+    /// Those that the ring alone would send elsewhere.
+    Auto,
+    /// All.
+    Always,
+}
+
+/// Where packets name their server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ServerIdPlace {
+    /// In TCP option 253: `fd 08 4c 42` and four bytes, big endian.
+    TcpOption,
+    /// In the first bytes of a UDP payload: `4c 42 01 00` and four bytes, big endian.
+    UdpHeader,
+}
+
+/// How connection ids look.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Quic {
+    /// Bytes of the server id behind the first byte. Default: 2.
+    #[schemars(range(min = 1, max = 8))]
+    pub(crate) server_id_length: Field<u8>,
+}
+
+/// Keeps clients on their backend.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["client_ip"]))]
@@ -118,6 +155,8 @@ pub(crate) struct Backend {
     pub(crate) weight: Field<u16>,
     /// Default: `active`.
     pub(crate) state: Field<BackendState>,
+    /// The number by which packets name it, where they do (`server_ids`, `quic`).
+    pub(crate) server_id: Field<u16>,
 }
 
 /// What the operator wants of a backend.

@@ -9,6 +9,7 @@ mod policy;
 mod prefilter;
 mod refused;
 mod service;
+mod steering;
 
 use std::{net::IpAddr, path::Path, sync::Arc};
 

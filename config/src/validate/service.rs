@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Duration};
 
+use super::steering;
 use super::{name, unusable};
 use crate::{
     fault::{Loc, Report, show},
@@ -50,20 +51,39 @@ pub(crate) fn service(
         ports,
         forwarding,
         scheduling,
+        connection_tracking,
         affinity,
+        server_ids,
+        quic,
         source_ranges,
         backends,
         drain_timeout,
         health_check,
         second_chance,
     } = service;
+    let steered = steering::Fields {
+        scheduling,
+        connection_tracking,
+        affinity,
+        server_ids,
+        quic,
+        ports,
+        backends,
+    };
+    let steering = steering::steering(&steered, report);
 
     let name = service_name(name, at, named, report);
     let addresses = self::addresses(address, addresses, at, report);
     let (ports, places) = self::ports(ports, forwarding, at, report);
     let forwarding = twice(self::forwarding(forwarding, at, report), second_chance, report);
+    if forwarding == Some(model::Forwarding::GueTwice) && steering != model::Steering::default() {
+        report.fault(
+            second_chance.at,
+            "`second_chance` goes with a service whose ring decides, and this one wants more than its ring",
+            "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
+        );
+    }
     let backends = self::backends(backends, &addresses, forwarding, report);
-    refuse_unimplemented(scheduling, affinity, report);
     let source_ranges = super::sources(source_ranges, report);
     let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);
     let health_check =
@@ -78,7 +98,7 @@ pub(crate) fn service(
         addresses,
         ports,
         forwarding: forwarding?,
-        scheduling: model::Scheduling::Maglev,
+        steering,
         backends,
         source_ranges,
         drain_timeout,
@@ -182,13 +202,7 @@ fn ports(
             None | Some(file::Protocol::Tcp) => model::Protocol::Tcp,
             Some(file::Protocol::Udp) => model::Protocol::Udp,
         };
-        if let Some((true, at)) = quic.placed() {
-            report.fault(
-                at,
-                "`quic: true` is not implemented in this version",
-                "allowed: false; packets then follow their addresses and ports",
-            );
-        }
+        let quic = quic.get() == Some(&true);
         if port.is_absent() {
             report.missing(at, "port", "allowed: 1 to 65535, or 0 for every port of the address");
         }
@@ -220,7 +234,7 @@ fn ports(
         let what = format!("port {number}/{}", protocol.as_str());
         if once(&mut numbers, (number, protocol), number_at, &what, report) && unique_name {
             let target_port = number;
-            valid.push(model::Port { name: text, port: number, protocol, target_port });
+            valid.push(model::Port { name: text, port: number, protocol, target_port, quic });
             places.push(number_at);
         }
     }
@@ -286,7 +300,7 @@ fn backends(
     let (mut names, mut seen) = (HashMap::new(), HashMap::new());
     let mut valid = Vec::with_capacity(list.get().map_or(0, Vec::len));
     for (entry, at) in list.elements() {
-        let file::Backend { name: given, address, weight, state } = entry;
+        let file::Backend { name: given, address, weight, state, server_id } = entry;
         if address.is_absent() {
             report.missing(at, "address", "every backend needs the address it is reached at");
         }
@@ -332,7 +346,8 @@ fn backends(
         };
         let weight = weight.get().copied().unwrap_or(WEIGHT).into();
         if let (Some(name), true, true) = (text, unique, unique_name) {
-            valid.push(model::Backend { name, address, weight, state });
+            let server_id = server_id.get().copied();
+            valid.push(model::Backend { name, address, weight, state, server_id });
         }
     }
     valid
@@ -356,35 +371,6 @@ fn check_family(
                      are {other}, which `forwarding: l2` cannot bridge"
             ),
             format!("allowed: an {other} address, or forwarding: ipip"),
-        );
-    }
-}
-
-fn refuse_unimplemented(
-    scheduling: &Field<file::Scheduling>,
-    affinity: &Field<file::Affinity>,
-    report: &Report<'_>,
-) {
-    let word = match scheduling.get() {
-        None | Some(file::Scheduling::Maglev) => None,
-        Some(file::Scheduling::Random) => Some("random"),
-        Some(file::Scheduling::LeastConnections) => Some("least-connections"),
-    };
-    if let Some(word) = word {
-        report.fault(
-            scheduling.at,
-            format!("`scheduling: {word}` is not implemented in this version"),
-            "allowed: maglev",
-        );
-    }
-    if let Some((file::Affinity { client_ip }, at)) = affinity.placed() {
-        if client_ip.is_absent() {
-            report.missing(at, "client_ip", "allowed: a duration, such as 3h");
-        }
-        report.fault(
-            at,
-            "`affinity` is not implemented in this version",
-            "leave it out; Maglev keeps a connection on its backend",
         );
     }
 }

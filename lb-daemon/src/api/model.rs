@@ -143,6 +143,9 @@ pub struct Backend {
     pub address: IpAddr,
     /// Share relative to the others; 0: no new flows.
     pub weight: u32,
+    /// Connections, of a service that has an entry for each.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub active_connections: Option<u64>,
     /// What the operator wants of it.
     pub state: BackendState,
     /// What the health check found.
@@ -364,7 +367,6 @@ impl ServiceSummary {
         for frontend in &frontends {
             traffic.add(frontend.traffic);
         }
-        let model::Scheduling::Maglev = service.spec.scheduling;
         Self {
             name: service.spec.name.clone(),
             source: Source::from(&service.spec.source),
@@ -372,7 +374,7 @@ impl ServiceSummary {
             version: service.version,
             addresses: service.spec.addresses.clone(),
             forwarding: service.spec.forwarding.as_str().to_owned(),
-            scheduling: "maglev".to_owned(),
+            scheduling: service.spec.steering.scheduling.as_str().to_owned(),
             ring_size: service.ring_size,
             moving_slots: service.moving_slots,
             backend_counts,
@@ -403,6 +405,11 @@ impl Backend {
             source: Source::from(&service.spec.source),
             address: spec.address,
             weight: spec.weight,
+            active_connections: service
+                .spec
+                .steering
+                .tracks()
+                .then(|| counters.active(backend.row)),
             state: spec.state.into(),
             health: backend.health.into(),
             health_reason: backend.health_reason.as_deref().map(str::to_owned),

@@ -10,7 +10,7 @@ use std::{
 use abi::reason::Reason;
 use config::model::{
     Backend, BackendState, Forwarding, HealthCheck, ListAction, Port, Probe, Protocol, RateLimit,
-    Remote, Roles, Scheduling, Service, Source, XdpMode,
+    Remote, Roles, Service, Source, Steering, XdpMode,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -91,6 +91,7 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
         address: address.parse().unwrap(),
         weight,
         state,
+        server_id: None,
     };
     Service {
         name: name.to_owned(),
@@ -101,9 +102,10 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
             port: 443,
             protocol: Protocol::Tcp,
             target_port: 443,
+            quic: false,
         }],
         forwarding: Forwarding::Ipip,
-        scheduling: Scheduling::Maglev,
+        steering: Steering { track: true, ..Steering::default() },
         backends: vec![
             backend("web-1", "10.0.1.11", 100, BackendState::Active),
             backend("web-2", "2001:db8::12", 50, BackendState::Draining),

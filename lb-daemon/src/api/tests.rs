@@ -115,7 +115,7 @@ async fn lists() {
         web["items"][1],
         json!({
             "service": "web", "name": "web-2", "source": "file", "address": "2001:db8::12",
-            "weight": 50, "state": "draining", "health": "down",
+            "weight": 50, "active_connections": 0, "state": "draining", "health": "down",
             "health_reason": "connection refused", "slots": 0, "share": 0.0,
             "next_hop": {"resolved": false, "reason": "no neighbour answers for 2001:db8::12"},
             "traffic": {"packets": 2_000_011, "bytes": 200_001_100, "new_connections": 200_001},

@@ -57,6 +57,14 @@ impl Counters for LiveCounters {
         self.own.load().backend(row)
     }
 
+    fn active(&self, row: u32) -> u64 {
+        self.own.load().active(row)
+    }
+
+    fn not_admitted(&self) -> u64 {
+        self.own.load().not_admitted()
+    }
+
     fn list(&self, row: u32) -> Count {
         self.own.load().list(row)
     }
@@ -351,6 +359,7 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         let size =
             wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(service.backends.len()));
         slots += u64::from(size) + 1 + crate::plan::ranges::room(&service.source_ranges);
+        slots += crate::plan::choice::room(service);
     }
     slots += crate::plan::ranges::room(&wanted.decap_sources);
     frontends += vips.len() as u64;

@@ -58,6 +58,8 @@ use crate::{
 
 /// Views of more services than this are made together, a little later.
 const AT_ONCE: usize = 64;
+/// How often connections are counted.
+const RECOUNT: Duration = Duration::from_secs(5);
 /// How much later.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -149,6 +151,8 @@ pub(super) struct Owner {
     publish_at: Option<Instant>,
     /// When the change of lists that waits for confirmation is taken back.
     roll_back_at: Option<Instant>,
+    /// When connections are counted next; `None`: no service asks.
+    recount_at: Option<Instant>,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -226,6 +230,7 @@ impl Owner {
             dirty: BTreeSet::new(),
             publish_at: None,
             roll_back_at: None,
+            recount_at: None,
             view,
             parts,
         };
@@ -262,6 +267,7 @@ impl Owner {
                 () = at(self.retry) => self.try_again(),
                 () = at(ends) => self.end_entries(),
                 () = at(self.roll_back_at) => drop(self.roll_back_lists()),
+                () = at(self.recount_at) => self.recount(),
                 () = at(self.publish_at) => self.publish(),
                 () = heart.beat() => {}
             }
@@ -437,8 +443,32 @@ impl Owner {
         }
     }
 
+    /// Counts the connections of services that have an entry for each, aside.
+    fn recount(&mut self) {
+        let tracked = |name: &str| {
+            self.wanted.services.get(name).is_some_and(|service| service.steering.tracks())
+        };
+        let services = self.planner.services().iter().filter(|(name, _)| tracked(name));
+        let rows: Vec<u32> =
+            services.flat_map(|(_, planned)| planned.members.values().map(|m| m.row)).collect();
+        self.recount_at = (!rows.is_empty()).then(|| Instant::now() + RECOUNT);
+        if rows.is_empty() {
+            return;
+        }
+        match self.parts.kernel.bpf().recount() {
+            // It ends by itself, in a fraction of a second; nobody waits for it.
+            Ok(recount) => drop(tokio::task::spawn_blocking(move || recount.run(&rows))),
+            Err(error) => tracing::warn!("connections are not counted: {error}"),
+        }
+    }
+
     fn publish(&mut self) {
         self.publish_at = None;
+        if self.recount_at.is_none()
+            && self.wanted.services.values().any(|service| service.steering.tracks())
+        {
+            self.recount_at = Some(Instant::now());
+        }
         let tables = self.parts.kernel.tables();
         for name in std::mem::take(&mut self.dirty) {
             let made = self.versions.get(&name).and_then(|(spec, version)| {

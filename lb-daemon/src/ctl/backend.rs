@@ -106,6 +106,7 @@ pub(super) fn backends(items: &[Backend]) -> String {
             "#PACKETS",
             "#BYTES",
             "#CONNECTIONS",
+            "#OPEN",
             "NEXT HOP",
         ],
         items.iter().map(|b| {
@@ -125,6 +126,8 @@ pub(super) fn backends(items: &[Backend]) -> String {
                 number(b.traffic.packets),
                 bytes(b.traffic.bytes),
                 number(b.traffic.new_connections),
+                // Only of services that have an entry for each.
+                b.active_connections.map_or_else(|| "-".into(), number),
                 hop.into(),
             ]
         }),

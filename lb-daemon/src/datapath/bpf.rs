@@ -4,12 +4,14 @@
 //! one aligned 64-bit word; a row is written whole before a word that points at it is stored with
 //! release ordering. Decides nothing.
 
+mod active;
 mod events;
 mod grow;
 mod mapped;
 mod prefixes;
 mod sock;
 
+pub use active::Recount;
 pub use events::Events;
 pub(crate) use mapped::Mapped;
 use mapped::bytes_of;
@@ -35,7 +37,7 @@ use abi::{
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Map, MapData, ProgramArray},
+    maps::{Map, MapData, PerCpuArray, ProgramArray},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
@@ -51,7 +53,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 27] = [
+const MAPS: [&str; 28] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -61,6 +63,7 @@ const MAPS: [&str; 27] = [
     "EGRESS",
     "FLOWS",
     "FRAGMENTS",
+    "ADMISSION",
     "JUMP",
     "SUMMARY",
     "LINES",
@@ -95,8 +98,11 @@ const SHARED: [&str; 9] = [
 ];
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 2] =
-    [("lb_second", behind::SECOND), ("lb_chance", behind::SECOND_CHANCE)];
+const BEHIND: [(&str, u32); 3] = [
+    ("lb_second", behind::SECOND),
+    ("lb_choice", behind::CHOICE),
+    ("lb_chance", behind::SECOND_CHANCE),
+];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
@@ -291,7 +297,20 @@ impl Bpf {
             lists: source.mapped("LIST_COUNT")?,
             limits: source.mapped("LIMIT_COUNT")?,
             reasons: source.mapped("REASON_COUNT")?,
+            rows: source.mapped("BACKENDS")?,
+            admission: PerCpuArray::try_from(Map::PerCpuArray(source.open("ADMISSION")?))
+                .map_err(|_| BpfError::Map("ADMISSION"))?,
         })
+    }
+
+    /// What counts connections, on mappings of its own.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn recount(&self) -> Result<Recount, BpfError> {
+        let instance = self.instances.values().next().ok_or(BpfError::Map("FLOWS"))?;
+        let source = Source { pins: self.pins.as_deref(), instance };
+        Recount::new(source.open("FLOWS")?, source.mapped("BACKENDS")?)
     }
 
     /// Samples of packets. Their reader must be the only one of these tables.
@@ -506,7 +525,11 @@ impl Source<'_> {
         let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
         match ebpf.map(name) {
             Some(
-                Map::Array(map) | Map::LruHashMap(map) | Map::ProgramArray(map) | Map::RingBuf(map),
+                Map::Array(map)
+                | Map::LruHashMap(map)
+                | Map::PerCpuArray(map)
+                | Map::ProgramArray(map)
+                | Map::RingBuf(map),
             ) => {
                 let fd = map.fd().as_fd().try_clone_to_owned();
                 fd.map_err(|source| BpfError::Mmap { name, source })
@@ -685,6 +708,8 @@ pub struct MappedCounters {
     lists: Mapped<Counter>,
     limits: Mapped<Counter>,
     reasons: Mapped<ReasonCounter>,
+    rows: Mapped<Backend>,
+    admission: PerCpuArray<MapData, [u64; 2]>,
 }
 
 impl MappedCounters {
@@ -710,6 +735,15 @@ impl Counters for MappedCounters {
 
     fn backend(&self, row: u32) -> Count {
         self.sum(&self.backends, self.capacity.backends, row)
+    }
+
+    fn active(&self, row: u32) -> u64 {
+        if row < self.capacity.backends { self.rows.read(row).active().into() } else { 0 }
+    }
+
+    fn not_admitted(&self) -> u64 {
+        let cpus = self.admission.get(&0, 0);
+        cpus.map_or(0, |cpus| cpus.iter().map(|[_, refused]| refused).sum())
     }
 
     fn list(&self, row: u32) -> Count {

@@ -132,6 +132,10 @@ impl pick::Tables for View<'_> {
     fn remember(&self, key: &FlowKey, entry: &FlowEntry) {
         self.fake.flows.borrow_mut().insert(*key, *entry);
     }
+
+    fn admit(&self) -> bool {
+        true
+    }
 }
 
 impl Tables for Fake {

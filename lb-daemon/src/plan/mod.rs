@@ -11,6 +11,7 @@
 
 pub mod alloc;
 pub mod buckets;
+pub(crate) mod choice;
 mod hops;
 pub mod prefixes;
 pub mod ranges;
@@ -90,6 +91,7 @@ pub struct Planned {
     old_ring: Ring,
     signature: u64,
     ranges: ranges::Pair,
+    choice: choice::Place,
     settle_at: Option<Duration>,
 }
 
@@ -161,6 +163,7 @@ impl Planner {
                             .or_insert_with(|| Planned::new(f.service_id(), drain));
                         s.frontends.insert(f.key(), row);
                         adopt_ranges(&mut s.ranges, &f, &mut arena);
+                        s.choice.adopt(&f, tables, &mut arena);
                         let ring = f.ring();
                         if s.ring.size == 0 && ring.size > 0 {
                             s.ring = ring;
@@ -441,6 +444,7 @@ impl Planned {
             old_ring: Ring::default(),
             signature: 0,
             ranges: ranges::Pair::default(),
+            choice: choice::Place::default(),
             // After adoption: slots may be moving, and nobody remembers since when.
             settle_at: Some(settle_at),
         }

@@ -14,7 +14,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, buckets::Buckets, ranges, stable_id};
+use super::{Full, Member, Planned, Planner, buckets::Buckets, choice, ranges, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -47,6 +47,17 @@ impl Planner {
                     ranges::put(service.ranges, sources, &mut self.arena, tables, ops)?;
                 Ok(())
             })
+            .and_then(|()| {
+                service.choice = choice::put(
+                    service.choice,
+                    &service.members,
+                    spec,
+                    &mut self.arena,
+                    tables,
+                    ops,
+                )?;
+                Ok(())
+            })
             .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
@@ -73,7 +84,7 @@ impl Planner {
             let reachable = self.hops.get(&address).is_some_and(NextHop::is_reachable);
             let down = !reachable || backend.state == BackendState::Maintenance;
             let epoch = tables.backend(row).epoch().wrapping_add(1);
-            let state = State { down, recovering: false, heir: None };
+            let state = State { down, weight: weight(backend), ..State::default() };
             ops.push(Op::Backend(row, Backend::new(address.into(), hop, state, service.id, epoch)));
             service.members.insert(address, Member { row, leaving: None, recovering: None });
             let names = self.by_address.entry(address).or_insert_with(|| {
@@ -204,7 +215,8 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
         let mode = mode(spec.forwarding);
-        let wanted: BTreeMap<FrontendKey, u16> = targets(spec).collect();
+        let wanted: BTreeMap<FrontendKey, Target> = targets(spec).collect();
+        let choice = service.choice.word();
         let gone: Vec<FrontendKey> =
             service.frontends.keys().filter(|k| !wanted.contains_key(k)).copied().collect();
         for key in gone {
@@ -218,9 +230,15 @@ impl Planner {
             let sources = service.ranges[ranges::family(key.addr.is_v4())].to_word();
             if let Some(row) = old {
                 let stands = tables.frontend(row);
-                if stands.mode() == mode && stands.target_port() == target.to_be() {
+                if stands.mode() == mode
+                    && stands.target_port() == target.port.to_be()
+                    && stands.is_quic() == target.quic
+                {
                     if stands.ranges() != sources {
                         ops.push(Op::FrontendRanges(row, sources));
+                    }
+                    if stands.any() != choice {
+                        ops.push(Op::FrontendAny(row, choice));
                     }
                     // After adoption of a change that was cut short.
                     if stands.ring() != service.ring
@@ -233,8 +251,10 @@ impl Planner {
                 }
             }
             let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-            let mut value =
-                Frontend::service(key, mode, service.ring, service.id).with_target_port(target);
+            let mut value = Frontend::service(key, mode, service.ring, service.id)
+                .with_target_port(target.port)
+                .with_quic(target.quic);
+            value.set_any(choice);
             value.set_old_ring(service.old_ring);
             value.set_ranges(sources);
             ops.push(Op::Frontend(row, value));
@@ -268,6 +288,7 @@ impl Planner {
         for v4 in [true, false] {
             ranges::give(service.ranges[ranges::family(v4)], v4, &mut self.arena);
         }
+        service.choice.give(&mut self.arena);
         for ring in [service.ring, service.old_ring] {
             if ring.size > 0 {
                 self.arena.give(ring.offset - 1, ring.size + 1);
@@ -288,7 +309,7 @@ impl Planner {
     ) {
         // The epoch moves on at once: entries of flows to it do not count any more.
         let epoch = tables.backend(row).epoch().wrapping_add(1);
-        let state = State { down: true, recovering: false, heir: None };
+        let state = State { down: true, ..State::default() };
         ops.push(Op::Backend(
             row,
             Backend::new(Addr::default(), HopWord::UNRESOLVED, state, 0, epoch),
@@ -390,12 +411,26 @@ pub fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
     targets(spec).map(|(key, _)| key)
 }
 
-/// The same, each with its port at the backends, 0 where that is the same port.
-fn targets(spec: &Service) -> impl Iterator<Item = (FrontendKey, u16)> {
+/// What a frontend row says beside its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    /// At the backends; 0: the same as in front.
+    port: u16,
+    quic: bool,
+}
+
+/// The same, each with what its row says.
+fn targets(spec: &Service) -> impl Iterator<Item = (FrontendKey, Target)> {
     spec.addresses.iter().flat_map(|&a| {
         spec.ports.iter().map(move |p| {
-            let target = if p.target_port == p.port { 0 } else { p.target_port };
-            (FrontendKey::new(a.into(), p.port, p.protocol.number()), target)
+            let port = if p.target_port == p.port { 0 } else { p.target_port };
+            let key = FrontendKey::new(a.into(), p.port, p.protocol.number());
+            (key, Target { port, quic: p.quic })
         })
     })
+}
+
+/// As it stands in a backend's row; a file's weight has 16 bits.
+pub(super) fn weight(backend: &config::model::Backend) -> u16 {
+    u16::try_from(backend.weight).unwrap_or(u16::MAX)
 }

@@ -1,11 +1,12 @@
 //! The planner against tables in vectors, with packets picked by the code the kernel runs.
 
 use abi::{
+    choice::Choice,
     hash::{self, Tuple},
     pick::{self, Phase},
     reason::Reason,
 };
-use config::model::{Backend, Forwarding, Port, Protocol, Scheduling, Source};
+use config::model::{Backend, Forwarding, Port, Protocol, Scheduling, Source, Steering};
 use proptest::prelude::*;
 
 use super::*;
@@ -42,7 +43,7 @@ fn vip(n: u8) -> IpAddr {
 }
 
 fn backend(n: u8, weight: u32, state: BackendStateOf) -> Backend {
-    Backend { name: ip(n).to_string(), address: ip(n), weight, state }
+    Backend { name: ip(n).to_string(), address: ip(n), weight, state, server_id: None }
 }
 use config::model::BackendState as BackendStateOf;
 
@@ -58,10 +59,11 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
                 port,
                 protocol: Protocol::Tcp,
                 target_port: port,
+                quic: false,
             })
             .collect(),
         forwarding: Forwarding::Ipip,
-        scheduling: Scheduling::Maglev,
+        steering: Steering::default(),
         backends: backends.iter().map(|&n| backend(n, 1, BackendStateOf::Active)).collect(),
         source_ranges: Vec::new(),
         drain_timeout: DRAIN,
@@ -308,12 +310,25 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
             vec!["192.0.2.0/24", "192.0.2.7/32", "198.51.100.0/24", "2001:db8::/32"],
             0..=4,
         ),
+        prop::sample::select(vec![
+            Steering::default(),
+            Steering { affinity: Some(Duration::from_secs(60)), ..Steering::default() },
+            Steering { scheduling: Scheduling::LeastConnections, ..Steering::default() },
+            Steering { tcp_option: true, ..Steering::default() },
+            Steering { quic_len: 3, track: true, ..Steering::default() },
+        ]),
     );
     prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
-        wanted(services.into_iter().map(|(n, (ports, backends, forwarding, sources))| {
+        wanted(services.into_iter().map(|(n, (ports, backends, forwarding, sources, steering))| {
             let backends: Vec<u8> = backends.into_iter().collect();
             let mut s = service(&format!("s{n}"), n, &ports, &backends);
             s.forwarding = forwarding;
+            s.steering = steering;
+            if steering.names_servers() {
+                for (id, backend) in (5..).zip(&mut s.backends) {
+                    backend.server_id = Some(id);
+                }
+            }
             s.source_ranges = sources.iter().map(|net| net.parse().unwrap()).collect();
             s
         }))
@@ -357,7 +372,22 @@ proptest! {
                 let row = rig.fake.find(&key);
                 prop_assert!(row.is_some(), "{} {:?}", name, key);
                 prop_assert_eq!(rig.fake.frontend(row.unwrap()).mode(), super::services::mode(spec.forwarding));
-                let word = rig.fake.frontend(row.unwrap()).ranges();
+                let frontend = rig.fake.frontend(row.unwrap());
+                let view = rig.fake.view();
+                let choice = Choice::read(&view, &frontend);
+                prop_assert_eq!(choice.is_some(), spec.steering != Steering::default());
+                if let Some(choice) = choice {
+                    prop_assert_eq!(choice.keeps(), spec.steering.keeps());
+                    prop_assert_eq!(choice.quic_len, spec.steering.quic_len);
+                    let at = frontend.choice().unwrap() + Choice::WORDS;
+                    for backend in &spec.backends {
+                        let Some(id) = backend.server_id else { continue };
+                        prop_assert!(u32::from(id) < choice.ids);
+                        let row = rig.fake.slot(at + u32::from(id)) as u32 - 1;
+                        prop_assert_eq!(IpAddr::from(rig.fake.backend(row).addr()), backend.address);
+                    }
+                }
+                let word = frontend.ranges();
                 prop_assert_eq!(word != 0, !spec.source_ranges.is_empty());
                 for client in ["192.0.2.7", "192.0.3.7", "198.51.100.255", "0.0.0.0"] {
                     let client: IpAddr = client.parse().unwrap();

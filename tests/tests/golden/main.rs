@@ -18,6 +18,7 @@ use packets::{
 
 mod blocklists;
 mod chance;
+mod choice;
 mod events;
 mod guard;
 mod icmp;
@@ -42,7 +43,9 @@ fn loads_with_every_set_of_features() {
 fn the_verifier_has_room() {
     let rig = Rig::new(EVERYTHING);
     let verified = rig.bpf.verified();
-    for (name, most) in [("lb", 400_000), ("lb_second", 400_000), ("lb_chance", 200_000)] {
+    for (name, most) in
+        [("lb", 700_000), ("lb_second", 400_000), ("lb_chance", 200_000), ("lb_choice", 400_000)]
+    {
         let count = verified.get(name).copied().unwrap_or(0);
         println!("{name}: {count} instructions");
         assert!((1..=most).contains(&count), "{name}: {count} instructions, bound {most}");
@@ -279,7 +282,13 @@ fn a_backend_on_this_machine() {
 #[test]
 fn port_zero_takes_what_no_other_port_does() {
     let mut any = service("any", &[VIP4], Forwarding::L2, &["10.0.1.11"]);
-    any.ports = vec![Port { name: "any".into(), port: 0, protocol: Protocol::Tcp, target_port: 0 }];
+    any.ports = vec![Port {
+        name: "any".into(),
+        port: 0,
+        protocol: Protocol::Tcp,
+        target_port: 0,
+        quic: false,
+    }];
     let mut exact = service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.12"]);
     exact.ports.truncate(1);
     let mut rig = Rig::with(vec![any, exact], INGRESS, 1500);

@@ -2,15 +2,14 @@
 //! back, which every balancer finds by itself.
 
 use abi::{
-    checksum, hash,
-    pick::{self, Phase},
+    checksum,
     reason::Reason,
     upper::{self, Upper},
-    wire::{self, Frame, Ip, Word, protocol},
+    wire::{self, Frame, Ip, Word},
 };
 
 use crate::{
-    maps::{self, Maps},
+    maps,
     packet::Packet,
     stage::{forward, service},
 };
@@ -109,11 +108,12 @@ fn error<const L3: usize, const V4: bool>(
     let flow = Ip { protocol: tuple.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
     service::permit(frontend, tuple.src)?;
-    let hash = hash::flow(&tuple, maps::seed());
-    let phase = if tuple.protocol == protocol::UDP { Phase::Unknown } else { Phase::Established };
-    let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    // The error's own source is another's.
+    let flow = Ip { src: tuple.src, ..flow };
+    let picked = service::pick_again(&flow, &transport, row, frontend)?;
+    let (backend_row, backend) = (picked.row, picked.backend);
     let bytes = packet.len() as u64;
-    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, hash as u32)?;
+    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, picked.entropy)?;
     maps::count_frontend(cpu, row, bytes, false);
     maps::count_backend(cpu, backend_row, bytes, false);
     Ok(reason)

@@ -107,7 +107,13 @@ fn route<const L3: usize, const V4: bool>(
             if let Err(reason) = service::permit(frontend, ip.src) {
                 return reason;
             }
-            service::send::<L3, V4>(packet, &inner, upper.at - L3, &transport, row, frontend, cpu)
+            if let Err(reason) = service::sendable::<L3>(packet, &inner, upper.at - L3) {
+                return reason;
+            }
+            service::pick_again(&inner, &transport, row, frontend)
+                .and_then(|picked| {
+                    service::sent::<L3, V4>(packet, &inner, &transport, row, frontend, &picked, cpu)
+                })
                 .unwrap_or_else(|r| r)
         }
         Err(reason) => reason,

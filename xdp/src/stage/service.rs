@@ -2,11 +2,12 @@
 
 use abi::{
     addr::Addr,
+    choice::{self, Choice, Segment},
     hash::{self, Tuple},
-    pick::{self, Phase},
+    pick::{self, Phase, Tables as _},
     ranges,
     reason::Reason,
-    table::{Backend, Frontend, FrontendKey},
+    table::{Backend, Frontend, FrontendKey, Slot},
     wire::{self, Frame, Ip, Transport, protocol},
 };
 
@@ -24,8 +25,8 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     cpu: u32,
 ) -> Reason {
     match find::<L3, V4>(packet, ip) {
-        // Who may use it is looked up by the second program.
-        Ok((_, frontend, _)) if frontend.ranges() != 0 => Reason::SourceRefused,
+        // Who may use it, and where its packets go, is the business of another program.
+        Ok((_, frontend, _)) if frontend.is_special() => Reason::SourceRefused,
         Ok((row, frontend, transport)) => {
             send::<L3, V4>(packet, ip, ip.header, &transport, row, frontend, cpu)
                 .unwrap_or_else(|r| r)
@@ -137,17 +138,79 @@ pub(crate) struct Picked {
 
 #[inline(always)]
 pub(crate) fn pick(ip: &Ip, transport: &Transport, frontend: &Frontend) -> Result<Picked, Reason> {
+    let (tuple, hash) = flow(ip, transport);
+    let phase = phase(ip, transport);
+    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// The same for a packet that the fast path does not take: first by the entry of its flow, if the service
+/// keeps them.
+#[inline(always)]
+pub(crate) fn pick_again(
+    ip: &Ip,
+    transport: &Transport,
+    row: u32,
+    frontend: &Frontend,
+) -> Result<Picked, Reason> {
+    if frontend.choice().is_some() {
+        let flow = u64::from(transport.ports) | u64::from(ip.protocol) << 32;
+        let owner = flow_owner(row, ip.src.hi(), ip.src.lo(), flow);
+        if let Some(backend) = Maps.backend(owner) {
+            let (_, hash) = self::flow(ip, transport);
+            return Ok(Picked { row: owner, backend, entropy: hash as u32 });
+        }
+    }
+    pick(ip, transport, frontend)
+}
+
+/// A global function: the verifier goes through it once, and its stack is its own. `flow`: ports, and the
+/// protocol above them.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_owner(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    let tuple = Tuple {
+        src: Addr::from_halves(src_hi, src_lo),
+        dst: frontend.key().addr,
+        ports: flow as u32,
+        protocol: (flow >> 32) as u8,
+    };
+    choice::owner(&Maps, frontend, &tuple)
+}
+
+/// The same for a service with a choice of its own.
+#[inline(always)]
+pub(crate) fn choose(
+    ip: &Ip,
+    transport: &Transport,
+    frontend: &Frontend,
+    choice: &Choice,
+    closing: bool,
+    id: u64,
+) -> Result<Picked, Reason> {
+    let (tuple, hash) = flow(ip, transport);
+    let segment = Segment { phase: phase(ip, transport), closing, id };
+    let row = choice::backend(&Maps, frontend, choice, &tuple, hash, segment);
+    let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
+    Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+#[inline(always)]
+fn flow(ip: &Ip, transport: &Transport) -> (Tuple, u64) {
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
-    let hash = hash::flow(&tuple, maps::seed());
-    let phase = if ip.protocol == protocol::UDP {
+    (tuple, hash::flow(&tuple, maps::seed()))
+}
+
+#[inline(always)]
+fn phase(ip: &Ip, transport: &Transport) -> Phase {
+    if ip.protocol == protocol::UDP {
         Phase::Unknown
     } else if transport.opening {
         Phase::Opening
     } else {
         Phase::Established
-    };
-    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
-    Ok(Picked { row, backend, entropy: hash as u32 })
+    }
 }
 
 /// `upper`: bytes from the IP header to the transport header.
@@ -161,6 +224,18 @@ pub(crate) fn send<const L3: usize, const V4: bool>(
     frontend: &Frontend,
     cpu: u32,
 ) -> Result<Reason, Reason> {
+    sendable::<L3>(packet, ip, upper)?;
+    let picked = pick(ip, transport, frontend)?;
+    sent::<L3, V4>(packet, ip, transport, row, frontend, &picked, cpu)
+}
+
+/// Whether the packet is what its headers say, and may go on.
+#[inline(always)]
+pub(crate) fn sendable<const L3: usize>(
+    packet: &Packet,
+    ip: &Ip,
+    upper: usize,
+) -> Result<(), Reason> {
     if !packet.holds(L3 + ip.total as usize) {
         return Err(Reason::BadLength);
     }
@@ -170,7 +245,20 @@ pub(crate) fn send<const L3: usize, const V4: bool>(
     if ip.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let picked = pick(ip, transport, frontend)?;
+    Ok(())
+}
+
+/// Sends it to this backend, and counts it.
+#[inline(always)]
+pub(crate) fn sent<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    transport: &Transport,
+    row: u32,
+    frontend: &Frontend,
+    picked: &Picked,
+    cpu: u32,
+) -> Result<Reason, Reason> {
     let bytes = packet.len() as u64;
     let reason = forward::run::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
 

@@ -1,0 +1,324 @@
+//! Services whose backend is not simply the ring's: clients that stay with their backend, flows that are
+//! spread at random or to where there are fewest, packets that name their server.
+//!
+//! Pure over [`Tables`], as [`crate::pick`], which is the fast path and knows nothing of all this. What a
+//! service wants stands in a few words of the arena that rings stand in too; a frontend row says where.
+
+use crate::{
+    flow::{FlowEntry, FlowKey, Stage},
+    hash::{self, Tuple},
+    pick::{self, Phase, Tables},
+    table::{Backend, Frontend, Ring, Slot},
+};
+
+/// What choosing takes beside the tables.
+pub trait Tracking: Tables {
+    /// Stores when a flow was seen ([`FlowEntry::seen_word`]) in its entry, if it has one.
+    fn touch(&self, key: &FlowKey, seen: u64);
+    /// Adds to the connections of a backend.
+    fn add_active(&self, row: u32, more: i64);
+    /// Nanoseconds since boot, to a few milliseconds.
+    fn now(&self) -> u64;
+    /// Any number.
+    fn random(&self) -> u64;
+    /// Seed of the flow hash.
+    fn seed(&self) -> u64;
+}
+
+/// A flow that has begun and not gone on is forgotten after this long.
+pub const OPENING_NS: u64 = 10_000_000_000;
+/// Datagrams from one address and port are of one conversation if they are no further apart (RFC 4787 asks
+/// for 2 minutes at least).
+pub const DATAGRAMS_NS: u64 = 120_000_000_000;
+/// A connection without a packet for this long counts for nothing any more (RFC 5382: 2 hours and 4 minutes).
+pub const IDLE_NS: u64 = 7_440_000_000_000;
+/// How old the note of when a flow was seen may become.
+const REFRESH_NS: u64 = 1_000_000_000;
+/// Slots of the ring that are drawn to find the backend with the fewest connections.
+pub const DRAWS: u32 = 8;
+/// Stands for no server id.
+pub const NO_ID: u64 = u64::MAX;
+
+/// How new flows are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// By the hash of the flow.
+    #[default]
+    Hash,
+    /// At random, by weight.
+    Random,
+    /// To the backend with the fewest connections of [`DRAWS`] that are drawn by weight.
+    Fewest,
+}
+
+/// What a service wants beyond its ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// How new flows are spread.
+    pub spread: Spread,
+    /// Every flow has an entry.
+    pub track: bool,
+    /// For how long after its last packet a client stays with its backend, in nanoseconds; 0: it does not.
+    pub stay_ns: u64,
+    /// Servers are named in a TCP option.
+    pub tcp_option: bool,
+    /// Servers are named in a header of UDP's payload.
+    pub udp_header: bool,
+    /// Bytes of a server id in a QUIC connection id, 1 to 8.
+    pub quic_len: u8,
+    /// Server ids: `0..ids` stand in the table.
+    pub ids: u32,
+}
+
+impl Choice {
+    /// Words before the table of server ids: flags, stay, number of ids.
+    pub const WORDS: u32 = 3;
+    const RANDOM: u64 = 1;
+    const FEWEST: u64 = 2;
+    const TRACK: u64 = 4;
+    const TCP_OPTION: u64 = 8;
+    const UDP_HEADER: u64 = 16;
+    const QUIC_SHIFT: u32 = 8;
+
+    /// Its words.
+    #[must_use]
+    pub const fn to_words(self) -> [u64; Self::WORDS as usize] {
+        const fn bit(set: bool, bit: u64) -> u64 {
+            if set { bit } else { 0 }
+        }
+        let spread = match self.spread {
+            Spread::Hash => 0,
+            Spread::Random => Self::RANDOM,
+            Spread::Fewest => Self::FEWEST,
+        };
+        let flags = spread
+            | bit(self.track, Self::TRACK)
+            | bit(self.tcp_option, Self::TCP_OPTION)
+            | bit(self.udp_header, Self::UDP_HEADER)
+            | (self.quic_len as u64) << Self::QUIC_SHIFT;
+        [flags, self.stay_ns, self.ids as u64]
+    }
+
+    /// From its words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u64; Self::WORDS as usize]) -> Self {
+        let [flags, stay_ns, ids] = words;
+        Self {
+            spread: if flags & Self::RANDOM != 0 {
+                Spread::Random
+            } else if flags & Self::FEWEST != 0 {
+                Spread::Fewest
+            } else {
+                Spread::Hash
+            },
+            track: flags & Self::TRACK != 0,
+            stay_ns,
+            tcp_option: flags & Self::TCP_OPTION != 0,
+            udp_header: flags & Self::UDP_HEADER != 0,
+            quic_len: (flags >> Self::QUIC_SHIFT) as u8,
+            ids: ids as u32,
+        }
+    }
+
+    /// What the frontend's word says; `None`: the ring decides.
+    #[inline(always)]
+    pub fn read<T: Tables>(tables: &T, frontend: &Frontend) -> Option<Self> {
+        let at = frontend.choice()?;
+        Some(Self::from_words([tables.slot(at)?, tables.slot(at + 1)?, tables.slot(at + 2)?]))
+    }
+
+    /// Whether flows or clients have entries.
+    #[inline(always)]
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        self.track || self.stay_ns != 0
+    }
+}
+
+/// A word of the table of server ids.
+#[must_use]
+pub const fn id_word(row: u32) -> u64 {
+    row as u64 + 1
+}
+
+/// What a packet says of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Of its connection.
+    pub phase: Phase,
+    /// FIN or RST: this side is done.
+    pub closing: bool,
+    /// The server that it names, or [`NO_ID`].
+    pub id: u64,
+}
+
+/// Row of the backend of a flow, or [`Slot::NONE`].
+#[inline(always)]
+pub fn backend<T: Tracking>(
+    tables: &T,
+    frontend: &Frontend,
+    choice: &Choice,
+    tuple: &Tuple,
+    hash: u64,
+    segment: Segment,
+) -> u32 {
+    if segment.id < u64::from(choice.ids)
+        && let Some(at) = frontend.choice()
+        && let Some(word) = tables.slot(at + Choice::WORDS + segment.id as u32)
+        && word != 0
+        && pick::is_up(tables, word as u32 - 1)
+    {
+        return word as u32 - 1;
+    }
+    if !choice.keeps() {
+        return match pick::backend(tables, frontend, tuple, hash, segment.phase) {
+            Ok((row, _)) => row,
+            Err(_) => Slot::NONE,
+        };
+    }
+    let key = key(choice, frontend, tuple);
+    let now = tables.now();
+    if let Some(row) = entered(tables, choice, &key, segment, now) {
+        return row;
+    }
+    begin(tables, frontend, choice, &key, hash, segment, now)
+}
+
+/// The key of a flow's entry: the flow itself, or all that the client has with the service.
+#[inline(always)]
+fn key(choice: &Choice, frontend: &Frontend, tuple: &Tuple) -> FlowKey {
+    if choice.stay_ns != 0 {
+        FlowKey::client(tuple.src, frontend.service_id())
+    } else {
+        FlowKey::new(tuple)
+    }
+}
+
+/// Where the flow's entry says, if it has one that counts.
+#[inline(always)]
+fn entered<T: Tracking>(
+    tables: &T,
+    choice: &Choice,
+    key: &FlowKey,
+    segment: Segment,
+    now: u64,
+) -> Option<u32> {
+    let entry = tables.flow(key)?;
+    let row = entry.backend();
+    let backend = tables.backend(row)?;
+    if backend.epoch() != entry.epoch() || backend.state().down {
+        return None;
+    }
+    let age = now.saturating_sub(entry.seen());
+    let stage = entry.stage();
+    let (counts, next) = if choice.stay_ns != 0 {
+        (segment.phase == Phase::Established || age < choice.stay_ns, stage)
+    } else {
+        match segment.phase {
+            // The same SYN again, or a new connection from a port that was used before.
+            Phase::Opening => (stage == Stage::Opening && age < OPENING_NS, stage),
+            Phase::Unknown => (age < DATAGRAMS_NS, Stage::Open),
+            Phase::Established if segment.closing => (true, Stage::Closed),
+            Phase::Established if stage == Stage::Closed => (true, stage),
+            Phase::Established => (true, Stage::Open),
+        }
+    };
+    if !counts {
+        return None;
+    }
+    if next != stage || age > REFRESH_NS {
+        tables.touch(key, FlowEntry::seen_word(now, next));
+        if next == Stage::Closed && stage != Stage::Closed && choice.spread == Spread::Fewest {
+            tables.add_active(row, -1);
+        }
+    }
+    Some(row)
+}
+
+/// Where the entry of a flow, or of its client, says that it goes; [`Slot::NONE`] if it has none that counts.
+/// For packets that are about a flow without being of it, and for its fragments.
+#[inline(always)]
+pub fn owner<T: Tables>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
+    let Some(choice) = Choice::read(tables, frontend) else { return Slot::NONE };
+    let Some(entry) = tables.flow(&key(&choice, frontend, tuple)) else { return Slot::NONE };
+    match tables.backend(entry.backend()) {
+        Some(backend) if backend.epoch() == entry.epoch() && !backend.state().down => {
+            entry.backend()
+        }
+        _ => Slot::NONE,
+    }
+}
+
+/// A flow without an entry, which gets one.
+#[inline(always)]
+fn begin<T: Tracking>(
+    tables: &T,
+    frontend: &Frontend,
+    choice: &Choice,
+    key: &FlowKey,
+    hash: u64,
+    segment: Segment,
+    now: u64,
+) -> u32 {
+    let ring = frontend.ring();
+    // A client's own hash: without an entry it matters only whether the ring has changed since.
+    let hash = if choice.stay_ns != 0 { hash::client(key, tables.seed()) } else { hash };
+    let admitted = tables.admit();
+    let began = segment.phase == Phase::Established;
+    let row = if began || !admitted || choice.spread == Spread::Hash {
+        pick::by_ring(tables, frontend, ring, hash, began)
+    } else if choice.spread == Spread::Random {
+        let drawn = pick::own_slot(tables, ring, tables.random());
+        drawn.map_or(Slot::NONE, |s| pick::up_or_other(tables, ring, s.current, hash))
+    } else {
+        fewest(tables, ring, hash)
+    };
+    if admitted && let Some(backend) = tables.backend(row) {
+        let stage = if segment.phase == Phase::Opening { Stage::Opening } else { Stage::Open };
+        tables.remember(key, &FlowEntry::seen_at(row, backend.epoch(), now, stage));
+        if choice.spread == Spread::Fewest && !segment.closing {
+            tables.add_active(row, 1);
+        }
+    }
+    row
+}
+
+/// Of the backends that are drawn, the one with the fewest connections for its weight. Drawn from the ring,
+/// so that a backend that takes no new flows is not among them.
+#[inline(always)]
+fn fewest<T: Tracking>(tables: &T, ring: Ring, hash: u64) -> u32 {
+    let mut drawn = tables.random();
+    let mut best = Slot::NONE;
+    let (mut least, mut least_weight) = (0, 1);
+    let mut tries = 0;
+    while tries < DRAWS {
+        drawn = hash::again(drawn.wrapping_add(u64::from(tries)));
+        if let Some(slot) = pick::own_slot(tables, ring, drawn)
+            && let Some(backend) = tables.backend(slot.current)
+        {
+            let state = backend.state();
+            let active = u64::from(backend.active()) + 1;
+            let weight = u64::from(state.weight).max(1);
+            // active / weight < least / least_weight
+            if !state.down && (best == Slot::NONE || active * least_weight < least * weight) {
+                (best, least, least_weight) = (slot.current, active, weight);
+            }
+        }
+        tries += 1;
+    }
+    if best == Slot::NONE { pick::up_or_other(tables, ring, Slot::NONE, hash) } else { best }
+}
+
+/// Whether an entry stands for a connection that its backend still serves.
+#[must_use]
+pub fn is_active(key: &FlowKey, entry: &FlowEntry, backend: &Backend, now: u64) -> bool {
+    let age = now.saturating_sub(entry.seen());
+    let longest = match (entry.stage(), key.protocol()) {
+        (Stage::Closed, _) => 0,
+        (Stage::Opening, _) => OPENING_NS,
+        (Stage::Open, 6) => IDLE_NS,
+        (Stage::Open, _) => DATAGRAMS_NS,
+    };
+    age < longest && backend.epoch() == entry.epoch()
+}

@@ -1,0 +1,129 @@
+//! What a service wants beyond its ring: affinity, tracking, how flows are spread, servers that packets name.
+
+use std::{collections::HashMap, time::Duration};
+
+use crate::{
+    fault::{Loc, Report},
+    file::{self, Field, List},
+    model,
+};
+
+const MIN_AFFINITY: Duration = Duration::from_secs(1);
+const MAX_AFFINITY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bytes of a server id in a QUIC connection id, by default.
+const QUIC_LEN: u8 = 2;
+
+/// The fields of the file that it is about.
+pub(super) struct Fields<'a> {
+    pub(super) scheduling: &'a Field<file::Scheduling>,
+    pub(super) connection_tracking: &'a Field<file::ConnectionTracking>,
+    pub(super) affinity: &'a Field<file::Affinity>,
+    pub(super) server_ids: &'a List<file::ServerIdPlace>,
+    pub(super) quic: &'a Field<file::Quic>,
+    pub(super) ports: &'a List<file::Port>,
+    pub(super) backends: &'a List<file::Backend>,
+}
+
+/// Validates them.
+pub(super) fn steering(fields: &Fields<'_>, report: &Report<'_>) -> model::Steering {
+    let quic_len = quic_len(fields, report);
+    let named = |place| fields.server_ids.elements().any(|(&p, _)| p == place);
+    let steering = model::Steering {
+        scheduling: match fields.scheduling.get() {
+            None | Some(file::Scheduling::Maglev) => model::Scheduling::Maglev,
+            Some(file::Scheduling::Random) => model::Scheduling::Random,
+            Some(file::Scheduling::LeastConnections) => model::Scheduling::LeastConnections,
+        },
+        track: fields.connection_tracking.get() == Some(&file::ConnectionTracking::Always),
+        affinity: affinity(fields.affinity, report),
+        tcp_option: named(file::ServerIdPlace::TcpOption),
+        udp_header: named(file::ServerIdPlace::UdpHeader),
+        quic_len,
+    };
+    server_ids(fields, &steering, report);
+    steering
+}
+
+fn affinity(field: &Field<file::Affinity>, report: &Report<'_>) -> Option<Duration> {
+    let (file::Affinity { client_ip }, at) = field.placed()?;
+    if client_ip.is_absent() {
+        report.missing(at, "client_ip", "allowed: a duration, such as 3h");
+    }
+    let (span, at) = client_ip.placed()?;
+    if !(MIN_AFFINITY..=MAX_AFFINITY).contains(&span.0) {
+        report.fault(at, "`client_ip` is out of range", "allowed: 1s to 168h");
+    }
+    Some(span.0)
+}
+
+/// Bytes of a server id in connection ids; 0: no port is for QUIC.
+fn quic_len(fields: &Fields<'_>, report: &Report<'_>) -> u8 {
+    let mut wanted = false;
+    for (port, _) in fields.ports.elements() {
+        let Some((true, at)) = port.quic.placed().map(|(&quic, at)| (quic, at)) else { continue };
+        wanted = true;
+        if port.protocol.get() != Some(&file::Protocol::Udp) {
+            report.fault(at, "`quic: true` at a port that is not UDP", "allowed: protocol: udp");
+        }
+    }
+    let Some((file::Quic { server_id_length }, at)) = fields.quic.placed() else {
+        return if wanted { QUIC_LEN } else { 0 };
+    };
+    if !wanted {
+        report.fault(
+            at,
+            "`quic` says how connection ids look, and no port is for QUIC",
+            "allowed: with a port such as {port: 443, protocol: udp, quic: true}",
+        );
+    }
+    match server_id_length.placed() {
+        Some((&length, _)) if (1..=8).contains(&length) => length,
+        Some((length, at)) => {
+            report.fault(at, format!("a server id of {length} bytes"), "allowed: 1 to 8");
+            QUIC_LEN
+        }
+        None => QUIC_LEN,
+    }
+}
+
+/// Each id once, and one for each backend where packets name their server.
+fn server_ids(fields: &Fields<'_>, steering: &model::Steering, report: &Report<'_>) {
+    let wanted = steering.names_servers();
+    let mut seen: HashMap<u16, Loc> = HashMap::new();
+    for (backend, at) in fields.backends.elements() {
+        let Some((&id, id_at)) = backend.server_id.placed() else {
+            if wanted && backend.server_id.is_absent() {
+                report.missing(
+                    at,
+                    "server_id",
+                    "packets of this service name their server: every backend needs a number, 0 to 65535",
+                );
+            }
+            continue;
+        };
+        if !wanted {
+            report.fault(
+                id_at,
+                "a server_id, and packets of this service do not name their server",
+                "allowed: with server_ids: [tcp-option], server_ids: [udp-header], or a port with quic: true",
+            );
+        }
+        if steering.quic_len == 1 && id > 255 {
+            report.fault(
+                id_at,
+                format!("the server_id {id} does not fit one byte of a connection id"),
+                "allowed: 0 to 255, or quic: {server_id_length: 2}",
+            );
+        }
+        if let Some(first) = seen.insert(id, id_at) {
+            report.fault(
+                id_at,
+                format!(
+                    "the server_id {id} stands twice in the service, first at {}",
+                    report.place(first)
+                ),
+                "allowed: once",
+            );
+        }
+    }
+}

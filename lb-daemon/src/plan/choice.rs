@@ -1,0 +1,152 @@
+//! What a service wants beyond its ring: a few words in the arena, and the table of its server ids behind.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use abi::{
+    choice::{self, Choice, Spread},
+    table::Frontend,
+};
+use config::model::{Scheduling, Service};
+
+use super::{Full, Member, alloc::Arena};
+use crate::datapath::{Op, Tables};
+
+/// Where the words are; by default nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    at: Option<u32>,
+    len: u32,
+}
+
+impl Place {
+    /// As a frontend row has it.
+    pub(super) fn word(self) -> u64 {
+        Frontend::choice_word(self.at)
+    }
+
+    /// Gives back the words.
+    pub(super) fn give(self, arena: &mut Arena) {
+        if let Some(at) = self.at {
+            arena.give(at, self.len);
+        }
+    }
+
+    /// Takes note of what stands in the arena.
+    pub(super) fn adopt(&mut self, frontend: &Frontend, tables: &dyn Tables, arena: &mut Arena) {
+        let Some(at) = frontend.choice().filter(|_| self.at.is_none()) else { return };
+        // A row that does not make sense is left alone, and written anew.
+        let room = tables.capacity().slots;
+        if at.checked_add(Choice::WORDS).is_none_or(|end| end > room) {
+            return;
+        }
+        let ids = tables.slot(at + Choice::WORDS - 1);
+        let len = u32::try_from(ids).ok().and_then(|ids| ids.checked_add(Choice::WORDS));
+        if let Some(len) = len
+            && arena.claim(at, len)
+        {
+            *self = Self { at: Some(at), len };
+        }
+    }
+}
+
+/// The words that `spec` wants, in the arena. What stands there and is the same stays; what it replaces is
+/// given back.
+///
+/// # Errors
+/// [`Full`].
+pub(super) fn put(
+    old: Place,
+    members: &BTreeMap<IpAddr, Member>,
+    spec: &Service,
+    arena: &mut Arena,
+    tables: &dyn Tables,
+    ops: &mut Vec<Op>,
+) -> Result<Place, Full> {
+    let words = words(spec, members, |row| leaving(old, members, row, tables));
+    let len = words.len() as u32;
+    if let Some(at) = old.at
+        && old.len == len
+        && (at..).zip(&words).all(|(i, &word)| tables.slot(i) == word)
+    {
+        return Ok(old);
+    }
+    old.give(arena);
+    if words.is_empty() {
+        return Ok(Place::default());
+    }
+    let at = arena.take(len).ok_or(Full("SLOTS"))?;
+    ops.push(Op::Words { offset: at, words });
+    Ok(Place { at: Some(at), len })
+}
+
+/// The number of a backend that is leaving: its connections still name it.
+fn leaving(
+    old: Place,
+    members: &BTreeMap<IpAddr, Member>,
+    row: u32,
+    tables: &dyn Tables,
+) -> Option<u32> {
+    let at = old.at?;
+    members.values().find(|m| m.row == row && m.leaving.is_some())?;
+    let word = choice::id_word(row);
+    (0..old.len - Choice::WORDS).find(|id| tables.slot(at + Choice::WORDS + id) == word)
+}
+
+/// Words that a service takes at most.
+pub(crate) fn room(spec: &Service) -> u64 {
+    match wanted(spec) {
+        None => 0,
+        Some(_) => {
+            let most = spec.backends.iter().filter_map(|b| b.server_id).max();
+            // Backends that are leaving may have had any number.
+            u64::from(Choice::WORDS) + most.map_or(0, |_| 1 << 16)
+        }
+    }
+}
+
+fn words(
+    spec: &Service,
+    members: &BTreeMap<IpAddr, Member>,
+    leaving: impl Fn(u32) -> Option<u32>,
+) -> Vec<u64> {
+    let Some(choice) = wanted(spec) else { return Vec::new() };
+    let mut rows: BTreeMap<u32, u32> = BTreeMap::new();
+    if spec.steering.names_servers() {
+        for member in members.values() {
+            if let Some(id) = leaving(member.row) {
+                rows.insert(id, member.row);
+            }
+        }
+        for backend in &spec.backends {
+            if let (Some(id), Some(member)) = (backend.server_id, members.get(&backend.address)) {
+                rows.insert(id.into(), member.row);
+            }
+        }
+    }
+    let ids = rows.keys().next_back().map_or(0, |most| most + 1);
+    let mut words = Choice { ids, ..choice }.to_words().to_vec();
+    words.resize((Choice::WORDS + ids) as usize, 0);
+    for (id, row) in rows {
+        words[(Choice::WORDS + id) as usize] = choice::id_word(row);
+    }
+    words
+}
+
+/// `None`: nothing beyond the ring.
+fn wanted(spec: &Service) -> Option<Choice> {
+    let steering = &spec.steering;
+    let choice = Choice {
+        spread: match steering.scheduling {
+            Scheduling::Maglev => Spread::Hash,
+            Scheduling::Random => Spread::Random,
+            Scheduling::LeastConnections => Spread::Fewest,
+        },
+        track: steering.tracks(),
+        stay_ns: steering.affinity.map_or(0, |time| time.as_nanos() as u64),
+        tcp_option: steering.tcp_option,
+        udp_header: steering.udp_header,
+        quic_len: steering.quic_len,
+        ids: 0,
+    };
+    (choice != Choice::default()).then_some(choice)
+}
