@@ -44,7 +44,7 @@ fn the_verifier_has_room() {
     let rig = Rig::new(EVERYTHING);
     let verified = rig.bpf.verified();
     for (name, most) in
-        [("lb", 700_000), ("lb_second", 400_000), ("lb_chance", 200_000), ("lb_choice", 400_000)]
+        [("lb", 400_000), ("lb_second", 400_000), ("lb_chance", 200_000), ("lb_choice", 400_000)]
     {
         let count = verified.get(name).copied().unwrap_or(0);
         println!("{name}: {count} instructions");

@@ -91,7 +91,9 @@ extern "C" fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
     let v4 = what >> 32 != 0;
     let (cpu, now) = (maps::cpu(), maps::now() >> UNIT_BITS);
     let mut found = 0;
-    for row in 0..MAX_LIMITS {
+    // The last first, and each in place of what was found: a comparison with that would have the verifier go
+    // through the loop once for each limit that may be found.
+    for row in (0..MAX_LIMITS).rev() {
         let Some(limit) = maps::limit(row) else { return found };
         if limit.interval != 0
             && limit.counts(protocol, port, flags)
@@ -99,9 +101,7 @@ extern "C" fn limited(hi: u64, lo: u64, what: u64, bytes: u64) -> u32 {
         {
             maps::count_limit(cpu, row, bytes);
             let byte = if limit.audit == 0 { 0 } else { 8 };
-            if (found >> byte) & 0xff == 0 {
-                found |= (row + 1) << byte;
-            }
+            found = found & !(0xff << byte) | (row + 1) << byte;
         }
     }
     found
