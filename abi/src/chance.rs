@@ -76,11 +76,7 @@ pub const fn read(gue: u8, word: [u8; 4], outer_v4: bool) -> Option<Chances> {
 pub fn other<T: Tables>(tables: &T, frontend: &Frontend, hash: u64, row: u32) -> u32 {
     let ring = frontend.ring();
     let Some(slot) = pick::own_slot(tables, ring, hash) else { return Slot::NONE };
-    let previous = if ring.resizing {
-        pick::own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
-    } else {
-        slot.previous
-    };
+    let previous = pick::previous(tables, frontend, ring, slot, hash);
     let other = if slot.current == row { previous } else { slot.current };
     if other != row && pick::is_up(tables, other) { other } else { Slot::NONE }
 }

@@ -64,7 +64,7 @@ pub struct Choice {
     pub tcp_option: bool,
     /// Servers are named in a header of UDP's payload.
     pub udp_header: bool,
-    /// Bytes of a server id in a QUIC connection id, 1 to 8.
+    /// Bytes of a server id in a QUIC connection id, 1 to 8; 0: no port is for QUIC.
     pub quic_len: u8,
     /// Server ids: `0..ids` stand in the table.
     pub ids: u32,
@@ -206,8 +206,7 @@ fn entered<T: Tracking>(
 ) -> Option<u32> {
     let entry = tables.flow(key)?;
     let row = entry.backend();
-    let backend = tables.backend(row)?;
-    if backend.epoch() != entry.epoch() || backend.state().down {
+    if !pick::counts(tables, &entry) {
         return None;
     }
     let age = now.saturating_sub(entry.seen());
@@ -242,12 +241,7 @@ fn entered<T: Tracking>(
 pub fn owner<T: Tables>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
     let Some(choice) = Choice::read(tables, frontend) else { return Slot::NONE };
     let Some(entry) = tables.flow(&key(&choice, frontend, tuple)) else { return Slot::NONE };
-    match tables.backend(entry.backend()) {
-        Some(backend) if backend.epoch() == entry.epoch() && !backend.state().down => {
-            entry.backend()
-        }
-        _ => Slot::NONE,
-    }
+    if pick::counts(tables, &entry) { entry.backend() } else { Slot::NONE }
 }
 
 /// A flow without an entry, which gets one.

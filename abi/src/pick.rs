@@ -131,9 +131,7 @@ fn unsettled<T: Tables>(
 
     if phase != Phase::Opening
         && let Some(entry) = tables.flow(&key)
-        && let Some(backend) = tables.backend(entry.backend())
-        && backend.epoch() == entry.epoch()
-        && !backend.state().down
+        && counts(tables, &entry)
     {
         return entry.backend();
     }
@@ -155,9 +153,23 @@ fn unsettled<T: Tables>(
     row
 }
 
+/// Whether an entry still means its backend, and that takes packets.
+#[inline(always)]
+pub(crate) fn counts<T: Tables>(tables: &T, entry: &FlowEntry) -> bool {
+    tables
+        .backend(entry.backend())
+        .is_some_and(|backend| backend.epoch() == entry.epoch() && !backend.state().down)
+}
+
 /// The backend that the slot had before.
 #[inline(always)]
-fn previous<T: Tables>(tables: &T, frontend: &Frontend, ring: Ring, slot: Slot, hash: u64) -> u32 {
+pub(crate) fn previous<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    ring: Ring,
+    slot: Slot,
+    hash: u64,
+) -> u32 {
     if ring.resizing {
         own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
     } else {

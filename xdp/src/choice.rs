@@ -1,54 +1,40 @@
 //! Packets for a service that wants more than its ring says ([`abi::choice`]), or that not everybody may use.
 //!
-//! A program of its own, which is handed a packet that nobody has changed yet and looks at it from the
-//! beginning, so that it costs other services nothing. Whole packets of TCP and UDP only: others go to
-//! [`crate::exception`].
+//! Whole packets of TCP and UDP only: others go to [`crate::exception`].
 
 use abi::{
     choice::{Choice, NO_ID},
     reason::Reason,
     server,
     table::Frontend,
-    wire::{self, Eth, Frame, Ip, Tcp, Transport, Vlan, ethertype, protocol, tcp_flags},
+    wire::{self, Frame, Ip, Tcp, Transport, protocol, tcp_flags},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
-use crate::{maps::Maps, packet::Packet, stage::service};
+use crate::{behind::Program, maps::Maps, packet::Packet, place, stage::service};
 
-/// The reason that stands in the end.
-#[inline(always)]
-pub(crate) fn run(packet: &Packet, cpu: u32) -> Reason {
-    let Some(eth) = packet.header::<Eth>(0) else { return Reason::NotIp };
-    let e = eth.ethertype();
-    if !ethertype::is_vlan(e) {
-        return network::<14>(packet, e, cpu);
+/// The program.
+pub(crate) struct Chosen;
+
+impl Program for Chosen {
+    #[inline(never)]
+    fn look<const L3: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
+        let mut packet = Packet::new(XdpContext::new(ctx));
+        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
+        let Some(ip) = ip else { return Reason::Truncated as u32 };
+        chosen::<L3, V4>(&mut packet, &ip, cpu).unwrap_or_else(|r| r) as u32
     }
-    let Some(outer) = packet.header::<Vlan>(14) else { return Reason::NotIp };
-    let e = outer.ethertype();
-    if !ethertype::is_vlan(e) {
-        return network::<18>(packet, e, cpu);
+
+    #[inline(always)]
+    fn not_ip() -> Reason {
+        Reason::NotIp
     }
-    let Some(inner) = packet.header::<Vlan>(18) else { return Reason::NotIp };
-    network::<22>(packet, inner.ethertype(), cpu)
-}
 
-#[inline(always)]
-fn network<const L3: usize>(packet: &Packet, e: [u8; 2], cpu: u32) -> Reason {
-    let index = match e {
-        ethertype::IPV4 => send::<L3, true>(packet.context(), cpu),
-        ethertype::IPV6 => send::<L3, false>(packet.context(), cpu),
-        _ => return Reason::NotIp,
-    };
-    Reason::from_index(index).unwrap_or(Reason::NoBackend)
-}
-
-/// What is returned: the index of a reason.
-#[inline(never)]
-fn send<const L3: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
-    let mut packet = Packet::new(XdpContext::new(ctx));
-    let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-    let Some(ip) = ip else { return Reason::Truncated as u32 };
-    chosen::<L3, V4>(&mut packet, &ip, cpu).unwrap_or_else(|r| r) as u32
+    /// A source that is refused here has had its second look.
+    #[inline(always)]
+    fn onward(reason: Reason) -> Option<u32> {
+        (reason.is_exceptional() && reason != Reason::SourceRefused).then(|| place(reason))
+    }
 }
 
 #[inline(always)]

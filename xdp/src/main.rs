@@ -1,14 +1,15 @@
 //! The XDP program of the appliance.
 //!
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
-//! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. What is for a VIP
-//! and cannot be forwarded as it stands goes on to a second program, [`exception`]; what is for a service that
-//! wants more than its ring says, to [`choice`].
+//! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. Some go on to another
+//! program ([`behind`]): what is for a VIP and cannot be forwarded as it stands to [`exception`], what is for a
+//! service that wants more than its ring says to [`choice`], segments with a second chance to [`chance`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
+mod behind;
 mod chance;
 mod choice;
 mod events;
@@ -19,7 +20,7 @@ mod pipeline;
 mod stage;
 
 use abi::{
-    limits::behind,
+    limits::behind as places,
     reason::{Reason, Verdict},
 };
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -35,71 +36,49 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let cpu = maps::cpu();
     let reason = pipeline::run(&mut packet, cpu);
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
-        // Does not come back, unless there is no second program.
+        // Does not come back, unless there is no such program.
         maps::hand_on(packet.context(), place(reason), reason);
     }
-    maps::count_reason(cpu, reason, bytes);
-    events::dropped(&packet, cpu, reason);
-    action(reason)
+    end(&packet, cpu, reason, bytes)
 }
 
-/// The second look at packets that are rare and cost more; called by [`lb`] alone.
+/// The second look at packets that are rare and cost more.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb_second(ctx: XdpContext) -> u32 {
-    let packet = Packet::new(ctx);
-    let bytes = packet.arrived();
-    let cpu = maps::cpu();
-    let reason = exception::run(&packet, cpu);
-    if reason == Reason::SecondChance {
-        maps::hand_on(packet.context(), behind::SECOND_CHANCE, reason);
-    }
-    maps::count_reason(cpu, reason, bytes);
-    events::dropped(&packet, cpu, reason);
-    action(reason)
+    behind::run::<exception::Second>(ctx)
 }
 
-/// Segments that may be tried at two backends; called by the other two.
+/// Segments that may be tried at two backends.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb_chance(ctx: XdpContext) -> u32 {
-    let packet = Packet::new(ctx);
-    let bytes = packet.arrived();
-    let cpu = maps::cpu();
-    let reason = chance::run(&packet, cpu);
-    if reason == Reason::TooBig {
-        maps::hand_on(packet.context(), behind::SECOND, reason);
-    }
-    maps::count_reason(cpu, reason, bytes);
-    events::dropped(&packet, cpu, reason);
-    action(reason)
+    behind::run::<chance::Chance>(ctx)
 }
 
-/// Packets for a service whose backend is not simply the ring's, or that not everybody may use; called by
-/// [`lb`] alone.
+/// Packets for a service that wants more than its ring says, or that not everybody may use.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb_choice(ctx: XdpContext) -> u32 {
-    let packet = Packet::new(ctx);
-    let bytes = packet.arrived();
-    let cpu = maps::cpu();
-    let reason = choice::run(&packet, cpu);
-    if reason.is_exceptional() && reason != Reason::SourceRefused {
-        maps::hand_on(packet.context(), place(reason), reason);
-    }
-    maps::count_reason(cpu, reason, bytes);
-    events::dropped(&packet, cpu, reason);
-    action(reason)
+    behind::run::<choice::Chosen>(ctx)
 }
 
 /// The program that goes on with a packet of an exceptional reason.
 #[inline(always)]
 const fn place(reason: Reason) -> u32 {
     match reason {
-        Reason::SecondChance => behind::SECOND_CHANCE,
-        Reason::SourceRefused => behind::CHOICE,
-        _ => behind::SECOND,
+        Reason::SecondChance => places::SECOND_CHANCE,
+        Reason::SourceRefused => places::CHOICE,
+        _ => places::SECOND,
     }
+}
+
+/// Counts and samples a packet at its end; what becomes of it.
+#[inline(always)]
+fn end(packet: &Packet, cpu: u32, reason: Reason, bytes: u64) -> u32 {
+    maps::count_reason(cpu, reason, bytes);
+    events::dropped(packet, cpu, reason);
+    action(reason)
 }
 
 #[inline(always)]

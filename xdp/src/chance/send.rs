@@ -2,7 +2,6 @@
 
 use abi::{
     chance,
-    hash::{self, Tuple},
     pick::Tables as _,
     reason::Reason,
     table::Slot,
@@ -32,9 +31,7 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
 
     let mut other = Slot::NONE;
     if ip.protocol == protocol::TCP && !transport.opening {
-        let tuple =
-            Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: protocol::TCP };
-        let hash = hash::flow(&tuple, maps::seed());
+        let (_, hash) = service::flow(ip, &transport);
         other = chance::other(&Maps, frontend, hash, picked.row);
     }
     let bytes = packet.len() as u64;

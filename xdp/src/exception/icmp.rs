@@ -105,16 +105,14 @@ fn error<const L3: usize, const V4: bool>(
     }
 
     let transport = wire::Transport { ports: tuple.ports, opening: false };
-    let flow = Ip { protocol: tuple.protocol, ..*ip };
+    // The flow's, not the error's: that comes from anybody.
+    let flow = Ip { src: tuple.src, protocol: tuple.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
     service::permit(frontend, tuple.src)?;
-    // The error's own source is another's.
-    let flow = Ip { src: tuple.src, ..flow };
     let picked = service::pick_again(&flow, &transport, row, frontend)?;
-    let (backend_row, backend) = (picked.row, picked.backend);
     let bytes = packet.len() as u64;
-    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, picked.entropy)?;
+    let reason = forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
     maps::count_frontend(cpu, row, bytes, false);
-    maps::count_backend(cpu, backend_row, bytes, false);
+    maps::count_backend(cpu, picked.row, bytes, false);
     Ok(reason)
 }

@@ -57,9 +57,7 @@ pub(crate) fn twice<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     let hop = backend.hop();
-    let Some(egress) = hop.egress().and_then(maps::egress) else {
-        return if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) };
-    };
+    let Some(egress) = hop.egress().and_then(maps::egress) else { return here(hop) };
     if backend.addr().is_v4() {
         encap4::<L3, V4, SHIM4>(packet, ip, backend, hop, egress, entropy)?;
         let at = L3 + 20 + GUE_SHIM;
@@ -77,6 +75,12 @@ pub(crate) fn twice<const L3: usize, const V4: bool>(
     Ok(sent(packet, egress))
 }
 
+/// Without a way out: the backend is this machine, or its next hop is not known.
+#[inline(always)]
+const fn here(hop: HopWord) -> Result<Reason, Reason> {
+    if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) }
+}
+
 #[inline(always)]
 fn by<const L3: usize, const V4: bool>(
     packet: &mut Packet,
@@ -86,9 +90,7 @@ fn by<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     let hop = backend.hop();
-    let Some(egress) = hop.egress().and_then(maps::egress) else {
-        return if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) };
-    };
+    let Some(egress) = hop.egress().and_then(maps::egress) else { return here(hop) };
 
     match mode {
         Mode::L2 => {

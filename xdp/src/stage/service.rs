@@ -196,8 +196,9 @@ pub(crate) fn choose(
     Ok(Picked { row, backend, entropy: hash as u32 })
 }
 
+/// The packet's flow, and its hash.
 #[inline(always)]
-fn flow(ip: &Ip, transport: &Transport) -> (Tuple, u64) {
+pub(crate) fn flow(ip: &Ip, transport: &Transport) -> (Tuple, u64) {
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
     (tuple, hash::flow(&tuple, maps::seed()))
 }
