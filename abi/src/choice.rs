@@ -269,7 +269,11 @@ fn begin<T: Tracking>(
         fewest(tables, ring, hash)
     };
     if admitted && let Some(backend) = tables.backend(row) {
-        let stage = if segment.phase == Phase::Opening { Stage::Opening } else { Stage::Open };
+        let stage = match segment.phase {
+            Phase::Opening => Stage::Opening,
+            _ if segment.closing => Stage::Closed,
+            _ => Stage::Open,
+        };
         tables.remember(key, &FlowEntry::seen_at(row, backend.epoch(), now, stage));
         if choice.spread == Spread::Fewest && !segment.closing {
             tables.add_active(row, 1);
@@ -315,4 +319,48 @@ pub fn is_active(key: &FlowKey, entry: &FlowEntry, backend: &Backend, now: u64) 
         (Stage::Open, _) => DATAGRAMS_NS,
     };
     age < longest && backend.epoch() == entry.epoch()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Addr,
+        table::{HopWord, State},
+    };
+
+    #[test]
+    fn words_of_a_choice() {
+        for choice in [
+            Choice::default(),
+            Choice { spread: Spread::Random, track: true, ..Choice::default() },
+            Choice { spread: Spread::Fewest, stay_ns: 1 << 50, ..Choice::default() },
+            Choice { tcp_option: true, quic_len: 8, ids: 65_536, ..Choice::default() },
+            Choice { udp_header: true, quic_len: 1, ids: 1, ..Choice::default() },
+        ] {
+            assert_eq!(Choice::from_words(choice.to_words()), choice);
+        }
+    }
+
+    #[test]
+    fn how_long_a_connection_counts() {
+        let addr = Addr::v4(1);
+        let key = |protocol| FlowKey::new(&Tuple { src: addr, dst: addr, ports: 1, protocol });
+        let backend = Backend::new(addr, HopWord::UNRESOLVED, State::default(), 1, 7);
+        for (protocol, stage, longest) in [
+            (6, Stage::Opening, OPENING_NS),
+            (6, Stage::Open, IDLE_NS),
+            (17, Stage::Open, DATAGRAMS_NS),
+            (6, Stage::Closed, 0),
+        ] {
+            let seen = 1 << 40;
+            let entry = FlowEntry::seen_at(3, 7, seen, stage);
+            let at = |now| is_active(&key(protocol), &entry, &backend, now);
+            assert_eq!(at(seen), longest > 0, "{protocol} {stage:?}");
+            assert_eq!(at(seen + longest.saturating_sub(8)), longest > 0, "{protocol} {stage:?}");
+            assert!(!at(seen + longest), "{protocol} {stage:?}");
+        }
+        let before = FlowEntry::seen_at(3, 6, 1 << 40, Stage::Open);
+        assert!(!is_active(&key(6), &before, &backend, 1 << 40), "of another use of the row");
+    }
 }

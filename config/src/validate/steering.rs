@@ -75,6 +75,7 @@ fn quic_len(fields: &Fields<'_>, report: &Report<'_>) -> u8 {
             "`quic` says how connection ids look, and no port is for QUIC",
             "allowed: with a port such as {port: 443, protocol: udp, quic: true}",
         );
+        return 0;
     }
     match server_id_length.placed() {
         Some((&length, _)) if (1..=8).contains(&length) => length,
@@ -124,6 +125,136 @@ fn server_ids(fields: &Fields<'_>, steering: &model::Steering, report: &Report<'
                 ),
                 "allowed: once",
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::{
+        api::{parse_service_json, service_to_json},
+        model::{Scheduling, Steering},
+    };
+
+    /// A service with a TCP and a UDP port, and what `more` adds or replaces.
+    fn service(more: Value) -> Value {
+        let mut service = json!({
+            "address": "203.0.113.10",
+            "ports": [{"port": 443, "protocol": "tcp"}, {"port": 443, "protocol": "udp"}],
+            "forwarding": "ipip",
+            "backends": [{"address": "10.0.1.11"}, {"address": "10.0.1.12"}],
+        });
+        let Value::Object(more) = more else { panic!("an object") };
+        for (key, value) in more {
+            service[key] = value;
+        }
+        service
+    }
+
+    fn read(more: Value) -> Result<Steering, Vec<(String, String)>> {
+        let service = parse_service_json("web", service(more).to_string().as_bytes());
+        let service = service.map_err(|faults| {
+            faults.into_iter().map(|f| (f.field, f.message)).collect::<Vec<_>>()
+        })?;
+        let again = service_to_json(&service);
+        let again = parse_service_json("web", again.to_string().as_bytes()).unwrap();
+        assert_eq!(again, service, "what is written is read");
+        Ok(service.steering)
+    }
+
+    fn fault(more: Value) -> (String, String) {
+        let faults = read(more).unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults:#?}");
+        faults[0].clone()
+    }
+
+    #[test]
+    fn what_is_wanted() {
+        assert_eq!(read(json!({})).unwrap(), Steering::default());
+        let random = read(json!({"scheduling": "random"})).unwrap();
+        assert_eq!(random.scheduling, Scheduling::Random);
+        assert!(random.tracks() && random.keeps());
+        let sticky = json!({"affinity": {"client_ip": "3h"}, "scheduling": "least-connections"});
+        let sticky = read(sticky).unwrap();
+        assert_eq!(sticky.affinity.map(|time| time.as_secs()), Some(10_800));
+        assert!(sticky.keeps() && !sticky.tracks(), "entries are for clients");
+        assert!(read(json!({"connection_tracking": "always"})).unwrap().tracks());
+        let named = read(json!({
+            "server_ids": ["tcp-option", "udp-header"],
+            "backends": [
+                {"address": "10.0.1.11", "server_id": 0},
+                {"address": "10.0.1.12", "server_id": 65535},
+            ],
+        }));
+        let named = named.unwrap();
+        assert!(named.tcp_option && named.udp_header && named.names_servers() && !named.keeps());
+        let quic = |more: Value| {
+            let mut all = json!({
+                "ports": [{"port": 443, "protocol": "udp", "quic": true}],
+                "backends": [{"address": "10.0.1.11", "server_id": 1}],
+            });
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            read(all).unwrap().quic_len
+        };
+        assert_eq!(quic(json!({})), 2);
+        assert_eq!(quic(json!({"quic": {"server_id_length": 8}})), 8);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (more, field, message) in [
+            (json!({"affinity": {"client_ip": "0s"}}), "affinity.client_ip", "out of range"),
+            (json!({"affinity": {"client_ip": "200h"}}), "affinity.client_ip", "out of range"),
+            (json!({"affinity": {}}), "affinity", "client_ip"),
+            (json!({"ports": [{"port": 443, "quic": true}], "backends": []}), "quic", "not UDP"),
+            (json!({"quic": {"server_id_length": 4}}), "quic", "no port is for QUIC"),
+            (
+                json!({
+                    "ports": [{"port": 443, "protocol": "udp", "quic": true}],
+                    "quic": {"server_id_length": 9},
+                    "backends": [],
+                }),
+                "quic.server_id_length",
+                "9 bytes",
+            ),
+            (
+                json!({"backends": [{"address": "10.0.1.11", "server_id": 1}]}),
+                "server_id",
+                "do not name their server",
+            ),
+            (
+                json!({"server_ids": ["tcp-option"], "backends": [{"address": "10.0.1.11"}]}),
+                "backends",
+                "server_id",
+            ),
+            (
+                json!({"server_ids": ["tcp-option"], "backends": [
+                    {"address": "10.0.1.11", "server_id": 7},
+                    {"address": "10.0.1.12", "server_id": 7},
+                ]}),
+                "server_id",
+                "stands twice",
+            ),
+            (
+                json!({
+                    "ports": [{"port": 443, "protocol": "udp", "quic": true}],
+                    "quic": {"server_id_length": 1},
+                    "backends": [{"address": "10.0.1.11", "server_id": 256}],
+                }),
+                "server_id",
+                "does not fit",
+            ),
+            (
+                json!({"forwarding": "gue", "second_chance": true, "scheduling": "random"}),
+                "second_chance",
+                "more than its ring",
+            ),
+        ] {
+            let (at, what) = fault(more.clone());
+            assert!(at.contains(field), "{more}: {at}: {what}");
+            assert!(what.contains(message), "{more}: {at}: {what}");
         }
     }
 }

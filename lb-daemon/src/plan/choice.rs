@@ -97,9 +97,9 @@ pub(crate) fn room(spec: &Service) -> u64 {
     match wanted(spec) {
         None => 0,
         Some(_) => {
+            // Those that are leaving may have had larger ones: then the table is full, and grows.
             let most = spec.backends.iter().filter_map(|b| b.server_id).max();
-            // Backends that are leaving may have had any number.
-            u64::from(Choice::WORDS) + most.map_or(0, |_| 1 << 16)
+            u64::from(Choice::WORDS) + most.map_or(0, |most| u64::from(most) + 1)
         }
     }
 }

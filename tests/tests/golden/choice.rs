@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
-use abi::reason::Reason;
+use abi::{reason::Reason, table::Backend};
 use config::model::{BackendState, Forwarding, Protocol, Scheduling, Service, Steering};
+use lb_daemon::datapath::{Op, Tables as _};
 use lb_tests::rig::{INGRESS, Rig, service};
 
 use crate::packets::{L4, TX, VIP4, VIP6, frame4, frame6};
@@ -241,4 +242,43 @@ fn errors_follow_the_entry() {
             assert_eq!(owner(&mut rig, &error), first, "{steering:?}");
         }
     }
+}
+
+#[test]
+fn connections_are_counted_from_their_entries() {
+    let fewest = Steering { scheduling: Scheduling::LeastConnections, ..Steering::default() };
+    let mut rig = Rig::with(vec![web(3, fewest)], INGRESS, 1500);
+    for port in 1..=10 {
+        owner(&mut rig, &tcp(7, port, SYN));
+        owner(&mut rig, &tcp(7, port, ACK));
+    }
+    for port in 1..=3 {
+        owner(&mut rig, &tcp(7, port, FIN_ACK));
+    }
+    for port in 101..=105 {
+        owner(&mut rig, &tcp(7, port, SYN));
+    }
+    // The end of a connection that nobody has seen.
+    owner(&mut rig, &tcp(7, 201, FIN_ACK));
+
+    let rows: Vec<u32> = rig.planner.services()["web"].members.values().map(|m| m.row).collect();
+    let counted = |rig: &Rig| -> u32 { rows.iter().map(|&r| rig.bpf.backend(r).active()).sum() };
+    assert_eq!(counted(&rig), 12, "by the programs");
+    // A row that is written anew counts from nothing, until entries are counted.
+    for &row in &rows {
+        let backend = rig.bpf.backend(row);
+        rig.apply(&[Op::Backend(
+            row,
+            Backend::new(
+                backend.addr(),
+                backend.hop(),
+                backend.state(),
+                backend.id(),
+                backend.epoch(),
+            ),
+        )]);
+    }
+    assert_eq!(counted(&rig), 0);
+    rig.bpf.recount().expect("tables").run(&rows);
+    assert_eq!(counted(&rig), 12, "by their entries");
 }
