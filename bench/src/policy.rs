@@ -20,10 +20,11 @@ use config::{
     policy::{Labels, Rule, import},
 };
 use lb_daemon::policy::{
-    image::{Op, Sizes},
+    image::Op,
     kernel::Kernel,
     state::{State, Wanted},
 };
+use lb_tests::rig::POLICY_SIZES;
 use serde::Serialize;
 
 use crate::{
@@ -39,17 +40,6 @@ const RULES: [usize; 2] = [10, 10_000];
 const INTERFACE: u32 = 1;
 const SHOT: u32 = 2;
 const UNSPEC: u32 = u32::MAX;
-const SIZES: Sizes = Sizes {
-    interfaces: 2048,
-    policies: 2048,
-    tops: 512,
-    pages: 2048,
-    entries: 1 << 16,
-    addresses: 1 << 14,
-    buckets: 1 << 13,
-    prefixes: 256,
-    rules: 1 << 14,
-};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -203,7 +193,8 @@ fn tables(count: usize) -> anyhow::Result<Kernel> {
         rules: Arc::new(rules),
         ..Wanted::default()
     };
-    let (mut kernel, mut state) = (Kernel::make(SIZES, 5, None)?, State::new(SIZES, 5));
+    let (mut kernel, mut state) =
+        (Kernel::make(POLICY_SIZES, 5, None)?, State::new(POLICY_SIZES, 5));
     let ops = state.plan(wanted)?;
     kernel.apply(&ops)?;
     let own = ops.iter().find_map(|op| match op {

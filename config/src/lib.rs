@@ -9,6 +9,7 @@ mod duration;
 mod fault;
 mod file;
 mod geo;
+pub mod glob;
 mod lists;
 mod load;
 pub mod model;

@@ -291,6 +291,15 @@ impl Daemon {
         netns::output(Command::new(binary("lbctl")?).arg("--api").arg(self.api()).args(arguments))
     }
 
+    /// Removes everything that it has pinned; it is not running.
+    ///
+    /// # Errors
+    ///
+    /// `lbctl cleanup` fails.
+    pub fn clean_up(&self) -> anyhow::Result<()> {
+        self.lbctl(&["cleanup", "--bpffs", &self.bpffs.to_string_lossy()]).map(drop)
+    }
+
     /// Program and maps on its interface.
     ///
     /// # Errors

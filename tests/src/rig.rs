@@ -18,6 +18,7 @@ use lb_daemon::{
     datapath::{Capacity, Datapath, Op, bpf::Bpf},
     nexthop::{Hop, NextHop},
     plan::Planner,
+    policy::image::Sizes,
     view::{Count, Counters},
 };
 
@@ -61,6 +62,19 @@ pub fn capacity() -> Capacity {
         buckets6: 64,
     }
 }
+
+/// Room for a thousand endpoints and ten thousand rules of policy.
+pub const POLICY_SIZES: Sizes = Sizes {
+    interfaces: 2048,
+    policies: 2048,
+    tops: 512,
+    pages: 2048,
+    entries: 1 << 16,
+    addresses: 1 << 14,
+    buckets: 1 << 13,
+    prefixes: 256,
+    rules: 1 << 14,
+};
 
 /// A service with one TCP port, and whatever the test changes.
 #[must_use]

@@ -3,12 +3,12 @@
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
-    daemon::{Daemon, binary},
+    daemon::Daemon,
     edge::{Edge, PATIENCE, Spec, spec, yaml},
     eventually,
     http::Kept,
     lab::{IPIP_V4, IPIP_V6, WEBS, at},
-    netns, web,
+    web,
 };
 
 const CONNECTIONS: usize = 40;
@@ -56,12 +56,7 @@ fn survivors(second: bool) -> anyhow::Result<(usize, Edge)> {
     }
 
     edge.lb.stop()?;
-    netns::run(
-        std::process::Command::new(binary("lbctl")?)
-            .arg("cleanup")
-            .arg("--bpffs")
-            .arg(edge.lb.bpffs()),
-    )?;
+    edge.lb.clean_up()?;
     edge.lb.write_config(&yaml(&specs(&[1], second)))?;
     edge.lb.resume()?;
     eventually(PATIENCE, || edge.lb.ways_known())?;

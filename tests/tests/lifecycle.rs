@@ -1,7 +1,6 @@
 //! The daemon comes and goes, the data path stays: killed, stopped, started again, cleaned up.
 
 use lb_tests::{
-    daemon::binary,
     edge::{self, Edge, IPIP, L2, PATIENCE, expect_all_answer, expect_answered},
     eventually,
     http::Kept,
@@ -83,12 +82,7 @@ fn cleanup_removes_everything() -> anyhow::Result<()> {
     let mut edge = Edge::start(L2)?;
     edge.lb.stop()?;
     let program = edge.lb.loaded()?.program;
-    netns::run(
-        std::process::Command::new(binary("lbctl")?)
-            .arg("cleanup")
-            .arg("--bpffs")
-            .arg(edge.lb.bpffs()),
-    )?;
+    edge.lb.clean_up()?;
     assert!(edge.lb.loaded().is_err(), "a program is still attached");
     let left = std::fs::read_dir(edge.lb.bpffs()).map(Iterator::count).unwrap_or(0);
     assert_eq!(left, 0, "pins are left in {}", edge.lb.bpffs().display());
@@ -116,12 +110,7 @@ fn the_units_capabilities_are_enough() -> anyhow::Result<()> {
 
     let mut edge = Edge::start(L2)?;
     edge.lb.stop()?;
-    netns::run(
-        std::process::Command::new(binary("lbctl")?)
-            .arg("cleanup")
-            .arg("--bpffs")
-            .arg(edge.lb.bpffs()),
-    )?;
+    edge.lb.clean_up()?;
     edge.lb.resume_under(&["setpriv", &bounds, "--inh-caps=-all", "--no-new-privs"])?;
     eventually(PATIENCE, || edge.lb.ways_known())?;
     for vip in [L2_V4, L2_V6] {
@@ -136,7 +125,7 @@ fn an_interface_that_is_taken_says_so() -> anyhow::Result<()> {
     let mut edge = Edge::start(L2)?;
     edge.lb.stop()?;
     let bpffs = edge.lb.bpffs().to_path_buf();
-    edge.lb.lbctl(&["cleanup", "--bpffs", &bpffs.to_string_lossy()])?;
+    edge.lb.clean_up()?;
     std::fs::create_dir(&bpffs)?;
     let host = std::sync::Arc::clone(edge.lab.host("lb")?);
     Pass::load()?.attach(&host, "eth0", &bpffs)?;

@@ -20,25 +20,14 @@ use etherparse::PacketBuilder;
 use lb_daemon::policy::{
     Flow, Verdict, explain,
     explain::Other,
-    image::{Op, Sizes},
+    image::Op,
     kernel::{Kernel, PolicyCounters},
     state::{State, Wanted},
 };
-use lb_tests::rig::need_root;
+use lb_tests::rig::{POLICY_SIZES, need_root};
 use random::Random;
 
 const SALT: u64 = 5;
-const SIZES: Sizes = Sizes {
-    interfaces: 2048,
-    policies: 2048,
-    tops: 512,
-    pages: 2048,
-    entries: 1 << 16,
-    addresses: 1 << 14,
-    buckets: 1 << 13,
-    prefixes: 256,
-    rules: 1 << 14,
-};
 /// The interface that a test run claims: the namespace's loopback.
 const INTERFACE: u32 = 1;
 const SHOT: u32 = 2;
@@ -57,9 +46,9 @@ struct Rig {
 impl Rig {
     fn new(wanted: Wanted) -> anyhow::Result<Self> {
         need_root();
-        let kernel = Kernel::make(SIZES, SALT, None)?;
+        let kernel = Kernel::make(POLICY_SIZES, SALT, None)?;
         let counters = kernel.counters()?;
-        let state = State::new(SIZES, SALT);
+        let state = State::new(POLICY_SIZES, SALT);
         let words = HashMap::new();
         let mut rig = Self { kernel, state, counters, words, wanted: Wanted::default() };
         rig.put(wanted)?;

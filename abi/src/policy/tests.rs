@@ -65,7 +65,7 @@ fn frozen() {
     assert_eq!((into.local, into.remote), (out.remote, out.local));
     assert_eq!(into.ports.to_ne_bytes(), [0, 80, 0x9c, 0x40]);
     let connection = Connection::new(Way::Out, 9).refreshed(true, 9).unwrap();
-    assert_eq!((connection.seen, connection.flags), (9, 3));
+    assert_eq!((connection.seen(), connection.flags), (9, 3));
     assert_eq!(Entry::hash(256, 3), 0x609d_3e4c);
 }
 

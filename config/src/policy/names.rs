@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::glob;
+
 /// The longest name (RFC 1035 section 2.3.4), as text without the dot at its end.
 const MAX_NAME: usize = 253;
 
@@ -41,10 +43,10 @@ impl NamePattern {
             return true;
         }
         let Some(rest) = self.text.strip_prefix("**.") else {
-            return glob(self.text.as_bytes(), name.as_bytes());
+            return glob::matches(&self.text, name, Some('.'));
         };
         let dots = name.match_indices('.').map(|(at, _)| at + 1);
-        dots.into_iter().any(|at| glob(rest.as_bytes(), &name.as_bytes()[at..]))
+        dots.into_iter().any(|at| glob::matches(rest, &name[at..], Some('.')))
     }
 
     /// Whether it is a pattern.
@@ -58,29 +60,6 @@ impl fmt::Display for NamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-/// Each `*` takes as little as it can, and more when the rest does not fit; only the last one has to be
-/// looked at again.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        if pattern.get(p) == Some(&b'*') {
-            star = Some((p, n));
-            p += 1;
-        } else if pattern.get(p) == Some(&name[n]) {
-            (p, n) = (p + 1, n + 1);
-        } else if let Some((at, taken)) = star
-            && name[taken] != b'.'
-        {
-            star = Some((at, taken + 1));
-            (p, n) = (at + 1, taken + 1);
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
 }
 
 /// Bounds of what is learned from DNS.
@@ -163,7 +142,7 @@ mod tests {
                     _ => false,
                 }
             }
-            prop_assert_eq!(glob(pattern.as_bytes(), name.as_bytes()), naive(pattern.as_bytes(), name.as_bytes()));
+            prop_assert_eq!(glob::matches(&pattern, &name, Some('.')), naive(pattern.as_bytes(), name.as_bytes()));
         }
     }
 }

@@ -17,7 +17,7 @@ use config::model::{Interface, InterfaceSelect, Roles, XdpMode};
 
 use crate::{
     datapath::bpf::Bpf,
-    links::{AttachedMode, Link, matches},
+    links::{AttachedMode, Link},
     refusal::{RIGHTS, chain},
     view::{Attachment, InterfaceView},
 };
@@ -46,7 +46,8 @@ pub(super) fn wanted(entries: &[Interface], links: &BTreeMap<u32, Link>) -> Vec<
         match select {
             InterfaceSelect::Name(name) => add(name, links.values().find(|l| l.name == *name)),
             InterfaceSelect::Match(pattern) => {
-                for link in links.values().filter(|l| matches(pattern, &l.name)) {
+                for link in links.values().filter(|l| config::glob::matches(pattern, &l.name, None))
+                {
                     add(&link.name, Some(link));
                 }
             }

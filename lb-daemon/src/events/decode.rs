@@ -167,6 +167,31 @@ fn interface(view: &View, index: u32) -> Arc<str> {
 }
 
 #[cfg(test)]
+impl Sample {
+    /// A packet of 60 bytes from this address to itself, which passed.
+    pub(crate) fn passed_from(source: &str) -> Self {
+        let source = source.parse().expect("an address");
+        Self {
+            time: SystemTime::UNIX_EPOCH,
+            hook: Hook::Xdp,
+            outcome: Outcome::Passed,
+            reason: Reason::NotOurs,
+            list: None,
+            limit: None,
+            rule: None,
+            origin: None,
+            labels: None,
+            identities: None,
+            interface: "eth0".into(),
+            flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),
+            length: 60,
+            weight: 1,
+            bytes: Box::default(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

@@ -166,32 +166,14 @@ fn largest<T: Ord>(all: BTreeMap<T, Share<()>>, most: usize) -> Vec<Share<T>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
-    use crate::events::Flow;
 
     const S: Duration = Duration::from_secs(1);
 
     fn sample(source: &str, outcome: Outcome, weight: u32, list: Option<&str>) -> Sample {
-        let source = source.parse().unwrap();
-        Sample {
-            time: UNIX_EPOCH,
-            hook: Hook::Xdp,
-            outcome,
-            reason: if list.is_some() { Reason::Blocked } else { Reason::NotOurs },
-            list: list.map(Into::into),
-            limit: None,
-            rule: None,
-            origin: None,
-            labels: None,
-            identities: None,
-            interface: "eth0".into(),
-            flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),
-            length: 60,
-            weight,
-            bytes: Box::default(),
-        }
+        let reason = if list.is_some() { Reason::Blocked } else { Reason::NotOurs };
+        let list = list.map(Into::into);
+        Sample { outcome, reason, list, weight, ..Sample::passed_from(source) }
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! none of it; attaching belongs to the data path, routes and neighbours to [`crate::nexthop`].
 
 mod ethtool;
-mod glob;
 mod parse;
 mod watch;
 
@@ -14,7 +13,7 @@ mod tests;
 use std::net::IpAddr;
 
 pub(crate) use self::parse::{address_from, link_from};
-pub use self::{glob::matches, watch::Links};
+pub use self::watch::Links;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -188,35 +188,13 @@ async fn what_is_wrong_refuses_all_or_is_left_out() {
 
 #[tokio::test]
 async fn a_plan_says_what_would_have_been_dropped() {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::Duration;
 
-    use abi::{
-        event::{Hook, Outcome},
-        reason::Reason,
-    };
-
-    use crate::events::{Flow, Sample};
+    use crate::events::Sample;
 
     let view = view();
     for (source, weight) in [("198.51.100.1", 5), ("198.51.100.2", 30), ("192.0.2.1", 100)] {
-        let source = source.parse().unwrap();
-        let sample = Sample {
-            time: UNIX_EPOCH,
-            hook: Hook::Xdp,
-            outcome: Outcome::Passed,
-            reason: Reason::NotOurs,
-            list: None,
-            limit: None,
-            rule: None,
-            origin: None,
-            labels: None,
-            identities: None,
-            interface: "eth0".into(),
-            flow: Some(Flow { source, destination: source, protocol: 6, ports: None }),
-            length: 60,
-            weight,
-            bytes: Box::default(),
-        };
+        let sample = Sample { weight, ..Sample::passed_from(source) };
         view.samples.add(sample, Duration::from_secs(1));
     }
     let state = live(view);

@@ -1,8 +1,13 @@
-//! Patterns for interface names.
+//! Patterns for names of interfaces and of hosts.
 
-/// Whether `name` matches `pattern`, in which `*` stands for any characters, also none, and `?` for one.
+/// Whether `name` matches `pattern`, in which `*` stands for any characters but `stop`, also none, and `?` for
+/// one character.
+///
+/// Each `*` takes as little as it can, and more when the rest does not fit; only the last one has to be looked
+/// at again.
 #[must_use]
-pub fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches(pattern: &str, name: &str, stop: Option<char>) -> bool {
+    let stop = stop.and_then(|stop| u8::try_from(stop).ok());
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     // Where to go on when a character does not match: behind the last `*`, one character later.
@@ -20,6 +25,9 @@ pub fn matches(pattern: &str, name: &str) -> bool {
             }
             _ => {
                 let Some((after_star, taken)) = retry else { return false };
+                if Some(name[taken]) == stop {
+                    return false;
+                }
                 retry = Some((after_star, taken + 1));
                 p = after_star;
                 n = taken + 1;
@@ -54,7 +62,7 @@ mod tests {
             ("**", "eth0", true),
             ("eth0.*", "eth0.100", true),
         ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern:?} on {name:?}");
+            assert_eq!(matches(pattern, name, None), expected, "{pattern:?} on {name:?}");
         }
     }
 
@@ -72,7 +80,7 @@ mod tests {
         #[test]
         fn agrees_with_the_recursive_definition(pattern in "[ab*?]{0,8}", name in "[ab]{0,10}") {
             prop_assert_eq!(
-                matches(&pattern, &name),
+                matches(&pattern, &name, None),
                 naive(pattern.as_bytes(), name.as_bytes())
             );
         }

@@ -1,0 +1,241 @@
+//! Services: what they listen on, how new flows are spread, and the backends behind them.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+use super::Source;
+
+/// A service: addresses and ports in front, backends behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// Who it came from.
+    pub source: Source,
+    /// VIPs, at least one, no duplicates, in the order written.
+    pub addresses: Vec<IpAddr>,
+    /// At least one.
+    pub ports: Vec<Port>,
+    /// How packets reach a backend.
+    pub forwarding: Forwarding,
+    /// What it wants beyond its ring.
+    pub steering: Steering,
+    /// In the order written. Names and addresses are unique within the service.
+    pub backends: Vec<Backend>,
+    /// Clients that may use the service; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// How long connections of a draining or removed backend are kept.
+    pub drain_timeout: Duration,
+    /// `None`: backends count as healthy.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Unique within the service.
+    pub name: String,
+    /// Host byte order; 0: every port of the address that has no entry of its own.
+    pub port: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port at the backend; equal to `port` for all forwarding but `nat`.
+    pub target_port: u16,
+    /// Packets name their server in a QUIC connection id.
+    pub quic: bool,
+}
+
+/// Transport protocols that services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp,
+    /// IP protocol 17.
+    Udp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// `tcp` or `udp`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// How packets reach a backend. All are direct server return: the backend answers the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The destination MAC is rewritten; the backend is on the same link and holds the VIP.
+    L2,
+    /// An outer IP header in front (RFC 2003, RFC 2473); any inner and outer family.
+    Ipip,
+    /// Outer IP and UDP headers and GUE's (draft-ietf-intarea-gue); any inner and outer family.
+    Gue,
+    /// Outer IP and UDP headers and Geneve's (RFC 8926); any inner and outer family.
+    Geneve,
+    /// As `Gue`, with `second_chance`: while a packet may belong to either of two backends, it names the
+    /// other one as well.
+    GueTwice,
+}
+
+impl Forwarding {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+            Self::Gue | Self::GueTwice => "gue",
+            Self::Geneve => "geneve",
+        }
+    }
+}
+
+/// How new flows are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduling {
+    /// Weighted Maglev.
+    #[default]
+    Maglev,
+    /// At random, by weight.
+    Random,
+    /// To the backend with the fewest connections for its weight, of some that are drawn.
+    LeastConnections,
+}
+
+impl Scheduling {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::Random => "random",
+            Self::LeastConnections => "least-connections",
+        }
+    }
+}
+
+/// What a service wants beyond its ring; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// How new flows are spread.
+    pub scheduling: Scheduling,
+    /// Every connection has an entry, whatever the scheduling.
+    pub track: bool,
+    /// How long a client stays with its backend after its last packet; `None`: each flow goes its own way.
+    pub affinity: Option<Duration>,
+    /// Servers are named in a TCP option.
+    pub tcp_option: bool,
+    /// Servers are named in a header of UDP's payload.
+    pub udp_header: bool,
+    /// Bytes of a server id in QUIC connection ids; 0: no port is for QUIC.
+    pub quic_len: u8,
+}
+
+impl Steering {
+    /// Whether packets name their server.
+    #[must_use]
+    pub const fn names_servers(&self) -> bool {
+        self.tcp_option || self.udp_header || self.quic_len > 0
+    }
+
+    /// Whether every connection has an entry of its own, so that they can be counted.
+    #[must_use]
+    pub const fn tracks(&self) -> bool {
+        self.keeps() && self.affinity.is_none()
+    }
+
+    /// Whether flows or clients have entries.
+    #[must_use]
+    pub const fn keeps(&self) -> bool {
+        self.track || self.affinity.is_some() || !matches!(self.scheduling, Scheduling::Maglev)
+    }
+}
+
+/// A real server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Unique within the service; the address as text when the file gave none.
+    pub name: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// Share of the ring relative to the others; 0: no new flows. At most 65,535.
+    pub weight: u32,
+    /// What the operator wants of it.
+    pub state: BackendState,
+    /// The number by which packets name it; there wherever they do.
+    pub server_id: Option<u16>,
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendState {
+    /// Takes flows.
+    #[default]
+    Active,
+    /// No new flows; established ones stay until the service's drain timeout.
+    Draining,
+    /// Takes nothing, at once.
+    Maintenance,
+}
+
+impl BackendState {
+    /// As it is written in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+/// Health check of every backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// At most `interval`.
+    pub timeout: Duration,
+    /// Successes in a row that make a backend healthy.
+    pub rise: u32,
+    /// Failures in a row that make it unhealthy.
+    pub fall: u32,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// The TCP handshake succeeds.
+    Tcp {
+        /// Port at the backend.
+        port: u16,
+    },
+    /// `GET path` answers with the expected status.
+    Http {
+        /// Port at the backend.
+        port: u16,
+        /// Begins with `/`.
+        path: String,
+        /// Value of the `Host` header; `None`: the backend's address.
+        host: Option<String>,
+        /// Status code wanted.
+        expect: u16,
+    },
+}

@@ -1,0 +1,81 @@
+//! Counters in shared memory.
+
+use abi::{
+    guard::LIMIT_ROWS,
+    limits::{LIST_ROWS, REASON_ROWS},
+    reason::Reason,
+    table::{Backend, Counter, ReasonCounter},
+};
+use aya::maps::{MapData, PerCpuArray};
+
+use super::{super::Capacity, Mapped};
+use crate::view::{Count, Counters};
+
+/// Counters in shared memory: reading them asks nobody.
+pub struct MappedCounters {
+    pub(super) cpus: u32,
+    pub(super) capacity: Capacity,
+    pub(super) frontends: Mapped<Counter>,
+    pub(super) backends: Mapped<Counter>,
+    pub(super) lists: Mapped<Counter>,
+    pub(super) limits: Mapped<Counter>,
+    pub(super) reasons: Mapped<ReasonCounter>,
+    pub(super) rows: Mapped<Backend>,
+    pub(super) admission: PerCpuArray<MapData, [u64; 2]>,
+}
+
+impl MappedCounters {
+    pub(super) fn sum(&self, table: &Mapped<Counter>, rows: u32, row: u32) -> Count {
+        let mut total = Count::default();
+        if row >= rows {
+            return total;
+        }
+        for cpu in 0..self.cpus {
+            let c = table.read(cpu * rows + row);
+            total.packets += c.packets;
+            total.bytes += c.bytes;
+            total.new_connections += c.new_connections;
+        }
+        total
+    }
+}
+
+impl Counters for MappedCounters {
+    fn frontend(&self, row: u32) -> Count {
+        self.sum(&self.frontends, self.capacity.frontends, row)
+    }
+
+    fn backend(&self, row: u32) -> Count {
+        self.sum(&self.backends, self.capacity.backends, row)
+    }
+
+    fn active(&self, row: u32) -> u64 {
+        if row < self.capacity.backends { self.rows.read(row).active().into() } else { 0 }
+    }
+
+    fn not_admitted(&self) -> u64 {
+        let cpus = self.admission.get(&0, 0);
+        cpus.map_or(0, |cpus| cpus.iter().map(|[_, refused]| refused).sum())
+    }
+
+    fn list(&self, row: u32) -> Count {
+        self.sum(&self.lists, LIST_ROWS, row)
+    }
+
+    fn limit(&self, row: u32) -> Count {
+        self.sum(&self.limits, LIMIT_ROWS, row)
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        let sum = |reason: &Reason| {
+            let mut total = Count::default();
+            for cpu in 0..self.cpus {
+                let c = self.reasons.read(cpu * REASON_ROWS + *reason as u32);
+                total.packets += c.packets;
+                total.bytes += c.bytes;
+            }
+            (*reason, total)
+        };
+        Reason::ALL.iter().map(sum).collect()
+    }
+}

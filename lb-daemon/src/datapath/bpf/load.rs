@@ -1,0 +1,187 @@
+//! Loading the programs, or taking over those that are pinned.
+
+use std::path::{Path, PathBuf};
+
+use abi::{
+    event::STREAMS,
+    guard::LIMIT_ROWS,
+    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS, behind, feature},
+    prefix::LINES,
+    summary,
+    table::Control,
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, ProgramArray},
+    programs::Xdp,
+};
+use aya_obj::programs::XdpAttachType;
+use siphasher::sip::SipHasher13;
+
+use super::{super::Capacity, BpfError, MAPS, pin_of};
+use crate::refusal::chain;
+
+/// The XDP program's object file.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
+
+/// Programs that a packet goes on to from the first one, and their places in `JUMP`.
+const BEHIND: [(&str, u32); 3] = [
+    ("lb_second", behind::SECOND),
+    ("lb_choice", behind::CHOICE),
+    ("lb_chance", behind::SECOND_CHANCE),
+];
+
+/// A loaded program.
+pub(super) enum Instance {
+    /// Loaded by this process, with its maps.
+    Object(Box<Ebpf>),
+    /// Loaded by an earlier process from the same object file, and pinned.
+    Pinned(Box<Xdp>),
+}
+
+impl Instance {
+    pub(super) fn program(&mut self) -> Result<&mut Xdp, BpfError> {
+        match self {
+            Self::Object(ebpf) => {
+                let program = ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
+                program.try_into().map_err(|_| BpfError::Map("lb"))
+            }
+            Self::Pinned(program) => Ok(program),
+        }
+    }
+}
+
+/// How large the pinned tables are.
+pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
+    let entries = |name: &'static str| {
+        let map = MapData::from_pin(dir.join(name)).map_err(|_| BpfError::Map(name))?;
+        Ok(map.info().map_err(|_| BpfError::Map(name))?.max_entries())
+    };
+    let lines = entries("LINES")?;
+    Ok(Capacity {
+        buckets: entries("BUCKETS")?,
+        frontends: entries("FRONTENDS")?,
+        slots: entries("SLOTS")?,
+        backends: entries("BACKENDS")?,
+        egress: entries("EGRESS")?,
+        lines: if lines == 2 * LINES { LINES } else { 0 },
+        bitmaps: entries("BITMAPS")? / 2,
+        blocks: entries("BLOCKS")? / 2,
+        filter6: entries("FILTER6")? / 2,
+        buckets6: entries("BUCKETS6")? / 2,
+    })
+}
+
+/// The program with these features: the pinned one, if it is of the same object file, or a new one.
+pub(super) fn instance(
+    capacity: Capacity,
+    control: &Control,
+    features: u32,
+    pins: Option<&Path>,
+) -> Result<Instance, BpfError> {
+    if let Some(dir) = pins
+        && let Ok(program) = Xdp::from_pin(program_pin(dir, features), XdpAttachType::Interface)
+    {
+        return Ok(Instance::Pinned(Box::new(program)));
+    }
+    let Capacity { buckets, frontends, slots, backends, egress, .. } = capacity;
+    let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
+    let cpus = control.cpus();
+    let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
+    let (salt, seed) = (control.salt(), control.seed());
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("FEATURES", &features, true)
+        .override_global("BUCKET_MASK", &mask, true)
+        .override_global("SALT", &salt, true)
+        .override_global("SEED", &seed, true)
+        .override_global("FRONTEND_ROWS", &frontends, true)
+        .override_global("BACKEND_ROWS", &backends, true)
+        .override_global("VIP_SHIFT", &vip_shift, true)
+        .map_max_entries("VIPS", capacity.vip_words())
+        .map_max_entries("BUCKETS", buckets)
+        .map_max_entries("FRONTENDS", frontends)
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("BACKENDS", backends)
+        .map_max_entries("EGRESS", egress)
+        .override_global("BITMAP_ROWS", &bitmaps, true)
+        .override_global("BLOCK_ROWS", &blocks, true)
+        .override_global("FILTER6_ROWS", &filter6, true)
+        .override_global("BUCKET6_ROWS", &buckets6, true)
+        // Two halves each.
+        // Whether or not there is a first level: IPv6 prefixes have none.
+        .map_max_entries("SUMMARY", summary::WORDS * 2)
+        .map_max_entries("LINES", (lines * 2).max(1))
+        .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
+        .map_max_entries("BLOCKS", (blocks * 2).max(1))
+        .map_max_entries("FILTER6", filter6 * 2)
+        .map_max_entries("BUCKETS6", buckets6 * 2)
+        .map_max_entries("LISTS", MAX_LISTS + 1)
+        .map_max_entries("SCOPES", MAX_LISTS + 1)
+        .map_max_entries("FRONTEND_COUNT", frontends * cpus)
+        .map_max_entries("BACKEND_COUNT", backends * cpus)
+        .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
+        .map_max_entries("LIMIT_COUNT", LIMIT_ROWS * cpus)
+        .map_max_entries("REASON_COUNT", REASON_ROWS * cpus)
+        .map_max_entries("SAMPLERS", STREAMS * cpus);
+    if let Some(dir) = pins {
+        for name in MAPS {
+            loader.map_pin_path(name, pin_of(dir, name));
+        }
+    }
+    let refused = |detail: String| BpfError::Load { features, detail };
+    let mut ebpf = loader.load(OBJECT).map_err(|e| refused(chain(&e)))?;
+    let program: &mut Xdp = ebpf
+        .program_mut("lb")
+        .ok_or(BpfError::Map("lb"))?
+        .try_into()
+        .map_err(|e| refused(chain(&e)))?;
+    program.load().map_err(|e| refused(chain(&e)))?;
+    if features & (feature::BALANCE | feature::DECAP) != 0 {
+        load_behind(&mut ebpf, pins).map_err(refused)?;
+    }
+    let program: &mut Xdp = ebpf
+        .program_mut("lb")
+        .ok_or(BpfError::Map("lb"))?
+        .try_into()
+        .map_err(|e| refused(chain(&e)))?;
+    if let Some(path) = pins.map(|dir| program_pin(dir, features)) {
+        program.pin(&path).map_err(|e| BpfError::Pin { path, detail: chain(&e) })?;
+    }
+    Ok(Instance::Object(Box::new(ebpf)))
+}
+
+/// Loads the programs that a packet goes on to, and puts them where the first one finds them. The map is
+/// what keeps them.
+fn load_behind(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<(), String> {
+    for (name, place) in BEHIND {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .ok_or_else(|| format!("{name} is missing"))?
+            .try_into()
+            .map_err(|e| format!("{name}: {}", chain(&e)))?;
+        program.load().map_err(|e| format!("{name}: {}", chain(&e)))?;
+        let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?;
+        let map = match pins {
+            Some(dir) => {
+                let data = MapData::from_pin(pin_of(dir, "JUMP")).map_err(|e| chain(&e))?;
+                ProgramArray::try_from(Map::ProgramArray(data))
+                    .map_err(|e| chain(&e))?
+                    .set(place, &fd, 0)
+            }
+            None => {
+                let map = ebpf.map_mut("JUMP").ok_or_else(|| "JUMP is missing".to_owned())?;
+                ProgramArray::try_from(map).map_err(|e| chain(&e))?.set(place, &fd, 0)
+            }
+        };
+        map.map_err(|e| chain(&e))?;
+    }
+    Ok(())
+}
+
+/// Where the program with these features is pinned: the name tells the object file, so that a program
+/// of another build is never taken for this one's.
+fn program_pin(dir: &Path, features: u32) -> PathBuf {
+    let object = SipHasher13::new().hash(OBJECT);
+    dir.join(format!("lb-{features:x}-{object:016x}"))
+}
