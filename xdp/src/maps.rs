@@ -1,8 +1,8 @@
 //! Every map and load-time constant, and the tables that the packet code reads through them.
 //!
 //! All arrays are memory-mapped by the daemon, which alone writes them; the sizes here are
-//! placeholders that it replaces at load. The one exception is the counters, which only programs
-//! write, each CPU its own rows.
+//! placeholders that it replaces at load. Exceptions: the counters, which only programs write, each CPU its own
+//! rows; and how many connections a backend has, which both write.
 
 use abi::{
     choice::Tracking,
@@ -194,7 +194,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
-        // SAFETY: an entry is replaced, never written in place; it is copied out at once.
+        // SAFETY: an entry is replaced, and of it only an aligned word written in place; it is copied out at once.
         unsafe { FLOW_TABLE.get(key) }.copied()
     }
 

@@ -127,96 +127,86 @@ impl Planner {
         names: impl Iterator<Item = &'a str>,
         drain: Duration,
     ) -> Self {
-        let capacity = tables.capacity();
-        let mut arena = Arena::new(capacity.slots);
-        // Slot 0 of the arena is never a ring's: a ring has a word before it.
-        let mut used_frontends = vec![false; capacity.frontends as usize];
-        let mut used_backends = vec![false; capacity.backends as usize];
-        let mut egress = vec![None; capacity.egress as usize];
         let names: HashMap<u64, &str> = names.map(|n| (stable_id(n), n)).collect();
         let name_of = |id: u64| -> Arc<str> {
             names.get(&id).map_or_else(|| format!("#{id:016x}").into(), |&n| n.into())
         };
-        let mut services: BTreeMap<Arc<str>, Planned> = BTreeMap::new();
-        let mut vips = BTreeMap::new();
-        let mut decap = BTreeMap::new();
-        let mut decap_ranges = ranges::Pair::default();
+        // Slot 0 of the arena is never a ring's: a ring has a word before it.
+        let arena = Arena::new(tables.capacity().slots);
+        let mut planner = Self { arena, adopted: true, ..Self::default() };
+        planner.adopt_frontends(tables, &name_of, drain);
+        planner.adopt_backends(tables, &name_of, drain);
+        planner.pending = planner.services.keys().cloned().collect();
+        planner
+    }
 
+    /// What the buckets lead to: frontends, and in the arena what their rows name.
+    fn adopt_frontends(
+        &mut self,
+        tables: &dyn Tables,
+        name_of: &dyn Fn(u64) -> Arc<str>,
+        drain: Duration,
+    ) {
+        let capacity = tables.capacity();
+        let mut used = vec![false; capacity.frontends as usize];
         for index in 0..capacity.buckets {
             for word in tables.bucket(index).words() {
                 let Some((_, row)) = abi::table::Bucket::decode(word) else { continue };
                 let f = tables.frontend(row);
-                used_frontends[row as usize] = true;
+                used[row as usize] = true;
                 match f.kind() {
                     Kind::Vip => {
                         let any = [6, 17].map(|p| f.any_port(p));
                         let any = abi::table::Frontend::any_word(any[0], any[1]);
-                        vips.insert(f.key().addr, Vip { row, any });
+                        self.vips.insert(f.key().addr, Vip { row, any });
                     }
                     Kind::Decap => {
-                        adopt_ranges(&mut decap_ranges, &f, &mut arena);
-                        decap.insert(f.key(), row);
+                        adopt_ranges(&mut self.decap_ranges, &f, &mut self.arena);
+                        self.decap.insert(f.key(), row);
                     }
                     Kind::Service => {
-                        let s = services
+                        let service = self
+                            .services
                             .entry(name_of(f.service_id()))
                             .or_insert_with(|| Planned::new(f.service_id(), drain));
-                        s.frontends.insert(f.key(), row);
-                        adopt_ranges(&mut s.ranges, &f, &mut arena);
-                        s.choice.adopt(&f, tables, &mut arena);
-                        let ring = f.ring();
-                        if s.ring.size == 0 && ring.size > 0 {
-                            s.ring = ring;
-                            if arena.claim(ring.offset - 1, ring.size + 1) {
-                                s.signature = tables.slot(ring.offset - 1);
-                            }
-                            let old = f.old_ring();
-                            if ring.resizing && arena.claim(old.offset - 1, old.size + 1) {
-                                s.old_ring = old;
-                            }
-                        }
+                        service.adopt_frontend(&f, row, tables, &mut self.arena);
                     }
                 }
             }
         }
-        let mut by_address: HashMap<IpAddr, Vec<Arc<str>>> = HashMap::new();
+        self.frontends = Rows::with_used(capacity.frontends, &used);
+    }
+
+    /// Backends, and the ways out that they use.
+    fn adopt_backends(
+        &mut self,
+        tables: &dyn Tables,
+        name_of: &dyn Fn(u64) -> Arc<str>,
+        drain: Duration,
+    ) {
+        let capacity = tables.capacity();
+        let mut used = vec![false; capacity.backends as usize];
+        self.egress = vec![None; capacity.egress as usize];
         for row in 0..capacity.backends {
             let b = tables.backend(row);
             if b.id() == 0 {
                 continue;
             }
-            used_backends[row as usize] = true;
+            used[row as usize] = true;
             if let Some(e) = b.hop().egress() {
-                egress[e as usize] = Some(tables.egress(e));
+                self.egress[e as usize] = Some(tables.egress(e));
             }
             let name = name_of(b.id());
-            let s =
-                services.entry(Arc::clone(&name)).or_insert_with(|| Planned::new(b.id(), drain));
-            let state = b.state();
+            let service = self
+                .services
+                .entry(Arc::clone(&name))
+                .or_insert_with(|| Planned::new(b.id(), drain));
             let address = IpAddr::from(b.addr());
-            let recovering = state.recovering.then_some(drain);
-            s.members.insert(address, Member { row, leaving: None, recovering });
-            by_address.entry(address).or_default().push(name);
+            let recovering = b.state().recovering.then_some(drain);
+            service.members.insert(address, Member { row, leaving: None, recovering });
+            self.by_address.entry(address).or_default().push(name);
         }
-        Self {
-            seed: 0,
-            table_size: None,
-            tunnel_source: TunnelSource::default(),
-            pending: services.keys().cloned().collect(),
-            services,
-            vips,
-            decap,
-            decap_ranges,
-            by_address,
-            address_changes: BTreeSet::new(),
-            hops: HashMap::new(),
-            unhealthy: BTreeSet::new(),
-            egress,
-            frontends: Rows::with_used(capacity.frontends, &used_frontends),
-            backends: Rows::with_used(capacity.backends, &used_backends),
-            arena,
-            adopted: true,
-        }
+        self.backends = Rows::with_used(capacity.backends, &used);
     }
 
     /// The operations that make the services wanted, and nothing else, stand in the tables.
@@ -434,6 +424,30 @@ fn adopt_ranges(pair: &mut ranges::Pair, f: &abi::table::Frontend, arena: &mut A
 }
 
 impl Planned {
+    /// Takes note of a frontend that stands, and of what its row names in the arena.
+    fn adopt_frontend(
+        &mut self,
+        f: &abi::table::Frontend,
+        row: u32,
+        tables: &dyn Tables,
+        arena: &mut Arena,
+    ) {
+        self.frontends.insert(f.key(), row);
+        adopt_ranges(&mut self.ranges, f, arena);
+        self.choice.adopt(f, tables, arena);
+        let ring = f.ring();
+        if self.ring.size == 0 && ring.size > 0 {
+            self.ring = ring;
+            if arena.claim(ring.offset - 1, ring.size + 1) {
+                self.signature = tables.slot(ring.offset - 1);
+            }
+            let old = f.old_ring();
+            if ring.resizing && arena.claim(old.offset - 1, old.size + 1) {
+                self.old_ring = old;
+            }
+        }
+    }
+
     fn new(id: u64, settle_at: Duration) -> Self {
         Self {
             spec: None,

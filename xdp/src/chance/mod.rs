@@ -1,6 +1,7 @@
 //! Segments that may be tried at two backends ([`abi::chance`]): how they leave the balancer, and what a
 //! backend does with them.
 
+mod host;
 mod receive;
 mod send;
 
