@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::CStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -16,6 +15,7 @@ use aya::programs::{
     SchedClassifier,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
+use nix::net::if_::if_indextoname;
 
 use super::{Kernel, chain, hook};
 
@@ -84,7 +84,8 @@ pub(super) fn detach(links: &Path, index: u32) {
             continue;
         }
         // An interface that has gone took its filters along.
-        if let Some(name) = name_of(index)
+        if let Ok(name) = if_indextoname(index)
+            && let Ok(name) = name.into_string()
             && let Ok(link) =
                 SchedClassifierLink::attached(&name, hook(way), PRIORITY, HANDLE, None)
             && let Err(error) = aya::programs::links::Link::detach(link)
@@ -93,14 +94,6 @@ pub(super) fn detach(links: &Path, index: u32) {
         }
         remove(&pin);
     }
-}
-
-fn name_of(index: u32) -> Option<String> {
-    let mut buffer = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer is as large as the longest name, with its zero.
-    let name = unsafe { libc::if_indextoname(index, buffer.as_mut_ptr()) };
-    // SAFETY: it points into the buffer, where a name with a zero at its end was written.
-    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
 fn pin(links: &Path, index: u32, way: Way) -> PathBuf {
