@@ -206,7 +206,7 @@ fn entered<T: Tracking>(
 ) -> Option<u32> {
     let entry = tables.flow(key)?;
     let row = entry.backend();
-    if !pick::counts(tables, &entry) {
+    if !pick::counts(tables, &entry, segment.phase == Phase::Established) {
         return None;
     }
     let age = now.saturating_sub(entry.seen());
@@ -241,7 +241,7 @@ fn entered<T: Tracking>(
 pub fn owner<T: Tables>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
     let Some(choice) = Choice::read(tables, frontend) else { return Slot::NONE };
     let Some(entry) = tables.flow(&key(&choice, frontend, tuple)) else { return Slot::NONE };
-    if pick::counts(tables, &entry) { entry.backend() } else { Slot::NONE }
+    if pick::counts(tables, &entry, true) { entry.backend() } else { Slot::NONE }
 }
 
 /// A flow without an entry, which gets one.

@@ -131,18 +131,20 @@ fn unsettled<T: Tables>(
 
     if phase != Phase::Opening
         && let Some(entry) = tables.flow(&key)
-        && counts(tables, &entry)
+        && counts(tables, &entry, phase == Phase::Established)
     {
         return entry.backend();
     }
 
     let previous = previous(tables, frontend, ring, slot, hash);
-    let (row, remember) =
-        if phase == Phase::Established && previous != slot.current && is_up(tables, previous) {
-            (previous, true)
-        } else {
-            (up_or_other(tables, ring, slot.current, hash), phase != Phase::Established)
-        };
+    let began = phase == Phase::Established;
+    let (row, remember) = if began && previous != slot.current && serves(tables, previous) {
+        (previous, true)
+    } else if began && serves(tables, slot.current) {
+        (slot.current, false)
+    } else {
+        (up_or_other(tables, ring, slot.current, hash), !began)
+    };
 
     if remember
         && tables.admit()
@@ -153,12 +155,13 @@ fn unsettled<T: Tables>(
     row
 }
 
-/// Whether an entry still means its backend, and that takes packets.
+/// Whether an entry still means its backend, and that takes packets; `began`: of a connection that began
+/// earlier.
 #[inline(always)]
-pub(crate) fn counts<T: Tables>(tables: &T, entry: &FlowEntry) -> bool {
+pub(crate) fn counts<T: Tables>(tables: &T, entry: &FlowEntry, began: bool) -> bool {
     tables
         .backend(entry.backend())
-        .is_some_and(|backend| backend.epoch() == entry.epoch() && !backend.state().down)
+        .is_some_and(|backend| backend.epoch() == entry.epoch() && backend.state().takes(began))
 }
 
 /// The backend that the slot had before.
@@ -189,7 +192,13 @@ pub(crate) fn by_ring<T: Tables>(
 ) -> u32 {
     let Some(slot) = own_slot(tables, ring, hash) else { return Slot::NONE };
     let before = if began { previous(tables, frontend, ring, slot, hash) } else { Slot::NONE };
-    if is_up(tables, before) { before } else { up_or_other(tables, ring, slot.current, hash) }
+    if serves(tables, before) {
+        before
+    } else if began && serves(tables, slot.current) {
+        slot.current
+    } else {
+        up_or_other(tables, ring, slot.current, hash)
+    }
 }
 
 /// `row` if it is up, else the backend of another slot, else the heir.
@@ -218,6 +227,12 @@ pub(crate) fn up_or_other<T: Tables>(tables: &T, ring: Ring, row: u32, hash: u64
 #[inline(always)]
 pub(crate) fn is_up<T: Tables>(tables: &T, row: u32) -> bool {
     tables.backend(row).is_some_and(|b| !b.state().down)
+}
+
+/// Whether a connection that it has goes on there.
+#[inline(always)]
+fn serves<T: Tables>(tables: &T, row: u32) -> bool {
+    tables.backend(row).is_some_and(|b| b.state().takes(true))
 }
 
 #[inline(always)]

@@ -8,6 +8,8 @@ use crate::addr::Addr;
 pub struct State {
     /// Takes no packet: unhealthy, in maintenance, or its next hop is unknown.
     pub down: bool,
+    /// Takes no new flows, and goes on with those that it has: down, but only by its health check.
+    pub keeps: bool,
     /// Was down a short while ago: flows that went elsewhere meanwhile have entries and keep them.
     pub recovering: bool,
     /// Its share of new flows, relative to the others.
@@ -17,8 +19,16 @@ pub struct State {
 }
 
 impl State {
+    /// Whether it takes a packet; `began`: of a connection that began earlier.
+    #[inline(always)]
+    #[must_use]
+    pub const fn takes(self, began: bool) -> bool {
+        !self.down || (began && self.keeps)
+    }
+
     const DOWN: u64 = 1;
     const RECOVERING: u64 = 2;
+    const KEEPS: u64 = 4;
     const WEIGHT_SHIFT: u32 = 16;
 
     /// One word.
@@ -31,6 +41,7 @@ impl State {
         heir << 32
             | (self.weight as u64) << Self::WEIGHT_SHIFT
             | if self.down { Self::DOWN } else { 0 }
+            | if self.keeps { Self::KEEPS } else { 0 }
             | if self.recovering { Self::RECOVERING } else { 0 }
     }
 
@@ -40,6 +51,7 @@ impl State {
     pub const fn from_word(word: u64) -> Self {
         Self {
             down: word & Self::DOWN != 0,
+            keeps: word & Self::KEEPS != 0,
             recovering: word & Self::RECOVERING != 0,
             weight: (word >> Self::WEIGHT_SHIFT) as u16,
             heir: ((word >> 32) as u32).checked_sub(1),

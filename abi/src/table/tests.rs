@@ -15,7 +15,8 @@ fn words_round_trip() {
     let slot = Slot { current: 7, previous: Slot::NONE };
     assert_eq!(Slot::from_word(slot.to_word()), slot);
     for heir in [None, Some(0), Some(u32::MAX - 1)] {
-        let state = State { down: true, recovering: false, weight: 300, heir };
+        let state =
+            State { down: true, keeps: heir.is_none(), recovering: false, weight: 300, heir };
         assert_eq!(State::from_word(state.to_word()), state);
     }
     let hop = HopWord::new([2, 0, 0, 1, 2, 3], 255);
@@ -52,10 +53,10 @@ fn frozen_images() {
     assert_eq!(f[48..56], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
 
     let hop = HopWord::new([2, 0, 0, 0, 0, 9], 1);
-    let state = State { down: true, recovering: false, weight: 0x0201, heir: Some(4) };
+    let state = State { down: true, keeps: true, recovering: false, weight: 0x0201, heir: Some(4) };
     let b: [u8; 64] = bytes(Backend::new(key.addr, hop, state, 0x99, 0x0a0b_0c0d));
     assert_eq!(b[16..24], [2, 0, 0, 0, 0, 9, 2, 0]);
-    assert_eq!(b[24..32], [1, 0, 1, 2, 5, 0, 0, 0]);
+    assert_eq!(b[24..32], [5, 0, 1, 2, 5, 0, 0, 0]);
     assert_eq!(b[32..44], [0x99, 0, 0, 0, 0, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a]);
 
     let e: [u8; 64] =
@@ -69,7 +70,7 @@ fn frozen_images() {
     assert_eq!(
         c[24..56],
         [
-            13, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0,
+            14, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0,
             0, 0, 0
         ]
     );

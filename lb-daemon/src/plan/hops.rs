@@ -181,34 +181,39 @@ impl Planner {
     ) {
         let Some(service) = self.services.get_mut(name) else { return };
         let Some(spec) = service.spec.clone() else { return };
-        let mut states: Vec<(IpAddr, u32, bool, bool, u16)> = Vec::new();
+        let mut states: Vec<(IpAddr, u32, State, bool)> = Vec::new();
         for (&address, member) in &service.members {
             let wanted = spec.backends.iter().find(|b| b.address == address);
             let unhealthy = self.unhealthy.contains(&(name.to_owned(), address));
             let reachable = self.hops.get(&address).is_some_and(NextHop::is_reachable);
             let maintenance = wanted.is_some_and(|b| b.state == BackendState::Maintenance);
             let takes_new = wanted.is_some_and(|b| b.state == BackendState::Active && b.weight > 0);
-            let down = unhealthy || !reachable || maintenance;
+            let gone = !reachable || maintenance;
             let weight = wanted.map_or(0, super::services::weight);
-            states.push((address, member.row, down, takes_new, weight));
+            // One that only fails its check may be there: who is connected to it finds out.
+            let state = State {
+                down: unhealthy || gone,
+                keeps: unhealthy && !gone,
+                weight,
+                ..State::default()
+            };
+            states.push((address, member.row, state, takes_new));
         }
         let up: Vec<u32> =
-            states.iter().filter(|&&(_, _, down, new, _)| !down && new).map(|s| s.1).collect();
-        for (index, &(address, row, down, _, weight)) in states.iter().enumerate() {
+            states.iter().filter(|(_, _, state, new)| !state.down && *new).map(|s| s.1).collect();
+        for (index, &(address, row, mut state, _)) in states.iter().enumerate() {
             let old = tables.backend(row).state();
             let Some(member) = service.members.get_mut(&address) else { continue };
-            let state = if down {
+            if state.down {
                 member.recovering = None;
                 // Spread heirs: each backend's is another one, as far as there are enough.
-                let heir = (!up.is_empty()).then(|| up[index % up.len()]);
-                State { down: true, recovering: false, weight, heir }
+                state.heir = (!up.is_empty()).then(|| up[index % up.len()]);
             } else {
                 if old.down {
                     member.recovering = Some(now + spec.drain_timeout);
                 }
-                let recovering = member.recovering.is_some();
-                State { down: false, recovering, weight, heir: None }
-            };
+                state.recovering = member.recovering.is_some();
+            }
             if state != old {
                 ops.push(Op::State(row, state));
             }

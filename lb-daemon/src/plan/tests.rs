@@ -261,6 +261,23 @@ fn a_backend_that_is_down_moves_only_its_own_flows_with_one_store_each() {
 }
 
 #[test]
+fn who_is_connected_to_a_backend_whose_check_fails_stays_until_it_is_gone() {
+    let mut rig = Rig::new();
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3, 4])]), 0);
+    let before = rig.open(400);
+    let ops = rig.planner.set_health("web", ip(2), true, &rig.fake, Duration::from_secs(1));
+    rig.fake.apply(&ops).unwrap();
+    assert_eq!(rig.go_on(400), before);
+    assert!(rig.fake.flows.borrow().is_empty(), "and none needs an entry");
+    let gone = BTreeMap::from([(ip(2), NextHop::Unresolved("no neighbour".into()))]);
+    let ops = rig.planner.set_hops(&gone, &rig.fake, Duration::from_secs(2)).unwrap();
+    rig.fake.apply(&ops).unwrap();
+    for (b, n) in before.iter().zip(rig.go_on(400)) {
+        if *b == ip(2) { assert_ne!(n, ip(2)) } else { assert_eq!(*b, n) }
+    }
+}
+
+#[test]
 fn with_every_backend_down_packets_are_dropped_for_that_reason() {
     let mut rig = Rig::new();
     rig.plan(&wanted([service("web", 1, &[80], &[1, 2])]), 0);
