@@ -27,7 +27,6 @@ const NAMESPACE: &str = "io.kubernetes.pod.namespace";
 
 /// Parts of a rule that would change its meaning if they were left out.
 const MISSING: &[(&str, &str)] = &[
-    ("rules", "L7 rules (http, kafka, dns)"),
     ("serverNames", "matching TLS server names"),
     ("terminatingTLS", "TLS termination"),
     ("originatingTLS", "TLS origination"),
@@ -42,6 +41,8 @@ const MISSING: &[(&str, &str)] = &[
     ("cidrGroupRef", "`cidrGroupRef`"),
     ("cidrGroupSelector", "`cidrGroupSelector`"),
 ];
+
+const REWRITE: &str = "leave the rule out, or rewrite it without this part";
 
 /// What a file of rules holds: a rule by itself, or a Kubernetes object with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,6 +303,21 @@ fn name_label(labels: &Node<'_>) -> Option<String> {
     })
 }
 
+/// What stands under `rules`, of which nothing is there yet, and what to do about it.
+fn layer_7(parts: &Node<'_>) -> (String, &'static str) {
+    let Value::Mapping(fields) = &parts.value else {
+        return ("`rules`, an L7 part,".to_owned(), REWRITE);
+    };
+    let kinds: Vec<String> = fields.iter().map(|(key, _)| format!("`{}`", key.text)).collect();
+    let remedy = match &kinds[..] {
+        [only] if only == "`dns`" => {
+            "leave `rules` out: then any name may be asked for, and `toFQDNs` learns from all answers"
+        }
+        _ => REWRITE,
+    };
+    (format!("`rules` with {}, an L7 part,", kinds.join(", ")), remedy)
+}
+
 /// Reports fields that stand for what is not there yet, and takes them out. Labels are not fields.
 fn refuse_missing(node: &mut Node<'_>, report: &Report<'_>) {
     match &mut node.value {
@@ -310,13 +326,14 @@ fn refuse_missing(node: &mut Node<'_>, report: &Report<'_>) {
             elements.iter_mut().for_each(|element| refuse_missing(element, report));
         }
         Value::Mapping(fields) => fields.retain_mut(|(key, value)| {
-            if let Some((_, what)) = MISSING.iter().find(|(name, _)| key.text == *name) {
+            let missing = match MISSING.iter().find(|(name, _)| key.text == *name) {
+                Some((_, what)) => Some(((*what).to_owned(), REWRITE)),
+                None if key.text == "rules" => Some(layer_7(value)),
+                None => None,
+            };
+            if let Some((what, remedy)) = missing {
                 let message = format!("{what} cannot be enforced by this version");
-                report.fault(
-                    key.at,
-                    message,
-                    "leave the rule out, or rewrite it without this part",
-                );
+                report.fault(key.at, message, remedy);
                 return false;
             }
             if !matches!(&*key.text, "matchLabels" | "matchExpressions" | "labels") {

@@ -31,7 +31,7 @@ fn what_is_not_there_is_refused_by_name() {
         faults(l7),
         [
             format!(
-                "p.yaml:5:11: L7 rules (http, kafka, dns) cannot be enforced by this version; {help}"
+                "p.yaml:5:11: `rules` with `http`, an L7 part, cannot be enforced by this version; {help}"
             ),
             format!("p.yaml:7:7: `toGroups` cannot be enforced by this version; {help}"),
         ]
@@ -39,6 +39,32 @@ fn what_is_not_there_is_refused_by_name() {
     let kind = faults("{kind: Service, metadata: {name: a}, spec: {}}");
     assert!(kind[0].starts_with("p.yaml:1:8: objects of the kind `Service`"), "{kind:?}");
     assert_eq!(faults("")[0], "p.yaml:1:1: there are no rules; write a list of rules");
+}
+
+/// As published examples have it: names are learned behind a `dns` part. The whole file is refused.
+#[test]
+fn names_with_a_dns_part_are_refused() {
+    let text = "\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: fqdn}
+spec:
+  endpointSelector: {matchLabels: {app: test-app}}
+  egress:
+    - toEndpoints: [{matchLabels: {'k8s:k8s-app': kube-dns}}]
+      toPorts:
+        - ports: [{port: '53', protocol: ANY}]
+          rules:
+            dns: [{matchPattern: '*'}]
+    - toFQDNs: [{matchName: my-remote-service.com}]
+";
+    let dns = "p.yaml:10:11: `rules` with `dns`, an L7 part, cannot be enforced by this version; leave \
+               `rules` out: then any name may be asked for, and `toFQDNs` learns from all answers";
+    assert_eq!(faults(text), [dns]);
+    let without = text.replace("          rules:\n            dns: [{matchPattern: '*'}]\n", "");
+    assert_eq!(rules(&without)[0].clauses.len(), 2);
+    let others = faults(&text.replace("dns: [{matchPattern: '*'}]", "{kafka: [], l7proto: r2d2}"));
+    assert!(others[0].contains("`rules` with `kafka`, `l7proto`, an L7 part,"), "{others:?}");
 }
 
 #[test]
