@@ -313,6 +313,37 @@ impl AddressRow {
     }
 }
 
+/// Whose a row of rules' counters is. Only the daemon reads it and writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleRow {
+    id: u64,
+    before: [u64; 2],
+}
+
+shared!(RuleRow, 24, { id @ 0, before @ 8 });
+
+impl RuleRow {
+    /// `id`: number of the rule, 0: nobody's. `before`: packets and bytes to be added to what programs
+    /// have counted there, modulo 2^64.
+    #[must_use]
+    pub const fn new(id: u64, before: [u64; 2]) -> Self {
+        Self { id, before }
+    }
+
+    /// The rule's number.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Packets and bytes that are added.
+    #[must_use]
+    pub const fn before(&self) -> [u64; 2] {
+        self.before
+    }
+}
+
 /// Read access to the tables; connections are written too.
 pub trait Tables {
     /// Whose interface it is.

@@ -11,7 +11,9 @@ use abi::{
         policy::{CONNECTIONS, FRAGMENTS},
     },
     names,
-    policy::{AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, Tables, Top},
+    policy::{
+        AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, RuleRow, Tables, Top,
+    },
     reason::Reason,
     table::{Bucket, Counter, ReasonCounter},
 };
@@ -68,6 +70,10 @@ static FRAGMENT_TABLE: LruHashMap<ConnectionKey, u64> = LruHashMap::with_max_ent
 static REASON_COUNT: Array<ReasonCounter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "P_RULE_COUNT")]
 static RULE_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Whose each of these rows is; for the daemon alone.
+#[map(name = "P_RULES")]
+static RULES: Array<RuleRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Samples of verdicts; see [`crate::events`]. The XDP programs write to the same.
 #[map(name = "EVENTS")]

@@ -4,7 +4,7 @@
 mod random;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -266,6 +266,30 @@ fn rules(text: &str) -> Vec<Rule> {
 
 fn id(name: &str) -> Labels {
     Labels::from([("id".to_owned(), name.to_owned())])
+}
+
+/// A row of counters that another rule has had counts for the new one from 0 on.
+#[test]
+fn a_rule_counts_from_its_own_first_packet() -> anyhow::Result<()> {
+    let labels = ["app1", "app2"].map(id);
+    let with = |name: &str| {
+        wanted(&labels, rules(&PUBLISHED.replace("l3-rule", name)), Enforcement::Default)
+    };
+    let mut rig = Rig::new(with("one"))?;
+    let flow = Flow { protocol: 6, port: 80 };
+    let syn = frame(address_of(1), address_of(0), flow, 4000, true).expect("one family");
+    let mut rows = BTreeSet::new();
+    for name in ["one", "two", "three"] {
+        rig.put(with(name))?;
+        rig.state.release();
+        let row = rig.state.rule_rows()[0];
+        rows.insert(row);
+        assert_eq!(rig.counters.rule(row).packets, 0, "{name}");
+        rig.run(0, Way::In, &syn)?;
+        assert_eq!(rig.counters.rule(row).packets, 1, "{name}");
+    }
+    assert_eq!(rows.len(), 2, "rows are used again");
+    Ok(())
 }
 
 /// Each reason of policy, by a packet that meets it.

@@ -38,6 +38,9 @@ fn words_hold_what_they_are_made_of() {
         rule: limits::MAX_RULES,
     };
     assert_eq!(entry.to_word(), u64::MAX);
+    // SAFETY: integers only, without padding (`shared!`).
+    let row: [u64; 3] = unsafe { core::mem::transmute(RuleRow::new(1, [2, 3])) };
+    assert_eq!(row, [1, 2, 3]);
     let entry = Entry { identity: 256, class: 3, deny: false, audit: false, rule: 0 };
     assert_eq!(entry.to_word(), 256 | 3 << 25 | 1 << 43);
     let interface = Interface { policy: 7, identity: 0x1ff_ffff, audit: true };

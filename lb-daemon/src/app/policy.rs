@@ -12,7 +12,7 @@ use std::{
 
 use abi::{
     limits::policy::CONNECTIONS,
-    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, Top},
+    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top},
     reason::Reason,
     table::{Bucket, Counter},
 };
@@ -136,7 +136,7 @@ impl Policy {
         // A trie's entry: key, value and the kernel's own node.
         const PREFIX: usize = 64;
         let connection = size_of::<ConnectionKey>() + size_of::<Connection>() + 48;
-        let tables: [(&str, u32, usize, Option<u32>); 10] = [
+        let tables: [(&str, u32, usize, Option<u32>); 11] = [
             ("P_INTERFACES", interfaces, size_of::<u64>(), Some(own)),
             ("P_POLICIES", policies, size_of::<PolicyRow>(), in_policies),
             ("P_TOPS", tops, size_of::<Top>(), None),
@@ -147,6 +147,7 @@ impl Policy {
             ("P_PREFIXES", prefixes, PREFIX, in_prefixes),
             ("P_CONNECTIONS", CONNECTIONS, connection, None),
             ("P_RULE_COUNT", rules, size_of::<Counter>() * cpus() as usize, Some(named)),
+            ("P_RULES", rules, size_of::<RuleRow>(), Some(named)),
         ];
         let view = |(name, capacity, each, used): (&str, u32, usize, Option<u32>)| MapView {
             name: name.to_owned(),
@@ -224,6 +225,7 @@ impl Policy {
                     let mut kernel = Kernel::make(sizes, salt, Some(&self.root))?;
                     self.attached.clear();
                     kernel.apply(&ops)?;
+                    kernel.count_on(&self.root);
                     self.counters.0.store(Some(Arc::new(kernel.counters()?)));
                     // All sets share these maps: whoever reads those of the first one reads on.
                     if !self.read {
@@ -266,7 +268,11 @@ impl Policy {
         }
         let keep: Vec<u32> = interfaces.values().copied().collect();
         kernel::detach_all_but(links, &keep);
-        // Every link points at this set now.
+        // Every link points at this set now; what others counted since it was made is not lost.
+        if first {
+            tokio::task::block_in_place(grace);
+            kernel.count_on(&self.root);
+        }
         kernel.remove_others(&self.root);
     }
 

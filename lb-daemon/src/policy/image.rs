@@ -76,6 +76,8 @@ pub enum Op {
         /// As [`Bucket::entry`] makes it.
         word: u64,
     },
+    /// Gives a row of counters to the rule of this number; 0: to nobody.
+    Rule(u32, u64),
     /// Adds or replaces a prefix.
     Prefix(IpNet, Identity),
     /// Removes a prefix.

@@ -12,6 +12,7 @@
 //! ```
 
 mod attach;
+mod counters;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,11 +25,10 @@ use std::{
 use abi::{
     addr::Addr,
     event::STREAMS,
-    limits::{ABI_VERSION, REASON_ROWS, policy::MAX_RULES},
+    limits::{ABI_VERSION, REASON_ROWS},
     names::Message,
-    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, Top, Way},
-    reason::Reason,
-    table::{Bucket, Counter, ReasonCounter},
+    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top, Way},
+    table::{Bucket, Counter},
 };
 use aya::{
     Ebpf, EbpfLoader,
@@ -37,7 +37,10 @@ use aya::{
 };
 use ipnet::IpNet;
 
-pub use self::attach::{Attachment, Method, attach, detach_all_but};
+pub use self::{
+    attach::{Attachment, Method, attach, detach_all_but},
+    counters::PolicyCounters,
+};
 use super::{
     Identity,
     image::{Op, Sizes},
@@ -48,7 +51,6 @@ use crate::{
         bpf::{BpfError, Mapped, cpus},
     },
     refusal::chain,
-    view::Count,
 };
 
 /// The TC programs' object file.
@@ -65,7 +67,7 @@ const SHARED: [&str; 7] = [
     "P_NAMES_LOST",
 ];
 /// Maps of one set of tables.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "P_INTERFACES",
     "P_POLICIES",
     "P_TOPS",
@@ -76,6 +78,7 @@ const OWN: [&str; 10] = [
     "P_FLAGS",
     "P_PREFIXES",
     "P_RULE_COUNT",
+    "P_RULES",
 ];
 
 /// A set of tables, and the programs that read it.
@@ -91,6 +94,8 @@ pub struct Kernel {
     buckets: Mapped<Bucket>,
     addresses: Mapped<AddressRow>,
     flags: Mapped<u64>,
+    rules: Mapped<RuleRow>,
+    rule_count: Mapped<Counter>,
     prefixes: LpmTrie<MapData, [u32; 5], u32>,
 }
 
@@ -121,6 +126,7 @@ impl Kernel {
             .map_max_entries("P_PREFIXES", sizes.prefixes)
             .map_max_entries("P_REASON_COUNT", REASON_ROWS * cpus)
             .map_max_entries("P_RULE_COUNT", sizes.rules * cpus)
+            .map_max_entries("P_RULES", sizes.rules)
             .map_max_entries("P_SCRATCH", cpus)
             .map_max_entries("P_EVENT", STREAMS * cpus)
             .map_max_entries("P_NAMES_LOST", cpus)
@@ -151,6 +157,8 @@ impl Kernel {
             buckets: mapped(&ebpf, "P_BUCKETS")?,
             addresses: mapped(&ebpf, "P_ADDRESSES")?,
             flags: mapped(&ebpf, "P_FLAGS")?,
+            rules: mapped(&ebpf, "P_RULES")?,
+            rule_count: mapped(&ebpf, "P_RULE_COUNT")?,
             prefixes: LpmTrie::try_from(Map::LpmTrie(trie))
                 .map_err(|_| BpfError::Map("P_PREFIXES"))?,
             ebpf,
@@ -197,19 +205,6 @@ impl Kernel {
         })
     }
 
-    /// Live counters, on mappings of their own.
-    ///
-    /// # Errors
-    /// [`BpfError::Mmap`].
-    pub fn counters(&self) -> Result<PolicyCounters, BpfError> {
-        Ok(PolicyCounters {
-            cpus: cpus(),
-            rules: self.sizes.rules,
-            rule: mapped(&self.ebpf, "P_RULE_COUNT")?,
-            reasons: mapped(&self.ebpf, "P_REASON_COUNT")?,
-        })
-    }
-
     /// Carries out the steps in order.
     ///
     /// # Errors
@@ -230,6 +225,7 @@ impl Kernel {
                 Op::Bucket { index, way, word } => {
                     self.buckets.store(*index, usize::from(*way) * 8, *word);
                 }
+                Op::Rule(row, id) => self.give_row(*row, *id),
                 Op::Prefix(net, identity) => self.prefix(*net, Some(*identity))?,
                 Op::RemovePrefix(net) => self.prefix(*net, None)?,
                 Op::HasPrefixes(any) => self.flags.store(0, 0, u64::from(*any)),
@@ -356,41 +352,5 @@ impl NameSource {
 impl AsRawFd for NameSource {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
-    }
-}
-
-/// Counters of policy in shared memory.
-pub struct PolicyCounters {
-    cpus: u32,
-    rules: u32,
-    rule: Mapped<Counter>,
-    reasons: Mapped<ReasonCounter>,
-}
-
-impl PolicyCounters {
-    /// Packets that a rule decided.
-    #[must_use]
-    pub fn rule(&self, row: u32) -> Count {
-        let mut total = Count::default();
-        if row < self.rules.min(MAX_RULES) {
-            for cpu in 0..self.cpus {
-                let own = self.rule.read(cpu * self.rules + row);
-                total.packets += own.packets;
-                total.bytes += own.bytes;
-            }
-        }
-        total
-    }
-
-    /// Packets of a reason.
-    #[must_use]
-    pub fn reason(&self, reason: Reason) -> Count {
-        let mut total = Count::default();
-        for cpu in 0..self.cpus {
-            let own = self.reasons.read(cpu * REASON_ROWS + reason as u32);
-            total.packets += own.packets;
-            total.bytes += own.bytes;
-        }
-        total
     }
 }

@@ -28,7 +28,7 @@ use super::{
     identity::{Exhausted, FIRST_CIDR, prefixes_of},
     image::{Attached, Content, Image, Op, Sizes},
 };
-use crate::plan::{Full, alloc::Rows};
+use crate::plan::{Full, alloc::Rows, stable_id};
 
 /// What is to be in force.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -142,8 +142,8 @@ struct RuleRows {
 }
 
 impl RuleRows {
-    /// The row of each rule, and whether any was given back.
-    fn assign(&mut self, rules: &[Rule]) -> Result<Vec<u32>, Full> {
+    /// The row of each rule.
+    fn assign(&mut self, rules: &[Rule], ops: &mut Vec<Op>) -> Result<Vec<u32>, Full> {
         let mut seen: HashMap<&str, u32> = HashMap::new();
         let mut kept = BTreeMap::new();
         let mut keys = Vec::with_capacity(rules.len());
@@ -158,6 +158,7 @@ impl RuleRows {
         }
         for row in std::mem::take(&mut self.by_name).into_values() {
             self.rows.give(row);
+            ops.push(Op::Rule(row, 0));
         }
         self.by_name = kept;
         keys.into_iter()
@@ -166,6 +167,7 @@ impl RuleRows {
                     return Ok(row);
                 }
                 let row = self.rows.take().ok_or(Full("P_RULE_COUNT"))?;
+                ops.push(Op::Rule(row, stable_id(&format!("{}\0{}", key.0, key.1))));
                 self.by_name.insert(key, row);
                 Ok(row)
             })
@@ -248,14 +250,14 @@ impl State {
         if !identities.iter().all(|(identity, _)| known(identity))
             || self.wanted.groups.values().flatten().any(moves)
         {
-            let rows = self.rules.assign(&self.wanted.rules)?;
+            let rows = self.rules.assign(&self.wanted.rules, &mut ops)?;
             let old = self.wanted.clone();
             let known = old.known(&[&self.identities, &identities], &wanted);
             self.put(&old, &identities, &known, &rows, &mut ops)?;
         }
         self.image.set_addresses(identities.addresses(), &mut ops)?;
         self.image.add_prefixes(identities.prefixes(), &mut ops)?;
-        let rows = self.rules.assign(&wanted.rules)?;
+        let rows = self.rules.assign(&wanted.rules, &mut ops)?;
         let known = wanted.known(&[&identities], &Wanted::default());
         self.put(&wanted, &identities, &known, &rows, &mut ops)?;
 

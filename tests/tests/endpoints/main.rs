@@ -176,10 +176,16 @@ fn rules_of_a_file_hold_while_the_daemon_is_gone_and_when_it_comes_back() -> any
     let config = format!("{ENDPOINTS}{rules}");
     let mut site = Site::start("polf", &config)?;
     site.expect(IN_FORCE)?;
+    let counted = |site: &Site| site.daemon.metric("lb_policy_rule_packets_total{rule=\"l3-rule\"");
+    let before = counted(&site)?;
     site.daemon.kill9()?;
     site.expect(IN_FORCE)?;
     site.daemon.resume()?;
+    // What was counted meanwhile is there, too.
+    let after = counted(&site)?;
+    ensure!(before > 0.0 && after > before, "{before} before, {after} after");
     site.expect(IN_FORCE)?;
+    ensure!(counted(&site)? > after, "{after} after");
 
     // An interface that comes later, under the name that the configuration has.
     site.host.ip("link del veth-app3")?;

@@ -87,6 +87,10 @@ impl<T: Pod> Mapped<T> {
         }
     }
 
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         u64::from(self.len) * size_of::<T>() as u64
     }
