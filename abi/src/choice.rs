@@ -315,7 +315,7 @@ pub fn is_active(key: &FlowKey, entry: &FlowEntry, backend: &Backend, now: u64) 
     let longest = match (entry.stage(), key.protocol()) {
         (Stage::Closed, _) => 0,
         (Stage::Opening, _) => OPENING_NS,
-        (Stage::Open, 6) => IDLE_NS,
+        (Stage::Open, 6 | 132) => IDLE_NS,
         (Stage::Open, _) => DATAGRAMS_NS,
     };
     age < longest && backend.epoch() == entry.epoch()
@@ -350,6 +350,7 @@ mod tests {
         for (protocol, stage, longest) in [
             (6, Stage::Opening, OPENING_NS),
             (6, Stage::Open, IDLE_NS),
+            (132, Stage::Open, IDLE_NS),
             (17, Stage::Open, DATAGRAMS_NS),
             (6, Stage::Closed, 0),
         ] {

@@ -19,7 +19,7 @@ pub const MEMBERS: usize = 16;
 /// The protocol of a scope for ICMP, which is another one in each family.
 pub const ICMP: u8 = 255;
 /// IP protocol number (RFC 9260).
-pub const SCTP: u8 = 132;
+pub const SCTP: u8 = crate::wire::protocol::SCTP;
 
 /// What of an interface a list is about. A row of zeros has no bounds: packets from its addresses.
 ///

@@ -401,12 +401,16 @@ impl Frontend {
         half(tcp) | half(udp) << 32
     }
 
-    /// The row of the VIP's service with port 0 for a protocol (6 or 17).
+    /// The row of the VIP's service with port 0 for a protocol; TCP and UDP can have one.
     #[inline(always)]
     #[must_use]
     pub fn any_port(&self, protocol: u8) -> Option<u32> {
         let word = live(&self.any);
-        let half = if protocol == 6 { word as u32 } else { (word >> 32) as u32 };
+        let half = match protocol {
+            6 => word as u32,
+            17 => (word >> 32) as u32,
+            _ => 0,
+        };
         half.checked_sub(1)
     }
 

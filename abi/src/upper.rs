@@ -108,7 +108,7 @@ pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
 }
 
 /// The flow, from client to VIP, whose reply the ICMP error `error` brings back: `inner` and `upper`
-/// are what that reply says. `None`: no TCP or UDP of `error`'s destination, or its ports are not there.
+/// are what that reply says. `None`: no TCP, UDP or SCTP of `error`'s destination, or its ports are not there.
 #[inline(always)]
 pub fn embedded(
     frame: &(impl Frame + ?Sized),
@@ -117,7 +117,7 @@ pub fn embedded(
     upper: &Upper,
 ) -> Option<Tuple> {
     let ours = inner.src.lo() == error.dst.lo() && inner.src.hi() == error.dst.hi();
-    let flow = upper.protocol == protocol::TCP || upper.protocol == protocol::UDP;
+    let flow = matches!(upper.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     if !ours || !flow || upper.piece.offset != 0 {
         return None;
     }

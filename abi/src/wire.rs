@@ -146,6 +146,22 @@ wire! {
 }
 
 wire! {
+    /// SCTP's common header and the head of its first chunk (RFC 9260 section 3).
+    Sctp, 16, {
+        /// Source and destination, network byte order.
+        ports: 4,
+        /// Verification tag.
+        tag: 4,
+        /// CRC32c of the whole packet, of which no address is a part.
+        checksum: 4,
+        /// Type of the first chunk.
+        chunk: 1,
+        /// Flags and length of the first chunk.
+        rest: 3,
+    }
+}
+
+wire! {
     /// One byte.
     Byte, 1, {
         /// It.
@@ -216,6 +232,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
     /// IPv6 fragment header.
     pub const FRAGMENT6: u8 = 44;
     /// ICMPv6.
@@ -298,12 +316,26 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
+/// SCTP chunk types (RFC 9260 section 3.2).
+pub mod chunk {
+    /// INIT: begins an association, and stands alone in its packet.
+    pub const INIT: u8 = 1;
+    /// ABORT.
+    pub const ABORT: u8 = 6;
+    /// SHUTDOWN.
+    pub const SHUTDOWN: u8 = 7;
+    /// SHUTDOWN ACK.
+    pub const SHUTDOWN_ACK: u8 = 8;
+    /// SHUTDOWN COMPLETE.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
 /// What a transport header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport {
     /// Source port in the low half, destination port in the high half, as loaded.
     pub ports: u32,
-    /// SYN without ACK.
+    /// TCP: SYN without ACK; SCTP: INIT.
     pub opening: bool,
 }
 
@@ -320,10 +352,14 @@ impl Transport {
 #[inline(always)]
 #[must_use]
 pub const fn transport_len(protocol: u8) -> usize {
-    if protocol == protocol::TCP { size_of::<Tcp>() } else { size_of::<Udp>() }
+    match protocol {
+        protocol::TCP => size_of::<Tcp>(),
+        protocol::SCTP => size_of::<Sctp>(),
+        _ => size_of::<Udp>(),
+    }
 }
 
-/// Parses TCP or UDP at `l4`; `None`: it is cut short.
+/// Parses TCP, SCTP or UDP at `l4`; `None`: it is cut short.
 #[inline(always)]
 pub fn transport(frame: &(impl Frame + ?Sized), l4: usize, protocol: u8) -> Option<Transport> {
     if protocol == protocol::TCP {
@@ -331,9 +367,29 @@ pub fn transport(frame: &(impl Frame + ?Sized), l4: usize, protocol: u8) -> Opti
         let [flags] = h.flags();
         let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
         Some(Transport { ports: u32::from_ne_bytes(h.ports()), opening })
+    } else if protocol == protocol::SCTP {
+        let h: &Sctp = frame.header(l4)?;
+        let opening = h.chunk()[0] == chunk::INIT;
+        Some(Transport { ports: u32::from_ne_bytes(h.ports()), opening })
     } else {
         let h: &Udp = frame.header(l4)?;
         Some(Transport { ports: u32::from_ne_bytes(h.ports()), opening: false })
+    }
+}
+
+/// Whether a packet says that its sender is done with the connection: FIN or RST; of SCTP, a chunk that ends an
+/// association in front.
+#[inline(always)]
+pub fn closing(frame: &(impl Frame + ?Sized), l4: usize, protocol: u8) -> bool {
+    match protocol {
+        protocol::TCP => frame
+            .header::<Tcp>(l4)
+            .is_some_and(|h| h.flags()[0] & (tcp_flags::FIN | tcp_flags::RST) != 0),
+        protocol::SCTP => frame.header::<Sctp>(l4).is_some_and(|h| {
+            let [kind] = h.chunk();
+            (chunk::ABORT..=chunk::SHUTDOWN_ACK).contains(&kind) || kind == chunk::SHUTDOWN_COMPLETE
+        }),
+        _ => false,
     }
 }
 
@@ -395,6 +451,29 @@ mod tests {
         assert!(transport(&b[..8], 0, 17).is_some());
     }
 
+    #[test]
+    fn sctp_begins_with_init() {
+        let mut b = [0u8; 16];
+        b[3] = 80;
+        for (kind, opens, closes) in [
+            (1, true, false),
+            (0, false, false),
+            (10, false, false),
+            (6, false, true),
+            (7, false, true),
+            (8, false, true),
+            (14, false, true),
+            (9, false, false),
+        ] {
+            b[12] = kind;
+            let found = transport(&b[..], 0, 132).unwrap();
+            assert_eq!((found.opening, found.dst_port()), (opens, 80u16.to_be()), "chunk {kind}");
+            assert_eq!(closing(&b[..], 0, 132), closes, "chunk {kind}");
+        }
+        assert_eq!(transport(&b[..15], 0, 132), None);
+        assert_eq!(transport_len(132), 16);
+    }
+
     proptest! {
         #[test]
         fn parsers_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0usize..90) {
@@ -402,6 +481,8 @@ mod tests {
             let _ = ipv6(&bytes[..], at);
             let _ = transport(&bytes[..], at, 6);
             let _ = transport(&bytes[..], at, 17);
+            let _ = transport(&bytes[..], at, 132);
+            let _ = closing(&bytes[..], at, 132);
             let _ = bytes.as_slice().header::<Eth>(usize::MAX);
         }
     }

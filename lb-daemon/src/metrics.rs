@@ -77,7 +77,7 @@ metrics! {
         "Bytes of these packets, as received, with Ethernet header.";
     SERVICE_CONNECTIONS: Counter
         "lb_service_new_connections_total" ["service", "address", "port", "protocol"]
-        "Of these packets, TCP segments that open a connection.";
+        "Of these packets, TCP segments and SCTP packets that open a connection.";
     SERVICE_SLOTS: Gauge "lb_service_ring_slots" ["service"]
         "Slots of the service's ring.";
     SERVICE_SERVING: Gauge "lb_service_serving_backends" ["service"]
@@ -90,7 +90,7 @@ metrics! {
         "Bytes of these packets, as received, with Ethernet header.";
     BACKEND_CONNECTIONS: Counter
         "lb_backend_new_connections_total" ["service", "backend", "address"]
-        "Of these packets, TCP segments that open a connection.";
+        "Of these packets, TCP segments and SCTP packets that open a connection.";
     BACKEND_ACTIVE: Gauge "lb_backend_active_connections" ["service", "backend", "address"]
         "Connections of a backend whose service has an entry for each: random, least-connections or tracked.";
     NOT_ADMITTED: Counter "lb_flows_not_admitted_total" []

@@ -1,17 +1,24 @@
-//! Packets for a service that wants more than its ring says ([`abi::choice`]), or that not everybody may use.
+//! Packets for a service that wants more than its ring says ([`abi::choice`]), or that not everybody may use;
+//! those of SCTP, whatever their service wants: the first program does not look at their ports.
 //!
-//! Whole packets of TCP and UDP only: others go to [`crate::exception`].
+//! Whole packets of TCP, UDP and SCTP only: others go to [`crate::exception`].
 
 use abi::{
     choice::{Choice, NO_ID},
     reason::Reason,
     server,
     table::Frontend,
-    wire::{self, Frame, Ip, Tcp, Transport, protocol, tcp_flags},
+    wire::{self, Ip, Transport, protocol},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
-use crate::{behind::Program, maps::Maps, packet::Packet, place, stage::service};
+use crate::{
+    behind::Program,
+    maps::{self, Maps},
+    packet::Packet,
+    place,
+    stage::service,
+};
 
 /// The program.
 pub(crate) struct Chosen;
@@ -45,6 +52,12 @@ fn chosen<const L3: usize, const V4: bool>(
 ) -> Result<Reason, Reason> {
     let l4 = L3 + ip.header;
     let transport = wire::transport(packet, l4, ip.protocol).ok_or(Reason::Truncated)?;
+    let closing = wire::closing(packet, l4, ip.protocol);
+    // What the flags say matters little to what follows, which the verifier need not go through for each.
+    let word = u64::from(ip.protocol) | u64::from(transport.opening) << 8 | u64::from(closing) << 9;
+    let word = maps::forget_word(word).ok_or(Reason::Truncated)?;
+    let transport = Transport { opening: word >> 8 & 1 != 0, ..transport };
+    let (ip, closing) = (&Ip { protocol: word as u8, ..*ip }, word >> 9 != 0);
     let (row, frontend) = service::frontend(ip, &transport)?;
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, ip, ip.header)?;
@@ -53,10 +66,6 @@ fn chosen<const L3: usize, const V4: bool>(
         return service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu);
     };
     let id = named(packet, ip, l4, &transport, frontend, &choice);
-    let closing = ip.protocol == protocol::TCP
-        && packet
-            .header::<Tcp>(l4)
-            .is_some_and(|h| h.flags()[0] & (tcp_flags::FIN | tcp_flags::RST) != 0);
     let picked = service::choose(ip, &transport, frontend, &choice, closing, id)?;
     service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu)
 }
@@ -78,7 +87,7 @@ fn named(
         if choice.udp_header {
             return server::udp(packet, l4);
         }
-    } else if choice.tcp_option && !transport.opening {
+    } else if ip.protocol == protocol::TCP && choice.tcp_option && !transport.opening {
         return named_by_option(packet.context(), l4 as u32);
     }
     NO_ID

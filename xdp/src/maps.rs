@@ -384,6 +384,17 @@ pub(crate) fn forget(upper: &Upper) -> Option<Upper> {
     Some(Upper { protocol: (word >> 16) as u8, at: at as usize, piece })
 }
 
+/// The same for a word that needs no bounds.
+#[inline(always)]
+pub(crate) fn forget_word(word: u64) -> Option<u64> {
+    let place = SCRATCH.get_ptr_mut(0)?.cast::<u64>();
+    // SAFETY: as above; the first word of the element.
+    unsafe {
+        place.write_volatile(word);
+        Some(place.read_volatile())
+    }
+}
+
 /// The reason that the first program came to.
 #[inline(always)]
 pub(crate) fn handed_on() -> Option<Reason> {

@@ -72,6 +72,8 @@ pub(crate) enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 /// How packets reach a backend.

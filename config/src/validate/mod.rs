@@ -6,6 +6,7 @@
 
 mod general;
 mod policy;
+mod ports;
 mod prefilter;
 mod refused;
 mod service;

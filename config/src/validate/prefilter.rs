@@ -340,6 +340,13 @@ fn rate_match(matches: &file::RateMatch, context: &Context<'_, '_>) -> Matched {
         );
     }
     let protocol = protocol.get().copied();
+    if protocol == Some(file::Protocol::Sctp) && !port.is_absent() {
+        context.report.fault(
+            port.at,
+            "limits do not look at the ports of SCTP",
+            "leave `port` out, or protocol: tcp or protocol: udp",
+        );
+    }
     let (mut mask, mut set) = (0, 0);
     for (flag, at) in tcp_flags.elements() {
         if protocol != Some(file::Protocol::Tcp) {
@@ -355,6 +362,7 @@ fn rate_match(matches: &file::RateMatch, context: &Context<'_, '_>) -> Matched {
     let protocol = protocol.map(|protocol| match protocol {
         file::Protocol::Tcp => model::Protocol::Tcp,
         file::Protocol::Udp => model::Protocol::Udp,
+        file::Protocol::Sctp => model::Protocol::Sctp,
     });
     (protocol, port.get().copied().unwrap_or(0), (mask, set))
 }

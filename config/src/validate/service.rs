@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Duration};
 
-use super::steering;
 use super::{name, unusable};
+use super::{ports, steering};
 use crate::{
     fault::{Loc, Report, show},
     file::{self, Field, List},
@@ -31,7 +31,6 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 const MAX_IN_A_ROW: u32 = 1000;
 const MAX_ADDRESSES: usize = 256;
-const MAX_PORTS: usize = 4096;
 const MAX_BACKENDS: usize = 65_536;
 
 /// Validates the service at `at`. `named`: its name, when it does not come from the service itself.
@@ -74,7 +73,7 @@ pub(crate) fn service(
 
     let name = service_name(name, at, named, report);
     let addresses = self::addresses(address, addresses, at, report);
-    let (ports, places) = self::ports(ports, forwarding, at, report);
+    let (ports, places) = ports::ports(ports, forwarding, at, report);
     let forwarding = twice(self::forwarding(forwarding, at, report), second_chance, report);
     if forwarding == Some(model::Forwarding::GueTwice) && steering != model::Steering::default() {
         report.fault(
@@ -175,70 +174,6 @@ fn addresses(
         }
     }
     valid
-}
-
-fn ports(
-    list: &List<file::Port>,
-    forwarding: &Field<file::Forwarding>,
-    at: Loc,
-    report: &Report<'_>,
-) -> (Vec<model::Port>, Vec<Loc>) {
-    if list.is_absent() {
-        report.missing(
-            at,
-            "ports",
-            "allowed: one port or more, such as {port: 443, protocol: tcp}",
-        );
-    } else if list.get().is_some_and(Vec::is_empty) {
-        report.fault(list.at, "a service has no port", "allowed: one port or more");
-    }
-    check_count(list, MAX_PORTS, "ports", report);
-
-    let (mut names, mut numbers) = (HashMap::new(), HashMap::new());
-    let (mut valid, mut places) = (Vec::new(), Vec::new());
-    for (entry, at) in list.elements() {
-        let file::Port { name: given, port, protocol, target_port, quic } = entry;
-        let protocol = match protocol.get() {
-            None | Some(file::Protocol::Tcp) => model::Protocol::Tcp,
-            Some(file::Protocol::Udp) => model::Protocol::Udp,
-        };
-        let quic = quic.get() == Some(&true);
-        if port.is_absent() {
-            report.missing(at, "port", "allowed: 1 to 65535, or 0 for every port of the address");
-        }
-        let Some((&number, number_at)) = port.placed() else {
-            continue;
-        };
-        if let Some((&target, at)) = target_port.placed()
-            && target != number
-            && forwarding.get() != Some(&file::Forwarding::Nat)
-        {
-            report.fault(
-                at,
-                format!(
-                    "a target_port of {target} differs from port {number}, which only NAT can do; \
-                         NAT is not implemented in this version"
-                ),
-                format!("allowed: {number}"),
-            );
-        }
-        let text = match given.placed() {
-            Some((text, at)) if !name(text, at, report) => continue,
-            Some((text, _)) => text.clone(),
-            None if number == 0 => format!("{}-any", protocol.as_str()),
-            None => format!("{}-{number}", protocol.as_str()),
-        };
-        let name_at = if given.is_absent() { at } else { given.at };
-        let what = format!("the port name {}", show(&text));
-        let unique_name = once(&mut names, text.clone(), name_at, &what, report);
-        let what = format!("port {number}/{}", protocol.as_str());
-        if once(&mut numbers, (number, protocol), number_at, &what, report) && unique_name {
-            let target_port = number;
-            valid.push(model::Port { name: text, port: number, protocol, target_port, quic });
-            places.push(number_at);
-        }
-    }
-    (valid, places)
 }
 
 fn forwarding(
@@ -531,7 +466,7 @@ fn in_a_row(field: &Field<u32>, default: u32, name: &str, report: &Report<'_>) -
     number
 }
 
-fn check_count<T>(list: &List<T>, max: usize, what: &str, report: &Report<'_>) {
+pub(super) fn check_count<T>(list: &List<T>, max: usize, what: &str, report: &Report<'_>) {
     let count = list.get().map_or(0, Vec::len);
     if count > max {
         report.fault(list.at, format!("{count} {what}"), format!("allowed: at most {max}"));
@@ -539,7 +474,7 @@ fn check_count<T>(list: &List<T>, max: usize, what: &str, report: &Report<'_>) {
 }
 
 /// Notes that `key` stands at `at`; whether it is the first. Otherwise the report names both places.
-fn once<K: Eq + Hash>(
+pub(super) fn once<K: Eq + Hash>(
     seen: &mut HashMap<K, Loc>,
     key: K,
     at: Loc,

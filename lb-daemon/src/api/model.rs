@@ -110,7 +110,7 @@ pub struct Frontend {
     pub name: String,
     /// 0: every port that has no entry of its own.
     pub port: u16,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// What came for it.
     pub traffic: Traffic,

@@ -12,6 +12,10 @@ use abi::{
 use super::{Full, Planner, Vip, buckets::Buckets};
 use crate::datapath::{Op, Tables};
 
+/// Port 0 of a protocol.
+const ANY_TCP: u32 = 6 << 16;
+const ANY_UDP: u32 = 17 << 16;
+
 impl Planner {
     /// The rows of addresses as a whole: one for each VIP of any service.
     pub(super) fn plan_vips(
@@ -24,8 +28,10 @@ impl Planner {
         for service in self.services.values() {
             for (key, &row) in &service.frontends {
                 let any = wanted.entry(key.addr).or_default();
-                if key.port_protocol & 0xffff == 0 {
-                    any[usize::from(key.port_protocol >> 16 != 6)] = Some(row);
+                match key.port_protocol {
+                    ANY_TCP => any[0] = Some(row),
+                    ANY_UDP => any[1] = Some(row),
+                    _ => {}
                 }
             }
         }

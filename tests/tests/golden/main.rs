@@ -24,6 +24,7 @@ mod guard;
 mod icmp;
 mod odd;
 mod packets;
+mod sctp;
 mod tunnels;
 
 fn rig(forwarding: Forwarding, backend: &str) -> Rig {

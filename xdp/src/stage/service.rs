@@ -38,6 +38,12 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
 /// Whether services may have this protocol.
 #[inline(always)]
 pub(crate) const fn balances(number: u8) -> bool {
+    is_usual(number) || number == protocol::SCTP
+}
+
+/// Whether the first program looks at its ports.
+#[inline(always)]
+const fn is_usual(number: u8) -> bool {
     number == protocol::TCP || number == protocol::UDP
 }
 
@@ -48,7 +54,7 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     if !pick::may_be_vip(&Maps, ip.dst) {
         return Err(Reason::NotOurs);
     }
-    let balanced = balances(ip.protocol);
+    let balanced = is_usual(ip.protocol);
     // Not an `Option`: the compiler leaves the inside of `None` unset and still moves it between
     // registers, which the verifier refuses.
     let mut transport = Transport { ports: 0, opening: false };
@@ -72,7 +78,9 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
         return Err(Reason::Fragment);
     }
     if !balanced {
-        return Err(Reason::VipOtherProtocol);
+        // Rare enough not to cost the others anything: the next program sees to it.
+        let sctp = ip.protocol == protocol::SCTP;
+        return Err(if sctp { Reason::SourceRefused } else { Reason::VipOtherProtocol });
     }
     if !whole {
         return Err(Reason::Truncated);

@@ -1,0 +1,138 @@
+//! Ports of a service.
+
+use std::collections::HashMap;
+
+use super::{
+    name,
+    service::{check_count, once},
+};
+use crate::{
+    fault::{Loc, Report, show},
+    file::{self, Field, List},
+    model,
+};
+
+const MAX_PORTS: usize = 4096;
+
+/// The ports, and where each stands.
+pub(super) fn ports(
+    list: &List<file::Port>,
+    forwarding: &Field<file::Forwarding>,
+    at: Loc,
+    report: &Report<'_>,
+) -> (Vec<model::Port>, Vec<Loc>) {
+    if list.is_absent() {
+        report.missing(
+            at,
+            "ports",
+            "allowed: one port or more, such as {port: 443, protocol: tcp}",
+        );
+    } else if list.get().is_some_and(Vec::is_empty) {
+        report.fault(list.at, "a service has no port", "allowed: one port or more");
+    }
+    check_count(list, MAX_PORTS, "ports", report);
+
+    let (mut names, mut numbers) = (HashMap::new(), HashMap::new());
+    let (mut valid, mut places) = (Vec::new(), Vec::new());
+    for (entry, at) in list.elements() {
+        let file::Port { name: given, port, protocol, target_port, quic } = entry;
+        let protocol = match protocol.get() {
+            None | Some(file::Protocol::Tcp) => model::Protocol::Tcp,
+            Some(file::Protocol::Udp) => model::Protocol::Udp,
+            Some(file::Protocol::Sctp) => model::Protocol::Sctp,
+        };
+        let quic = quic.get() == Some(&true);
+        if port.is_absent() {
+            report.missing(at, "port", "allowed: 1 to 65535, or 0 for every port of the address");
+        }
+        let Some((&number, number_at)) = port.placed() else {
+            continue;
+        };
+        if protocol == model::Protocol::Sctp {
+            sctp(number, number_at, forwarding, report);
+        }
+        if let Some((&target, at)) = target_port.placed()
+            && target != number
+            && forwarding.get() != Some(&file::Forwarding::Nat)
+        {
+            report.fault(
+                at,
+                format!(
+                    "a target_port of {target} differs from port {number}, which only NAT can do; \
+                         NAT is not implemented in this version"
+                ),
+                format!("allowed: {number}"),
+            );
+        }
+        let text = match given.placed() {
+            Some((text, at)) if !name(text, at, report) => continue,
+            Some((text, _)) => text.clone(),
+            None if number == 0 => format!("{}-any", protocol.as_str()),
+            None => format!("{}-{number}", protocol.as_str()),
+        };
+        let name_at = if given.is_absent() { at } else { given.at };
+        let what = format!("the port name {}", show(&text));
+        let unique_name = once(&mut names, text.clone(), name_at, &what, report);
+        let what = format!("port {number}/{}", protocol.as_str());
+        if once(&mut numbers, (number, protocol), number_at, &what, report) && unique_name {
+            let target_port = number;
+            valid.push(model::Port { name: text, port: number, protocol, target_port, quic });
+            places.push(number_at);
+        }
+    }
+    (valid, places)
+}
+
+/// What a port of SCTP cannot be.
+fn sctp(number: u16, at: Loc, forwarding: &Field<file::Forwarding>, report: &Report<'_>) {
+    if number == 0 {
+        report.fault(at, "port 0 of SCTP stands for no other port", "allowed: 1 to 65535");
+    }
+    if forwarding.get() == Some(&file::Forwarding::Nat) {
+        report.fault(
+            at,
+            "SCTP names addresses within its chunks and covers ports with its CRC32c: it cannot go \
+             through NAT",
+            "allowed: forwarding: l2, ipip, gue or geneve",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::{
+        api::{parse_service_json, service_to_json},
+        model::{Protocol, Service},
+    };
+
+    fn service(ports: &serde_json::Value, forwarding: &str) -> Result<Service, String> {
+        let body = json!({
+            "address": "203.0.113.10",
+            "ports": ports,
+            "forwarding": forwarding,
+            "backends": [{"address": "10.0.1.11"}],
+            "health_check": {"tcp": {"port": 7}},
+        });
+        parse_service_json("any", body.to_string().as_bytes())
+            .map_err(|faults| faults.iter().map(|f| format!("{f:?}\n")).collect())
+    }
+
+    #[test]
+    fn sctp() {
+        let found = service(&json!([{"port": 3868, "protocol": "sctp"}]), "gue").unwrap();
+        let port = &found.ports[0];
+        assert_eq!((port.name.as_str(), port.protocol), ("sctp-3868", Protocol::Sctp));
+        let again = service_to_json(&found);
+        assert_eq!(again["ports"][0]["protocol"], "sctp");
+        for (ports, forwarding, word) in [
+            (json!([{"port": 0, "protocol": "sctp"}]), "l2", "1 to 65535"),
+            (json!([{"port": 3868, "protocol": "sctp"}]), "nat", "CRC32c"),
+            (json!([{"port": 3868, "protocol": "sctp", "quic": true}]), "l2", "not UDP"),
+        ] {
+            let told = service(&ports, forwarding).unwrap_err();
+            assert!(told.contains(word), "{told}");
+        }
+    }
+}
