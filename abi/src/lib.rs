@@ -16,6 +16,7 @@ pub mod guard;
 pub mod hash;
 pub mod limits;
 pub mod names;
+pub mod nat;
 pub mod outer;
 pub mod pick;
 pub mod policy;

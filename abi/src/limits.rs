@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 15;
+pub const ABI_VERSION: u32 = 16;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -43,6 +43,15 @@ pub const MAX_PROBES: u32 = 4;
 pub const ALTERNATES: u32 = 2;
 /// Smallest and largest ring, in slots.
 pub const RING_SLOTS: core::ops::RangeInclusive<u32> = 251..=1_048_573;
+
+/// NAT addresses: an entry has 8 bits for one.
+pub const MAX_NAT_ADDRESSES: u32 = 256;
+/// Entries of the NAT table: 1 GiB.
+pub const MAX_NAT: u32 = 1 << 24;
+/// Interfaces that packets come from, and where in the table one may be.
+pub const WAYS: u32 = 1024;
+/// Places of an interface in that table.
+pub const WAY_PROBES: u32 = 8;
 
 /// VLAN tags that are parsed: 802.1Q, or QinQ.
 pub const MAX_VLAN_TAGS: usize = 2;
@@ -106,6 +115,8 @@ pub mod behind {
     pub const SECOND: u32 = 0;
     /// Services whose backend is not simply the ring's.
     pub const CHOICE: u32 = 1;
+    /// Translation of addresses and ports.
+    pub const NAT: u32 = 2;
     /// Segments that may be tried at two backends, on both sides.
     pub const SECOND_CHANCE: u32 = 3;
     /// How many.

@@ -35,7 +35,7 @@ pub const GENEVE_SHIM: usize = 16;
 #[must_use]
 pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
     let shim = match mode {
-        Mode::L2 => return 0,
+        Mode::L2 | Mode::Nat => return 0,
         Mode::Ipip => 0,
         Mode::Gue => GUE_SHIM,
         Mode::Geneve => GENEVE_SHIM,

@@ -148,9 +148,25 @@ reasons! {
     HandedOn = 43, "handed_on", Forward;
     /// The same, by way of the host's stack, which has to look for the neighbour.
     HandedOnByHost = 44, "handed_on_by_host", Pass;
+    /// For a NAT address, and of no connection that is translated: left to the host's stack.
+    NatPassed = 45, "nat_passed", Pass;
+    /// For a service behind NAT, and neither of a connection that is translated nor opening one.
+    NatNoEntry = 46, "nat_no_entry", Drop;
+    /// A new connection behind NAT, for which no port is left.
+    NatExhausted = 47, "nat_exhausted", Drop;
+    /// For a service behind NAT, and not to be translated: a fragment, IPv4 options, IPv6 extension headers,
+    /// VLAN tags, an ICMP message.
+    NatRefused = 48, "nat_refused", Drop;
 }
 
 impl Reason {
+    /// Whether the program for NAT has the last word about such a packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_nat(self) -> bool {
+        matches!(self, Self::NatPassed | Self::NatNoEntry)
+    }
+
     /// Whether such a packet is worth a second look: it may have to be answered, its ports may be
     /// further inside, or its source may be one of those that are allowed.
     #[must_use]
@@ -165,6 +181,8 @@ impl Reason {
                 | Self::TunnelSourceRefused
                 | Self::SourceRefused
                 | Self::SecondChance
+                | Self::NatPassed
+                | Self::NatNoEntry
         )
     }
 }

@@ -6,10 +6,12 @@
 
 mod backend;
 mod control;
+mod way;
 
 pub use self::{
     backend::{Backend, Egress, HopWord, State},
     control::{Control, Unserved},
+    way::{NatAddress, Way},
 };
 use crate::{addr::Addr, limits::BUCKET_WAYS};
 
@@ -240,6 +242,8 @@ pub enum Kind {
     Vip,
     /// An address of this machine at which encapsulated packets are taken.
     Decap,
+    /// An address that translated packets come from, and no VIP.
+    Nat,
 }
 
 /// How a packet reaches its backend.
@@ -254,6 +258,8 @@ pub enum Mode {
     Gue = 2,
     /// Outer IP and UDP headers, and Geneve's.
     Geneve = 3,
+    /// Source and destination are translated.
+    Nat = 4,
     /// As `Gue`; while its slot is between two backends, a packet names the other one ([`crate::chance`]).
     GueTwice = 5,
 }
@@ -283,6 +289,7 @@ impl Frontend {
     const VIP: u32 = 1 << 8;
     const DECAP: u32 = 1 << 9;
     const QUIC: u32 = 1 << 10;
+    const NAT: u32 = 1 << 11;
     /// The target port stands from here on, in network byte order.
     const TARGET_SHIFT: u32 = 16;
 
@@ -317,7 +324,7 @@ impl Frontend {
     }
 
     /// The same, for backends that listen on another port; `port` in host byte order, 0: on the same.
-    /// Only translation at the socket ([`crate::sock`]) heeds it: other ways leave the port alone.
+    /// Translation ([`crate::nat`], [`crate::sock`]) heeds it: other ways leave the port alone.
     #[must_use]
     pub const fn with_target_port(mut self, port: u16) -> Self {
         let port = (port.to_be() as u32) << Self::TARGET_SHIFT;
@@ -383,6 +390,23 @@ impl Frontend {
         row
     }
 
+    /// An address that translated packets come from, and perhaps also a VIP.
+    #[must_use]
+    pub const fn with_nat(mut self, vip: bool) -> Self {
+        self.flags |= Self::NAT;
+        if !vip {
+            self.flags &= !Self::VIP;
+        }
+        self
+    }
+
+    /// Whether translated packets come from the address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_nat(&self) -> bool {
+        self.flags & Self::NAT != 0
+    }
+
     /// An address of this machine that takes encapsulated packets.
     #[must_use]
     pub const fn decap(addr: Addr) -> Self {
@@ -437,6 +461,8 @@ impl Frontend {
             Kind::Vip
         } else if self.flags & Self::DECAP != 0 {
             Kind::Decap
+        } else if self.flags & Self::NAT != 0 {
+            Kind::Nat
         } else {
             Kind::Service
         }
@@ -450,6 +476,7 @@ impl Frontend {
             1 => Mode::Ipip,
             2 => Mode::Gue,
             3 => Mode::Geneve,
+            4 => Mode::Nat,
             5 => Mode::GueTwice,
             _ => Mode::L2,
         }

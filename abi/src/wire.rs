@@ -308,10 +308,10 @@ pub fn ipv6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
 pub mod tcp_flags {
     /// FIN.
     pub const FIN: u8 = 0x01;
-    /// RST.
-    pub const RST: u8 = 0x04;
     /// SYN.
     pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
     /// ACK.
     pub const ACK: u8 = 0x10;
 }

@@ -60,6 +60,8 @@ pub struct Node {
     pub unserved: Unserved,
     /// How many packets are sampled.
     pub samples: Samples,
+    /// Translation for services with `forwarding: nat`.
+    pub nat: Nat,
 }
 
 /// Samples that are taken, in a second, on all CPUs together. More packets than that are sampled one in so many.
@@ -74,6 +76,48 @@ pub struct Samples {
 impl Default for Samples {
     fn default() -> Self {
         Self { dropped: 1000, passed: 200 }
+    }
+}
+
+/// Translation for services with `forwarding: nat`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// Addresses that translated packets come from; for a family without one, the address that the kernel
+    /// would use on the way to the backend.
+    pub addresses: Vec<IpAddr>,
+    /// Their ports.
+    pub ports: NatPorts,
+    /// Connections that there is room for: a power of two.
+    pub entries: u32,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Self { addresses: Vec::new(), ports: NatPorts::default(), entries: 1 << 18 }
+    }
+}
+
+/// A range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatPorts {
+    /// The first one.
+    pub first: u16,
+    /// The last one, not below the first.
+    pub last: u16,
+}
+
+impl Default for NatPorts {
+    /// All that Linux does not use of itself, where nobody has changed that.
+    fn default() -> Self {
+        Self { first: 1024, last: 32_767 }
+    }
+}
+
+impl NatPorts {
+    /// The first port, and in the high half how many less one.
+    #[must_use]
+    pub const fn to_word(self) -> u32 {
+        self.first as u32 | ((self.last - self.first) as u32) << 16
     }
 }
 
@@ -96,6 +140,7 @@ impl Default for Node {
             tunnel_source: TunnelSource::default(),
             unserved: Unserved::default(),
             samples: Samples::default(),
+            nat: Nat::default(),
         }
     }
 }

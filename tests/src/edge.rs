@@ -50,6 +50,10 @@ pub const GENEVE: Specs = || every_combination("geneve");
 /// Another destination MAC only.
 pub const L2: Specs = || vec![spec("l2-v4", L2_V4, "l2", false), spec("l2-v6", L2_V6, "l2", true)];
 
+/// Source and destination translated, backends of the same family.
+pub const NAT: Specs =
+    || vec![spec("nat-v4", SPARE_V4, "nat", false), spec("nat-v6", SPARE_V6, "nat", true)];
+
 fn every_combination(forwarding: &'static str) -> Vec<Spec> {
     vec![
         spec("4-in-4", IPIP_V4, forwarding, false),
@@ -118,7 +122,7 @@ impl Edge {
     /// As [`Edge::start`].
     pub fn with(specs: &[Spec]) -> anyhow::Result<Self> {
         let lab = Lab::start()?;
-        let tunnels = specs.iter().any(|spec| spec.forwarding != "l2");
+        let tunnels = specs.iter().any(|spec| !["l2", "nat"].contains(&spec.forwarding));
         let decap = if tunnels { lab.decap()? } else { Vec::new() };
         let lb = lab.daemon("lb", &yaml(specs))?;
         eventually(PATIENCE, || lb.ways_known())?;

@@ -12,7 +12,8 @@ use std::{
 use abi::{limits::feature, reason::Reason};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use config::model::{
-    Backend, BackendState, DesiredState, Forwarding, Port, Protocol, Service, Source, Steering,
+    Backend, BackendState, DesiredState, Forwarding, NatPorts, Port, Protocol, Service, Source,
+    Steering,
 };
 use lb_daemon::{
     datapath::{Capacity, Datapath, Op, bpf::Bpf},
@@ -60,6 +61,8 @@ pub fn capacity() -> Capacity {
         blocks: 64,
         filter6: 64,
         buckets6: 64,
+        nat: 1 << 14,
+        nat_ports: NatPorts::default().to_word(),
     }
 }
 
@@ -170,6 +173,8 @@ impl Rig {
 
     /// Puts services in force, with every backend behind [`HOP_MAC`] on interface `ifindex`.
     pub fn fill(&mut self, services: Vec<Service>, ifindex: u32, mtu: u32) {
+        let ways = lb_daemon::plan::nat::ways(&[(INGRESS, mtu, OUR_MAC)], &self.bpf);
+        self.apply(&ways);
         let mut hops = BTreeMap::new();
         for backend in services.iter().flat_map(|s| &s.backends) {
             let source = if backend.address.is_ipv4() { "10.0.0.1" } else { "2001:db8:f::1" };

@@ -3,9 +3,10 @@
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
 //! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. Some go on to another
 //! program ([`behind`]): what is for a VIP and cannot be forwarded as it stands to [`exception`], what is for a
-//! service that wants more than its ring says to [`choice`], segments with a second chance to [`chance`].
+//! service that wants more than its ring says to [`choice`], what is translated to [`nat`], segments with a second chance to [`chance`].
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 
@@ -15,6 +16,7 @@ mod choice;
 mod events;
 mod exception;
 mod maps;
+mod nat;
 mod packet;
 mod pipeline;
 mod stage;
@@ -63,12 +65,20 @@ pub fn lb_choice(ctx: XdpContext) -> u32 {
     behind::run::<choice::Chosen>(ctx)
 }
 
+/// Translation: packets for services behind NAT, and replies to NAT addresses.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat(ctx: XdpContext) -> u32 {
+    behind::run::<nat::Nat>(ctx)
+}
+
 /// The program that goes on with a packet of an exceptional reason.
 #[inline(always)]
 const fn place(reason: Reason) -> u32 {
     match reason {
         Reason::SecondChance => places::SECOND_CHANCE,
         Reason::SourceRefused => places::CHOICE,
+        reason if reason.is_nat() => places::NAT,
         _ => places::SECOND,
     }
 }

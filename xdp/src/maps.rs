@@ -5,31 +5,49 @@
 //! rows; and how many connections a backend has, which both write.
 
 use abi::{
+    addr::Addr,
     choice::Tracking,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, REASON_ROWS, behind},
+    limits::{
+        ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, MAX_NAT_ADDRESSES, REASON_ROWS,
+        WAY_PROBES, WAYS, behind,
+    },
+    nat::{Entries, Entry, Flow, Ports, Stamp},
     pick::Tables,
     prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
     reply,
     scope::Scope,
     summary,
-    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
+    table::{
+        Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, ReasonCounter, Unserved,
+        Way,
+    },
     upper::{Piece, Upper},
 };
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::{
-        bpf_csum_diff, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
-        bpf_ktime_get_ns,
+        bpf_csum_diff, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64,
+        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
     },
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     programs::XdpContext,
 };
+
+/// Entries of the NAT table, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static NAT_MASK: Global<u32> = Global::new(0);
+/// The range of NAT ports, in one word.
+#[unsafe(no_mangle)]
+static NAT_PORTS: Global<u32> = Global::new(0);
+/// 2^32 divided by the ticks of the kernel's clock in a second.
+#[unsafe(no_mangle)]
+static TICK: Global<u64> = Global::new(0);
 
 /// What this instance of the program does.
 #[unsafe(no_mangle)]
@@ -98,6 +116,17 @@ static FRAGMENT_TABLE: LruHashMap<FragmentKey, FragmentEntry> =
 static JUMP: ProgramArray = ProgramArray::with_max_entries(behind::PLACES, 0);
 #[map(name = "HANDED_ON")]
 static HANDED_ON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// Connections behind NAT.
+#[map(name = "NAT")]
+static NAT_TABLE: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// A flow that is put aside while its entry is searched for.
+#[map(name = "NAT_FLOW")]
+static NAT_FLOW: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "NAT_ADDRESSES")]
+static NAT_ADDRESSES: Array<NatAddress> =
+    Array::with_max_entries(MAX_NAT_ADDRESSES, BPF_F_MMAPABLE);
+#[map(name = "WAYS")]
+static WAY_TABLE: Array<Way> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
 /// See [`forget`].
 #[map(name = "SCRATCH")]
 static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
@@ -269,6 +298,104 @@ impl Tracking for Maps {
     fn seed(&self) -> u64 {
         seed()
     }
+}
+
+impl Entries for Maps {
+    #[inline(always)]
+    fn entry(&self, index: u32) -> Option<&Entry> {
+        NAT_TABLE.get(index & NAT_MASK.load())
+    }
+
+    #[inline(always)]
+    fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool {
+        let Some(entry) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return false };
+        let (old, mut seen) = (old.to_word(), old.to_word());
+        // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
+        // version 3. Its operand and result are in r0.
+        // SAFETY: the kernel's lookup returned the entry, whose first word is the state; aligned.
+        unsafe {
+            const { assert!(Entry::STATE == 0) };
+            core::arch::asm!(
+                "r0 = cmpxchg_64({place} + 0, r0, {new})",
+                place = in(reg) entry,
+                new = in(reg) new.to_word(),
+                inout("r0") seen,
+            );
+        }
+        seen == old
+    }
+
+    #[inline(always)]
+    fn write(&self, index: u32, entry: &Entry) {
+        let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
+        let (from, to) = (core::ptr::from_ref(entry).cast::<u64>(), place.cast::<u64>());
+        // SAFETY: the kernel's lookup returned the place; both are aligned and of this many words. Volatile
+        // keeps the order, in which the state comes last.
+        unsafe {
+            let mut word = size_of::<Entry>() / 8;
+            while word > 0 {
+                word -= 1;
+                to.add(word).write_volatile(*from.add(word));
+            }
+        }
+    }
+}
+
+/// Puts a flow aside.
+#[inline(always)]
+pub(crate) fn put_flow(flow: &Flow) {
+    if let Some(place) = NAT_FLOW.get_ptr_mut(0) {
+        // SAFETY: the kernel's lookup returned this CPU's own element.
+        unsafe { place.write(*flow) };
+    }
+}
+
+/// The flow that was put aside.
+#[inline(always)]
+pub(crate) fn kept_flow() -> Option<&'static Flow> {
+    NAT_FLOW.get(0)
+}
+
+/// Stores the way back to a client.
+#[inline(always)]
+pub(crate) fn set_link(index: u32, link: u64) {
+    let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
+    // SAFETY: the kernel's lookup returned it; an aligned word inside of it.
+    unsafe { place.cast::<u64>().add(Entry::LINK / 8).write_volatile(link) };
+}
+
+/// The range of NAT ports.
+#[inline(always)]
+pub(crate) fn nat_ports() -> Ports {
+    Ports::from_word(NAT_PORTS.load())
+}
+
+/// A NAT address.
+#[inline(always)]
+pub(crate) fn nat_address(row: u8) -> Option<Addr> {
+    NAT_ADDRESSES.get(u32::from(row)).map(|row| row.addr)
+}
+
+/// The interface of this number.
+#[inline(always)]
+pub(crate) fn way(ifindex: u32) -> Option<&'static Way> {
+    let mut n = 0;
+    while n < WAY_PROBES {
+        let way = WAY_TABLE.get(Way::place(ifindex, n))?;
+        if way.ifindex() == ifindex {
+            return Some(way);
+        }
+        n += 1;
+    }
+    None
+}
+
+/// Seconds of a clock that costs next to nothing.
+#[inline(always)]
+pub(crate) fn seconds() -> u32 {
+    // SAFETY: no arguments, no effect.
+    let ticks = unsafe { bpf_jiffies64() };
+    (ticks.wrapping_mul(TICK.load()) >> 32) as u32
 }
 
 /// A half of the prefix sets: 0 or 1.

@@ -234,11 +234,12 @@ pub struct Egress {
     sum4: u32,
     src_mac: [u8; 6],
     flags: u16,
-    reserved: u64,
+    nat: u32,
+    reserved: u32,
     reserved2: u64,
 }
 
-shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, sum4 @ 36, src_mac @ 40, flags @ 46, reserved @ 48, reserved2 @ 56 });
+shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, sum4 @ 36, src_mac @ 40, flags @ 46, nat @ 48, reserved @ 52, reserved2 @ 56 });
 
 impl Egress {
     const HAS_V4: u16 = 1;
@@ -271,9 +272,28 @@ impl Egress {
             src_mac,
             flags: if src4.is_some() { Self::HAS_V4 } else { 0 }
                 | if src6.is_some() { Self::HAS_V6 } else { 0 },
+            nat: 0,
             reserved: 0,
             reserved2: 0,
         }
+    }
+
+    /// The same with rows of the table of NAT addresses for IPv4 and IPv6: the first one, and how many.
+    #[must_use]
+    pub const fn with_nat(mut self, v4: (u8, u8), v6: (u8, u8)) -> Self {
+        self.nat = u32::from_le_bytes([v4.0, v4.1, v6.0, v6.1]);
+        self
+    }
+
+    /// The row of the NAT address for a flow's hash; `None`: there is none of that family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn nat(&self, v4: bool, hash: u64) -> Option<u8> {
+        let half = if v4 { self.nat } else { self.nat >> 16 };
+        let (first, count) = (half & 0xff, half >> 8 & 0xff);
+        // Bits that neither the slot nor the first candidate depends on.
+        let n = ((hash >> 8 & 0xff) * count as u64) >> 8;
+        if count == 0 { None } else { Some((first + n as u32) as u8) }
     }
 
     /// Interface index.

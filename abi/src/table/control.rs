@@ -16,11 +16,11 @@ pub struct Control {
     salt: u64,
     seed: u64,
     cpus: u32,
-    reserved: u32,
+    nat_ports: u32,
     unserved: u64,
 }
 
-shared!(Control, 64, { magic @ 0, generation @ 8, flags @ 16, abi @ 24, instance @ 28, salt @ 32, seed @ 40, cpus @ 48, reserved @ 52, unserved @ 56 });
+shared!(Control, 64, { magic @ 0, generation @ 8, flags @ 16, abi @ 24, instance @ 28, salt @ 32, seed @ 40, cpus @ 48, nat_ports @ 52, unserved @ 56 });
 
 /// What happens to packets for a VIP that no service of it takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Control {
             salt,
             seed,
             cpus,
-            reserved: 0,
+            nat_ports: 0,
             unserved: Unserved::Drop as u64,
         }
     }
@@ -86,6 +86,19 @@ impl Control {
     #[must_use]
     pub const fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// The same with this range of NAT ports: [`crate::nat::Ports`] in one word.
+    #[must_use]
+    pub const fn with_nat_ports(mut self, word: u32) -> Self {
+        self.nat_ports = word;
+        self
+    }
+
+    /// The range of NAT ports: [`crate::nat::Ports`] in one word.
+    #[must_use]
+    pub const fn nat_ports(&self) -> u32 {
+        self.nat_ports
     }
 
     /// CPUs that counters are laid out for.

@@ -135,6 +135,8 @@ fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
         blocks: 16,
         filter6: 64,
         buckets6: 64,
+        nat: 1,
+        nat_ports: 0,
     };
     let mut rig = Rig::sized(capacity, features);
     rig.fill(services, INGRESS, 1500);

@@ -152,6 +152,8 @@ pub(crate) struct Node {
     pub(crate) unserved: Field<Unserved>,
     /// How many packets are sampled for `lbctl monitor` and `top`.
     pub(crate) samples: Field<Samples>,
+    /// Translation for services with `forwarding: nat`.
+    pub(crate) nat: Field<Nat>,
 }
 
 /// Samples in a second, on all CPUs together.
@@ -162,6 +164,20 @@ pub(crate) struct Samples {
     pub(crate) dropped: Field<u64>,
     /// Of packets that the prefilter lets pass; 0 to 10000. Default: 200.
     pub(crate) passed: Field<u64>,
+}
+
+/// Translation for services with `forwarding: nat`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Nat {
+    /// Addresses that translated packets come from. Default: for each family, the address that the kernel would
+    /// use on the way to the backend.
+    pub(crate) addresses: List<Ip>,
+    /// Their ports, `first-last`. Default: `1024-32767`, which Linux does not use of itself.
+    pub(crate) ports: Field<String>,
+    /// Connections that there is room for, a power of two from 1024 to 16777216. Default: 262144.
+    #[schemars(range(min = 1024, max = 16_777_216))]
+    pub(crate) entries: Field<u32>,
 }
 
 /// The receiving end of tunnels.

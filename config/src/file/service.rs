@@ -89,7 +89,7 @@ pub(crate) enum Forwarding {
     Gue,
     /// Outer IP and UDP headers and Geneve's, to UDP port 6081; the backend decapsulates.
     Geneve,
-    /// Not implemented in this version.
+    /// Source and destination are translated: the backend answers the balancer, which translates back.
     Nat,
 }
 

@@ -205,6 +205,9 @@ pub(super) fn scalars<'f>(
             unserved,
             samples_dropped,
             samples_passed,
+            nat_addresses,
+            nat_ports,
+            nat_entries,
             decap_sources,
             table_size,
             seed,
@@ -240,6 +243,13 @@ pub(super) fn scalars<'f>(
         }
         if let Some(rate) = samples_passed {
             state.node.samples.passed = *rate;
+        }
+        state.node.nat.addresses.extend(nat_addresses);
+        if let Some(ports) = nat_ports {
+            state.node.nat.ports = *ports;
+        }
+        if let Some(entries) = nat_entries {
+            state.node.nat.entries = *entries;
         }
         state.decap_sources.extend(decap_sources);
         if table_size.is_some() {

@@ -79,7 +79,7 @@ impl Protocol {
     }
 }
 
-/// How packets reach a backend. All are direct server return: the backend answers the client.
+/// How packets reach a backend. All but `nat` are direct server return: the backend answers the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
     /// The destination MAC is rewritten; the backend is on the same link and holds the VIP.
@@ -93,6 +93,8 @@ pub enum Forwarding {
     /// As `Gue`, with `second_chance`: while a packet may belong to either of two backends, it names the
     /// other one as well.
     GueTwice,
+    /// Source and destination are translated, and back again in the replies.
+    Nat,
 }
 
 impl Forwarding {
@@ -104,6 +106,7 @@ impl Forwarding {
             Self::Ipip => "ipip",
             Self::Gue | Self::GueTwice => "gue",
             Self::Geneve => "geneve",
+            Self::Nat => "nat",
         }
     }
 }

@@ -28,7 +28,7 @@ fn samples(samples: &file::Samples, context: &Context<'_, '_>, fragment: &mut Fr
 }
 
 pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment: &mut Fragment) {
-    let Some(file::Node { name, tunnel_source, unserved, samples }) = node.get() else {
+    let Some(file::Node { name, tunnel_source, unserved, samples, nat }) = node.get() else {
         return;
     };
     if let Some((text, at)) = name.placed() {
@@ -48,6 +48,7 @@ pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment
     if let Some(samples) = samples.get() {
         self::samples(samples, context, fragment);
     }
+    self::nat(nat, context, fragment);
     let Some(file::TunnelSource { ipv4, ipv6 }) = tunnel_source.get() else {
         return;
     };
@@ -78,6 +79,55 @@ pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment
                 None
             }
         };
+    }
+}
+
+/// Rows of addresses: there are 256 in all, and a change of the list wants new ones.
+const MAX_NAT_ADDRESSES: usize = 64;
+
+fn nat(nat: &Field<file::Nat>, context: &Context<'_, '_>, fragment: &mut Fragment) {
+    let Some(file::Nat { addresses, ports, entries }) = nat.get() else {
+        return;
+    };
+    let report = context.report;
+    super::service::check_count(addresses, MAX_NAT_ADDRESSES, "addresses", report);
+    for (&file::Ip(address), at) in addresses.elements() {
+        if let Some(what) = unusable(address) {
+            let message = format!("{address} is {what} and cannot be a NAT address");
+            report.fault(at, message, "allowed: a unicast address that is routed to this machine");
+        } else if fragment.nat_addresses.contains(&address) {
+            report.fault(at, format!("{address} stands twice in the list"), "allowed: once");
+        } else {
+            fragment.nat_addresses.push(address);
+        }
+    }
+    if let Some((text, at)) = ports.placed() {
+        fragment.scalars.push(("node.nat.ports", at));
+        let range = text.split_once('-');
+        let range = range.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        match range {
+            Some((first, last)) if first >= 1024 && first <= last => {
+                fragment.nat_ports = Some(model::NatPorts { first, last });
+            }
+            _ => report.fault(
+                at,
+                format!("{} is no range of NAT ports", show(text)),
+                "allowed: two ports from 1024 to 65535, the smaller one first, such as 1024-32767",
+            ),
+        }
+    }
+    if let Some((&count, at)) = entries.placed() {
+        fragment.scalars.push(("node.nat.entries", at));
+        if count.is_power_of_two() && (1 << 10..=1 << 24).contains(&count) {
+            fragment.nat_entries = Some(count);
+        } else {
+            let near = count.clamp(1 << 10, 1 << 24).next_power_of_two();
+            report.fault(
+                at,
+                format!("room for {count} connections is not possible"),
+                format!("allowed: a power of two from 1024 to 16777216, such as {near}"),
+            );
+        }
     }
 }
 

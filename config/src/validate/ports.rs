@@ -58,10 +58,9 @@ pub(super) fn ports(
             report.fault(
                 at,
                 format!(
-                    "a target_port of {target} differs from port {number}, which only NAT can do; \
-                         NAT is not implemented in this version"
+                    "a target_port of {target} differs from port {number}, which only NAT can do"
                 ),
-                format!("allowed: {number}"),
+                format!("allowed: {number}, or forwarding: nat"),
             );
         }
         let text = match given.placed() {
@@ -75,7 +74,7 @@ pub(super) fn ports(
         let unique_name = once(&mut names, text.clone(), name_at, &what, report);
         let what = format!("port {number}/{}", protocol.as_str());
         if once(&mut numbers, (number, protocol), number_at, &what, report) && unique_name {
-            let target_port = number;
+            let target_port = target_port.get().copied().unwrap_or(number);
             valid.push(model::Port { name: text, port: number, protocol, target_port, quic });
             places.push(number_at);
         }

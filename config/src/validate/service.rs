@@ -82,6 +82,14 @@ pub(crate) fn service(
             "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
         );
     }
+    if forwarding == Some(model::Forwarding::Nat) && steering != model::Steering::default() {
+        report.fault(
+            at,
+            "`forwarding: nat` keeps an entry of its own for each connection, and goes with a service whose ring \
+             decides; this one wants more than its ring",
+            "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
+        );
+    }
     let backends = self::backends(backends, &addresses, forwarding, report);
     let source_ranges = super::sources(source_ranges, report);
     let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);
@@ -182,22 +190,15 @@ fn forwarding(
     report: &Report<'_>,
 ) -> Option<model::Forwarding> {
     if field.is_absent() {
-        report.missing(at, "forwarding", "allowed: l2, ipip, gue, geneve");
+        report.missing(at, "forwarding", "allowed: l2, ipip, gue, geneve, nat");
     }
-    let (forwarding, at) = field.placed()?;
-    let word = match forwarding {
-        file::Forwarding::L2 => return Some(model::Forwarding::L2),
-        file::Forwarding::Ipip => return Some(model::Forwarding::Ipip),
-        file::Forwarding::Gue => return Some(model::Forwarding::Gue),
-        file::Forwarding::Geneve => return Some(model::Forwarding::Geneve),
-        file::Forwarding::Nat => "nat",
-    };
-    report.fault(
-        at,
-        format!("`forwarding: {word}` is not implemented in this version"),
-        "allowed: l2, ipip, gue, geneve",
-    );
-    None
+    Some(match field.get()? {
+        file::Forwarding::L2 => model::Forwarding::L2,
+        file::Forwarding::Ipip => model::Forwarding::Ipip,
+        file::Forwarding::Gue => model::Forwarding::Gue,
+        file::Forwarding::Geneve => model::Forwarding::Geneve,
+        file::Forwarding::Nat => model::Forwarding::Nat,
+    })
 }
 
 /// `forwarding` with what `second_chance` says.
@@ -296,6 +297,18 @@ fn check_family(
     forwarding: Option<model::Forwarding>,
     report: &Report<'_>,
 ) {
+    if forwarding == Some(model::Forwarding::Nat)
+        && addresses.iter().any(|address| address.is_ipv4() != backend.is_ipv4())
+    {
+        report.fault(
+            at,
+            format!(
+                "the backend {backend} and an address of the service are of different families, between \
+                 which `forwarding: nat` does not translate in this version"
+            ),
+            "allowed: a service for each family, or forwarding: ipip",
+        );
+    }
     let fits = addresses.iter().any(|address| address.is_ipv4() == backend.is_ipv4());
     if forwarding == Some(model::Forwarding::L2) && !addresses.is_empty() && !fits {
         let (own, other) = if backend.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };

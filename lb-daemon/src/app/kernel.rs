@@ -22,7 +22,7 @@ use abi::{
     reason::Reason,
 };
 use arc_swap::ArcSwap;
-use config::model::DesiredState;
+use config::model::{DesiredState, Forwarding};
 
 use super::policy;
 use crate::{
@@ -184,6 +184,10 @@ impl Kernel {
             let number = self.number + 1;
             let dir = set(&self.root, number);
             remove_set(&dir);
+            if needs.nat == self.bpf.capacity().nat {
+                // Connections are in both.
+                self.bpf.share_nat(&dir)?;
+            }
             let mut bpf = make(&dir, needs, seed, self.features)?;
             match bpf.copy_rows(&self.bpf) {
                 Ok(()) => {}
@@ -343,6 +347,11 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
+/// Whether any service is behind NAT.
+pub(super) fn has_nat(wanted: &DesiredState) -> bool {
+    wanted.services.values().any(|service| service.forwarding == Forwarding::Nat)
+}
+
 /// Room for what is wanted, and as much again as is likely to come.
 ///
 /// # Errors
@@ -385,5 +394,7 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         // A bucket holds three, and is to hold two at most.
         buckets6: room("BUCKETS6", lists.nets6.div_ceil(2), 1024, MAX_BUCKETS6)?
             .next_power_of_two(),
+        nat: if has_nat(wanted) { wanted.node.nat.entries } else { 1 },
+        nat_ports: wanted.node.nat.ports.to_word(),
     })
 }

@@ -430,6 +430,12 @@ impl Owner {
         }
         self.interfaces = views;
         self.note_interfaces();
+        let of = wanted.iter().filter_map(|want| want.link.as_ref());
+        let ways: Vec<_> = of.filter_map(|l| Some((l.index, l.mtu, l.mac?))).collect();
+        let ops = crate::plan::nat::ways(&ways, self.parts.kernel.tables());
+        if let Err(error) = self.parts.kernel.apply(&ops) {
+            tracing::error!("ways back to clients: {error}");
+        }
         // Every link points at the tables in force now.
         self.parts.kernel.remove_others();
     }

@@ -10,6 +10,7 @@ mod events;
 mod grow;
 mod load;
 mod mapped;
+mod nat;
 mod prefixes;
 mod sock;
 
@@ -30,11 +31,13 @@ use std::{
 };
 
 use abi::{
+    addr::Addr,
     guard::Limit,
     limits::ABI_VERSION,
+    nat::Entry,
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow},
     scope::Scope,
-    table::{Backend, Bucket, Control, Counter, Egress, Frontend},
+    table::{Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, Way},
 };
 use aya::{
     Pod,
@@ -45,7 +48,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 28] = [
+const MAPS: [&str; 31] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -53,6 +56,9 @@ const MAPS: [&str; 28] = [
     "SLOTS",
     "BACKENDS",
     "EGRESS",
+    "NAT",
+    "NAT_ADDRESSES",
+    "WAYS",
     "FLOWS",
     "FRAGMENTS",
     "ADMISSION",
@@ -148,6 +154,9 @@ pub struct Bpf {
     slots: Mapped<u64>,
     backends: Mapped<Backend>,
     egress: Mapped<Egress>,
+    nat: Mapped<Entry>,
+    nat_addresses: Mapped<NatAddress>,
+    ways: Mapped<Way>,
     summary: Mapped<u64>,
     lines: Mapped<Line>,
     bitmaps: Mapped<Bitmap>,
@@ -174,7 +183,7 @@ impl Bpf {
         pins: Option<&Path>,
     ) -> Result<Self, BpfError> {
         let cpus = cpus();
-        let mut control = Control::new(0, salt, seed, cpus);
+        let mut control = Control::new(0, salt, seed, cpus).with_nat_ports(capacity.nat_ports);
         if let Some(dir) = pins
             && let Ok(map) = MapData::from_pin(dir.join("CONTROL"))
         {
@@ -183,6 +192,7 @@ impl Bpf {
                 return Err(BpfError::Foreign(dir.to_owned()));
             }
             capacity = pinned_capacity(dir)?;
+            capacity.nat_ports = control.nat_ports();
         }
         let first = instance(capacity, &control, features, pins)?;
         let source = Source { pins, instance: &first };
@@ -195,6 +205,9 @@ impl Bpf {
             slots: source.mapped("SLOTS")?,
             backends: source.mapped("BACKENDS")?,
             egress: source.mapped("EGRESS")?,
+            nat: source.mapped("NAT")?,
+            nat_addresses: source.mapped("NAT_ADDRESSES")?,
+            ways: source.mapped("WAYS")?,
             summary: source.mapped("SUMMARY")?,
             lines: source.mapped("LINES")?,
             bitmaps: source.mapped("BITMAPS")?,
@@ -319,6 +332,7 @@ impl Bpf {
             + self.slots.bytes()
             + self.backends.bytes()
             + self.egress.bytes()
+            + self.nat.bytes()
             + self.summary.bytes()
             + self.lines.bytes()
             + self.bitmaps.bytes()
@@ -409,6 +423,14 @@ impl Tables for Bpf {
         self.egress.read(row)
     }
 
+    fn nat_address(&self, row: u32) -> Addr {
+        self.nat_addresses.read(row).addr
+    }
+
+    fn way(&self, row: u32) -> Way {
+        self.ways.read(row)
+    }
+
     fn list(&self, row: u32) -> ListRow {
         self.lists.read(row)
     }
@@ -455,6 +477,8 @@ impl Bpf {
     fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
         match *op {
             Op::Egress(row, ref value) => self.egress.write(row, value),
+            Op::NatAddress(row, addr) => self.nat_addresses.write(row, &NatAddress { addr }),
+            Op::Way(row, ref way) => self.write_way(row, way),
             Op::Backend(row, ref value) => self.backends.write(row, value),
             Op::Hop(row, hop) => self.backends.store(row, Backend::HOP, hop.to_word()),
             Op::State(row, state) => self.backends.store(row, Backend::STATE, state.to_word()),

@@ -9,13 +9,14 @@ use std::{
 
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 use abi::{
+    addr::Addr,
     flow::{FlowEntry, FlowKey},
     guard::Limit,
     pick,
     prefix::{self, Block, Bucket6, Filter6, LINE, ListRow},
     scope::Scope,
     summary,
-    table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State},
+    table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State, Way},
 };
 
 /// Tables in vectors.
@@ -30,6 +31,8 @@ pub struct Fake {
     slots: Vec<u64>,
     backends: Vec<Backend>,
     egress: Vec<Egress>,
+    nat_addresses: BTreeMap<u32, Addr>,
+    ways: BTreeMap<u32, Way>,
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
     limits: BTreeMap<u32, Limit>,
@@ -60,6 +63,8 @@ impl Fake {
             slots: vec![0; capacity.slots as usize],
             backends: vec![backend; capacity.backends as usize],
             egress: vec![Egress::default(); capacity.egress as usize],
+            nat_addresses: BTreeMap::new(),
+            ways: BTreeMap::new(),
             lists: BTreeMap::new(),
             limits: BTreeMap::new(),
             scopes: BTreeMap::new(),
@@ -169,6 +174,14 @@ impl Tables for Fake {
 
     fn egress(&self, row: u32) -> Egress {
         self.egress[row as usize]
+    }
+
+    fn nat_address(&self, row: u32) -> Addr {
+        self.nat_addresses.get(&row).copied().unwrap_or_default()
+    }
+
+    fn way(&self, row: u32) -> Way {
+        self.ways.get(&row).copied().unwrap_or_default()
     }
 
     fn list(&self, row: u32) -> ListRow {
@@ -317,6 +330,8 @@ impl Fake {
                 let idle = 1 - self.number();
                 self.halves[idle] = Some(image.clone());
             }
+            Op::NatAddress(row, addr) => drop(self.nat_addresses.insert(row, addr)),
+            Op::Way(row, way) => drop(self.ways.insert(row, way)),
             Op::Unserved(what) => self.control.set_unserved(what),
             Op::Flags(flags) => self.control.set_flags(flags),
             Op::Generation(n) => self.generation = n,

@@ -6,10 +6,13 @@
 use std::fmt;
 
 use abi::{
+    addr::Addr,
     guard::Limit,
     prefix::{Bitmap, Block, Bucket6, Entry, Filter6, LINE, ListRow},
     scope::Scope,
-    table::{Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved},
+    table::{
+        Backend, Bucket, Control, Egress, Frontend, HopWord, Ring, Slot, State, Unserved, Way,
+    },
 };
 pub mod bpf;
 pub mod fake;
@@ -37,6 +40,10 @@ pub struct Capacity {
     pub filter6: u32,
     /// Buckets of the IPv6 prefix table, in each half; a power of two.
     pub buckets6: u32,
+    /// Entries of the NAT table; a power of two.
+    pub nat: u32,
+    /// The range of NAT ports: [`abi::nat::Ports`] in one word.
+    pub nat_ports: u32,
 }
 
 impl Capacity {
@@ -72,6 +79,10 @@ pub trait Tables {
     fn backend(&self, row: u32) -> Backend;
     /// An egress row.
     fn egress(&self, row: u32) -> Egress;
+    /// A NAT address; all zeros: none.
+    fn nat_address(&self, row: u32) -> Addr;
+    /// An interface that clients' packets come from.
+    fn way(&self, row: u32) -> Way;
     /// The row of a blocklist.
     fn list(&self, row: u32) -> ListRow;
     /// The scope of a blocklist.
@@ -96,6 +107,10 @@ pub trait Tables {
 pub enum Op {
     /// Writes a whole egress row.
     Egress(u32, Egress),
+    /// Writes a NAT address.
+    NatAddress(u32, Addr),
+    /// Writes an interface that clients' packets come from.
+    Way(u32, Way),
     /// Writes a whole backend row.
     Backend(u32, Backend),
     /// Stores a backend's next hop.

@@ -137,6 +137,8 @@ mod tests {
             bitmaps: 0,
             filter6: 1,
             buckets6: 1,
+            nat: 1,
+            nat_ports: 0,
         };
         Fake::new(capacity, 99, 0)
     }

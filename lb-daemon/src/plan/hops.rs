@@ -38,6 +38,7 @@ impl Planner {
         for name in names {
             self.restate(&name, tables, now, &mut ops);
         }
+        self.announce_nat(tables, &mut ops)?;
         Ok(ops)
     }
 
@@ -123,12 +124,13 @@ impl Planner {
     /// The word for an address's next hop; writes the egress row that it needs.
     pub(super) fn hop_word(&mut self, address: IpAddr, ops: &mut Vec<Op>) -> Result<HopWord, Full> {
         let hop = match self.hops.get(&address) {
-            Some(NextHop::Resolved(hop)) => hop,
+            Some(NextHop::Resolved(hop)) => hop.clone(),
             Some(NextHop::Local) => return Ok(HopWord::LOCAL),
             Some(NextHop::Unresolved(_)) | None => return Ok(HopWord::UNRESOLVED),
         };
         let mac = hop.dst_mac;
-        let wanted = self.egress_of(hop);
+        let wanted = self.egress_of(&hop);
+        let wanted = self.with_nat(wanted, &hop, ops)?;
         let row = match self.egress.iter().position(|e| *e == Some(wanted)) {
             Some(row) => row,
             None => {

@@ -13,6 +13,7 @@ pub mod alloc;
 pub mod buckets;
 pub(crate) mod choice;
 mod hops;
+pub mod nat;
 pub mod prefixes;
 pub mod ranges;
 mod services;
@@ -32,7 +33,7 @@ use abi::{
     addr::Addr,
     table::{Egress, FrontendKey, Kind, Ring, Slot, Unserved},
 };
-use config::model::{DesiredState, Service, TunnelSource};
+use config::model::{DesiredState, Forwarding, Service, TunnelSource};
 use ipnet::IpNet;
 use siphasher::sip::SipHasher24;
 
@@ -69,6 +70,7 @@ pub struct Planner {
     hops: HashMap<IpAddr, NextHop>,
     unhealthy: BTreeSet<(String, IpAddr)>,
     egress: Vec<Option<Egress>>,
+    nat: nat::Nat,
     frontends: Rows,
     backends: Rows,
     arena: Arena,
@@ -110,6 +112,8 @@ pub struct Member {
 struct Vip {
     row: u32,
     any: u64,
+    /// A VIP, and an address that translated packets come from: one of the two at least.
+    is: (bool, bool),
 }
 
 /// A number for a name that does not change between versions.
@@ -155,10 +159,11 @@ impl Planner {
                 let f = tables.frontend(row);
                 used[row as usize] = true;
                 match f.kind() {
-                    Kind::Vip => {
+                    Kind::Vip | Kind::Nat => {
                         let any = [6, 17].map(|p| f.any_port(p));
                         let any = abi::table::Frontend::any_word(any[0], any[1]);
-                        self.vips.insert(f.key().addr, Vip { row, any });
+                        let is = (f.kind() == Kind::Vip, f.is_nat());
+                        self.vips.insert(f.key().addr, Vip { row, any, is });
                     }
                     Kind::Decap => {
                         adopt_ranges(&mut self.decap_ranges, &f, &mut self.arena);
@@ -207,6 +212,7 @@ impl Planner {
             self.by_address.entry(address).or_default().push(name);
         }
         self.backends = Rows::with_used(capacity.backends, &used);
+        self.nat = nat::Nat::adopt(tables);
     }
 
     /// The operations that make the services wanted, and nothing else, stand in the tables.
@@ -224,11 +230,15 @@ impl Planner {
         self.seed = crate::ring::seed(&wanted.maglev.seed);
         let resized = self.table_size != wanted.maglev.table_size;
         self.table_size = wanted.maglev.table_size;
-        if self.tunnel_source != wanted.node.tunnel_source {
-            self.tunnel_source = wanted.node.tunnel_source.clone();
+        let node = &wanted.node;
+        if self.tunnel_source != node.tunnel_source || self.nat.configured != node.nat.addresses {
+            self.tunnel_source = node.tunnel_source.clone();
+            self.nat.configured.clone_from(&node.nat.addresses);
             let all: Vec<IpAddr> = self.by_address.keys().copied().collect();
             self.rehop(&all, tables, &mut ops)?;
         }
+        let nat = wanted.services.values().any(|s| s.forwarding == Forwarding::Nat);
+        let switched = std::mem::replace(&mut self.nat.on, nat) != nat;
 
         let unserved = match wanted.node.unserved {
             config::model::Unserved::Drop => Unserved::Drop,
@@ -252,10 +262,11 @@ impl Planner {
         for spec in changed {
             self.put_service(spec, tables, now, &mut buckets, &mut ops)?;
         }
-        if std::mem::take(&mut self.adopted) || ops.iter().any(|op| matches!(op, Op::Bucket { .. }))
-        {
+        let buckets_change = ops.iter().any(|op| matches!(op, Op::Bucket { .. }));
+        if std::mem::take(&mut self.adopted) || switched || buckets_change {
             self.plan_vips(tables, &mut buckets, &mut ops)?;
         }
+        self.announce_nat(tables, &mut ops)?;
         Ok(ops)
     }
 

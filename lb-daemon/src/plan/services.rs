@@ -380,6 +380,7 @@ pub(super) const fn mode(forwarding: Forwarding) -> Mode {
         Forwarding::Gue => Mode::Gue,
         Forwarding::GueTwice => Mode::GueTwice,
         Forwarding::Geneve => Mode::Geneve,
+        Forwarding::Nat => Mode::Nat,
     }
 }
 

@@ -30,6 +30,8 @@ fn fake() -> Fake {
         bitmaps: 0,
         filter6: 1,
         buckets6: 1,
+        nat: 1,
+        nat_ports: 0,
     };
     Fake::new(capacity, 1, SEED)
 }
@@ -322,6 +324,7 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
             Forwarding::Ipip,
             Forwarding::Gue,
             Forwarding::Geneve,
+            Forwarding::Nat,
         ]),
         prop::sample::subsequence(
             vec!["192.0.2.0/24", "192.0.2.7/32", "198.51.100.0/24", "2001:db8::/32"],
@@ -421,8 +424,14 @@ proptest! {
         }
         let vips: BTreeSet<IpAddr> = second.services.keys().map(|name| vip(name[1..].parse().unwrap())).collect();
         let mut filter = Vec::new();
-        super::vips::plan_filter(vips.iter().map(|&a| a.into()), &rig.fake, &mut filter);
-        prop_assert_eq!(filter, vec![], "the filter has a bit for each VIP and no other");
+        let announced: Vec<IpAddr> = rig.planner.nat_addresses().collect();
+        let known = vips.iter().chain(&announced).map(|&a| a.into());
+        super::vips::plan_filter(known, &rig.fake, &mut filter);
+        prop_assert_eq!(filter, vec![], "a bit for each VIP and NAT address and no other");
+        for address in announced {
+            let row = rig.fake.find(&FrontendKey::vip(address.into()));
+            prop_assert!(row.is_some_and(|row| rig.fake.frontend(row).is_nat()));
+        }
         for vip in vips {
             prop_assert!(abi::pick::may_be_vip(&rig.fake.view(), vip.into()));
         }

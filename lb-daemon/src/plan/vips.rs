@@ -16,6 +16,15 @@ use crate::datapath::{Op, Tables};
 const ANY_TCP: u32 = 6 << 16;
 const ANY_UDP: u32 = 17 << 16;
 
+/// What an address as a whole is wanted for.
+#[derive(Default)]
+struct Whole {
+    /// Rows of services with port 0, TCP and UDP.
+    any: [Option<u32>; 2],
+    /// As [`Vip`] has it.
+    is: (bool, bool),
+}
+
 impl Planner {
     /// The rows of addresses as a whole: one for each VIP of any service.
     pub(super) fn plan_vips(
@@ -24,10 +33,17 @@ impl Planner {
         buckets: &mut Buckets,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        let mut wanted: BTreeMap<Addr, [Option<u32>; 2]> = Default::default();
+        let mut wanted: BTreeMap<Addr, Whole> = BTreeMap::new();
+        if self.nat.on {
+            for &addr in &self.nat.rows {
+                wanted.entry(addr).or_default().is.1 = true;
+            }
+        }
+        self.nat.announced = self.nat.rows.len();
         for service in self.services.values() {
             for (key, &row) in &service.frontends {
-                let any = wanted.entry(key.addr).or_default();
+                let Whole { any, is } = wanted.entry(key.addr).or_default();
+                is.0 = true;
                 match key.port_protocol {
                     ANY_TCP => any[0] = Some(row),
                     ANY_UDP => any[1] = Some(row),
@@ -43,21 +59,30 @@ impl Planner {
                 self.frontends.give(vip.row);
             }
         }
-        for (addr, [tcp, udp]) in wanted {
+        for (addr, Whole { any: [tcp, udp], is }) in wanted {
             let any = Frontend::any_word(tcp, udp);
-            match self.vips.get_mut(&addr) {
-                Some(vip) if vip.any == any => {}
-                Some(vip) => {
+            let old = self.vips.get_mut(&addr);
+            if let Some(vip) = old
+                && vip.is == is
+            {
+                if vip.any != any {
                     vip.any = any;
                     ops.push(Op::FrontendAny(vip.row, any));
                 }
+                continue;
+            }
+            let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
+            let value = Frontend::vip(addr, tcp, udp);
+            let value = if is.1 { value.with_nat(is.0) } else { value };
+            ops.push(Op::Frontend(row, value));
+            let key = FrontendKey::vip(addr);
+            match self.vips.insert(addr, Vip { row, any, is }) {
+                Some(old) => {
+                    buckets.replace(tables, &key, old.row, Some(row), ops);
+                    self.frontends.give(old.row);
+                }
                 None => {
-                    let row = self.frontends.take().ok_or(Full("FRONTENDS"))?;
-                    ops.push(Op::Frontend(row, Frontend::vip(addr, tcp, udp)));
-                    buckets
-                        .insert(tables, &FrontendKey::vip(addr), row, ops)
-                        .map_err(|_| Full("BUCKETS"))?;
-                    self.vips.insert(addr, Vip { row, any });
+                    buckets.insert(tables, &key, row, ops).map_err(|_| Full("BUCKETS"))?;
                 }
             }
         }

@@ -22,6 +22,7 @@ mod choice;
 mod events;
 mod guard;
 mod icmp;
+mod nat;
 mod odd;
 mod packets;
 mod sctp;
@@ -44,9 +45,13 @@ fn loads_with_every_set_of_features() {
 fn the_verifier_has_room() {
     let rig = Rig::new(EVERYTHING);
     let verified = rig.bpf.verified();
-    for (name, most) in
-        [("lb", 400_000), ("lb_second", 400_000), ("lb_chance", 200_000), ("lb_choice", 400_000)]
-    {
+    for (name, most) in [
+        ("lb", 400_000),
+        ("lb_second", 400_000),
+        ("lb_chance", 200_000),
+        ("lb_choice", 400_000),
+        ("lb_nat", 200_000),
+    ] {
         let count = verified.get(name).copied().unwrap_or(0);
         println!("{name}: {count} instructions");
         assert!((1..=most).contains(&count), "{name}: {count} instructions, bound {most}");
@@ -373,6 +378,7 @@ fn every_reason_is_tested() {
         include_str!("chance.rs"),
         include_str!("guard.rs"),
         include_str!("icmp.rs"),
+        include_str!("nat.rs"),
         include_str!("odd.rs"),
         include_str!("tunnels.rs"),
         include_str!("../policy.rs"),

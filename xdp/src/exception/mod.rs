@@ -63,7 +63,11 @@ impl Program for Second {
 
     #[inline(always)]
     fn onward(reason: Reason) -> Option<u32> {
-        (reason == Reason::SecondChance).then_some(behind::SECOND_CHANCE)
+        match reason {
+            Reason::SecondChance => Some(behind::SECOND_CHANCE),
+            reason if reason.is_nat() => Some(behind::NAT),
+            _ => None,
+        }
     }
 }
 

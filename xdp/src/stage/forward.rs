@@ -25,8 +25,9 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     match frontend.mode() {
-        // Another program sees to these.
+        // Other programs see to these.
         Mode::GueTwice => Err(Reason::SecondChance),
+        Mode::Nat => Err(Reason::NatNoEntry),
         mode => by::<L3, V4>(packet, ip, mode, backend, entropy),
     }
 }
@@ -104,6 +105,7 @@ fn by<const L3: usize, const V4: bool>(
             encap::<L3, V4, GUE_SHIM>(packet, ip, backend, hop, egress, entropy)?;
         }
         Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
+        Mode::Nat => return Err(Reason::NatNoEntry),
     }
 
     Ok(sent(packet, egress))
@@ -274,7 +276,7 @@ pub(crate) const fn split(mac: [u8; 6]) -> (u32, u16) {
 }
 
 #[inline(always)]
-fn macs(link: &mut [u8; 12], hop: HopWord, egress: &Egress) {
+pub(crate) fn macs(link: &mut [u8; 12], hop: HopWord, egress: &Egress) {
     link[0..4].copy_from_slice(&hop.mac_head().to_ne_bytes());
     link[4..6].copy_from_slice(&hop.mac_tail().to_ne_bytes());
     let src = split(egress.src_mac());

@@ -7,7 +7,7 @@ use abi::{
     pick::{self, Phase, Tables as _},
     ranges,
     reason::Reason,
-    table::{Backend, Frontend, FrontendKey, Slot},
+    table::{Backend, Frontend, FrontendKey, Mode, Slot},
     wire::{self, Frame, Ip, Transport, protocol},
 };
 
@@ -25,6 +25,7 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     cpu: u32,
 ) -> Reason {
     match find::<L3, V4>(packet, ip) {
+        Ok((_, frontend, _)) if frontend.mode() == Mode::Nat => Reason::NatNoEntry,
         // Who may use it, and where its packets go, is the business of another program.
         Ok((_, frontend, _)) if frontend.is_special() => Reason::SourceRefused,
         Ok((row, frontend, transport)) => {
@@ -43,7 +44,7 @@ pub(crate) const fn balances(number: u8) -> bool {
 
 /// Whether the first program looks at its ports.
 #[inline(always)]
-const fn is_usual(number: u8) -> bool {
+pub(crate) const fn is_usual(number: u8) -> bool {
     number == protocol::TCP || number == protocol::UDP
 }
 
@@ -74,6 +75,9 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     let Some((_, vip)) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)) else {
         return Err(Reason::NotOurs);
     };
+    if vip.is_nat() {
+        return Err(Reason::NatPassed);
+    }
     if ip.fragment {
         return Err(Reason::Fragment);
     }

@@ -166,7 +166,11 @@ impl Owner {
     fn try_enforce(&mut self) -> Result<(), Failure> {
         let now = self.now();
         let control = self.parts.kernel.tables().control();
-        if control.seed() != crate::ring::seed(&self.wanted.maglev.seed) {
+        let nat = &self.wanted.node.nat;
+        let capacity = self.parts.kernel.tables().capacity();
+        let other_nat = kernel::has_nat(&self.wanted)
+            && (capacity.nat, control.nat_ports()) != (nat.entries, nat.ports.to_word());
+        if other_nat || control.seed() != crate::ring::seed(&self.wanted.maglev.seed) {
             self.grow(None)?;
         }
         let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
@@ -210,6 +214,9 @@ impl Owner {
         twice(&mut needs.filter6, now.filter6, "FILTER6");
         twice(&mut needs.buckets6, now.buckets6, "BUCKETS6");
         needs.lines = needs.lines.max(now.lines);
+        if needs.nat == 1 {
+            needs.nat = now.nat;
+        }
         tracing::info!(full = table, "making larger tables");
         self.parts.kernel.grow(needs, crate::ring::seed(&self.wanted.maglev.seed))?;
         let hops = self.planner.take_hops();

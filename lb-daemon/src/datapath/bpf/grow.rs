@@ -14,6 +14,8 @@ impl Bpf {
     /// [`ApplyError`] when the buckets do not take all frontends: more of them do.
     pub fn copy_rows(&mut self, old: &Self) -> Result<(), ApplyError> {
         copy(&old.egress, &self.egress);
+        copy(&old.nat_addresses, &self.nat_addresses);
+        copy(&old.ways, &self.ways);
         copy(&old.backends, &self.backends);
         copy(&old.slots, &self.slots);
         copy(&old.frontends, &self.frontends);
@@ -29,7 +31,7 @@ impl Bpf {
             for word in old.bucket(index).words() {
                 let Some((_, row)) = Bucket::decode(word) else { continue };
                 let frontend: Frontend = old.frontend(row);
-                if frontend.kind() == Kind::Vip {
+                if matches!(frontend.kind(), Kind::Vip | Kind::Nat) {
                     vips.push(frontend.key().addr);
                 }
                 buckets.insert(self, &frontend.key(), row, &mut ops).map_err(|_| ApplyError {
@@ -39,7 +41,9 @@ impl Bpf {
             }
         }
         vips::plan_filter(vips.into_iter(), self, &mut ops);
-        self.apply(&ops)
+        self.apply(&ops)?;
+        self.copy_nat(old);
+        Ok(())
     }
 
     /// Copies what `old` has counted, so that counters never go back.

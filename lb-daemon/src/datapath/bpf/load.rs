@@ -25,9 +25,10 @@ use crate::refusal::chain;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 3] = [
+const BEHIND: [(&str, u32); 4] = [
     ("lb_second", behind::SECOND),
     ("lb_choice", behind::CHOICE),
+    ("lb_nat", behind::NAT),
     ("lb_chance", behind::SECOND_CHANCE),
 ];
 
@@ -69,7 +70,17 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
         blocks: entries("BLOCKS")? / 2,
         filter6: entries("FILTER6")? / 2,
         buckets6: entries("BUCKETS6")? / 2,
+        nat: entries("NAT")?,
+        nat_ports: 0,
     })
+}
+
+/// 2^32 divided by the ticks of the kernel's clock in a second.
+fn tick() -> u64 {
+    // The resolution of the coarse clock is a tick.
+    let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    let nanos = resolution.map_or(4_000_000, |r| r.tv_nsec().max(1)) as u64;
+    (nanos << 32) / 1_000_000_000
 }
 
 /// The program with these features: the pinned one, if it is of the same object file, or a new one.
@@ -89,6 +100,7 @@ pub(super) fn instance(
     let cpus = control.cpus();
     let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
     let (salt, seed) = (control.salt(), control.seed());
+    let (nat_mask, nat_ports, tick) = (capacity.nat - 1, control.nat_ports(), tick());
     let mut loader = EbpfLoader::new();
     loader
         .override_global("FEATURES", &features, true)
@@ -98,6 +110,10 @@ pub(super) fn instance(
         .override_global("FRONTEND_ROWS", &frontends, true)
         .override_global("BACKEND_ROWS", &backends, true)
         .override_global("VIP_SHIFT", &vip_shift, true)
+        .override_global("NAT_MASK", &nat_mask, true)
+        .override_global("NAT_PORTS", &nat_ports, true)
+        .override_global("TICK", &tick, true)
+        .map_max_entries("NAT", capacity.nat)
         .map_max_entries("VIPS", capacity.vip_words())
         .map_max_entries("BUCKETS", buckets)
         .map_max_entries("FRONTENDS", frontends)

@@ -27,6 +27,8 @@ fn capacity(bitmaps: u32, blocks: u32) -> Capacity {
         blocks,
         filter6,
         buckets6,
+        nat: 1,
+        nat_ports: 0,
     }
 }
 

@@ -1,0 +1,132 @@
+//! From the client to a backend.
+
+use abi::{
+    hash::{self, Tuple},
+    nat::{self, Entries as _, Flow, Found, Side},
+    pick::{self, Phase},
+    reason::Reason,
+    table::{Mode, Way},
+    wire::{Eth, Frame, Ip, Transport, tcp_flags},
+};
+
+use super::{Segment, whole, write};
+use crate::{
+    maps::{self, Maps},
+    packet::Packet,
+    stage::{
+        forward,
+        service::{frontend, permit},
+    },
+};
+
+#[inline(always)]
+pub(super) fn run<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    segment: Segment,
+    cpu: u32,
+) -> Result<Reason, Reason> {
+    let Segment { ports, flags, udp } = segment;
+    let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    let (row, frontend) = frontend(ip, &Transport { ports, opening })?;
+    if frontend.mode() != Mode::Nat {
+        return Err(Reason::NatRefused);
+    }
+    permit(frontend, ip.src)?;
+    whole::<V4>(packet, ip)?;
+
+    let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
+    let hash = hash::flow(&tuple, maps::seed());
+    let phase = match (udp, opening) {
+        (true, _) => Phase::Unknown,
+        (_, true) => Phase::Opening,
+        _ => Phase::Established,
+    };
+    let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    if backend.addr().is_v4() != V4 {
+        return Err(Reason::NatRefused);
+    }
+    let hop = backend.hop();
+    let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
+    let address_row = egress.nat(V4, hash).ok_or(Reason::NoNextHop)?;
+    let address = maps::nat_address(address_row).ok_or(Reason::NoNextHop)?;
+    if ip.total > egress.mtu() {
+        return Err(Reason::TooBig);
+    }
+    let link = {
+        let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
+        Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?
+    };
+
+    let target = frontend.target_port();
+    let target = if target == 0 { (ports >> 16) as u16 } else { target };
+    let flow = Flow {
+        client: ip.src,
+        vip: ip.dst,
+        ports: u64::from(ports) | u64::from(target) << 48,
+        backend: u64::from(backend_row) | u64::from(backend.epoch()) << 32,
+        identity: Flow::identity(udp, address_row),
+        hash,
+        pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
+    };
+    let now = maps::seconds();
+    let mut found = nat::first(&Maps, &flow, maps::nat_ports());
+    if !found.is_entry() {
+        maps::put_flow(&flow);
+        let opens = u64::from(udp || opening);
+        found = Found::from_word(nat_search(u64::from(now) << 1 | opens, link));
+    }
+    if !found.is_entry() {
+        return Err(if found == Found::EXHAUSTED {
+            Reason::NatExhausted
+        } else {
+            Reason::NatNoEntry
+        });
+    }
+    settle(found.index(), flags, now, link);
+
+    let bytes = packet.len() as u64;
+    let to = write::To {
+        src: address,
+        dst: backend.addr(),
+        ports: u32::from(found.port().to_be()) | u32::from(target) << 16,
+    };
+    write::translate::<V4>(packet, ip, &segment, &to)?;
+    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
+    forward::macs(place, hop, egress);
+    maps::count_frontend(cpu, row, bytes, opening);
+    maps::count_backend(cpu, backend_row, bytes, opening);
+    Ok(write::send(packet, egress.ifindex()))
+}
+
+/// The connection's state; and replies go to whoever sent the client's last packet.
+#[inline(always)]
+fn settle(index: u32, flags: u8, now: u32, link: u64) {
+    let Some(entry) = Maps.entry(index) else { return };
+    if entry.link() != link {
+        maps::set_link(index, link);
+    }
+    if nat::changes(entry, Side::Client, flags, now) {
+        nat_note(u64::from(index), u64::from(flags), u64::from(now));
+    }
+}
+
+/// The other candidates, for the flow that was put aside; `how`: the time, and whether a connection opens.
+/// A global function: the verifier goes through its loops once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn nat_search(how: u64, link: u64) -> u64 {
+    let Some(flow) = maps::kept_flow() else { return Found::NOTHING.to_word() };
+    let (now, opens) = ((how >> 1) as u32, how & 1 != 0);
+    nat::search(&Maps, flow, maps::nat_ports(), opens, link, now).to_word()
+}
+
+/// Notes a packet in an entry's state; `what`: TCP's flags, and the side above them. A global function, as
+/// [`nat_search`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn nat_note(index: u64, what: u64, now: u64) -> u32 {
+    let side = if what >> 8 == 0 { Side::Client } else { Side::Backend };
+    nat::note(&Maps, index as u32, side, what as u8, now as u32);
+    0
+}

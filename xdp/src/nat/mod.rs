@@ -1,0 +1,101 @@
+//! Full NAT: packets for services behind NAT, and their backends' replies to NAT addresses.
+//!
+//! A program of its own, which is handed a packet that nobody has changed yet. A client's packet: frontend,
+//! backend, entry ([`forth`]); a backend's: entry ([`back`]); both are rewritten in the same way.
+
+mod back;
+mod forth;
+mod write;
+
+use abi::{
+    limits::behind,
+    reason::Reason,
+    wire::{self, Frame, Ip, Tcp, protocol},
+};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+
+use crate::{behind::Program, maps, packet::Packet, stage::service};
+
+/// Where the IP header begins.
+const L3: usize = 14;
+
+/// What a transport header says.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    /// As loaded: source low, destination high.
+    ports: u32,
+    /// TCP's; 0 for UDP.
+    flags: u8,
+    udp: bool,
+}
+
+/// The program.
+pub(crate) struct Nat;
+
+impl Program for Nat {
+    #[inline(never)]
+    fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
+        let mut packet = Packet::new(XdpContext::new(ctx));
+        let Some(first) = maps::handed_on() else { return Reason::NotIp as u32 };
+        if AT != L3 {
+            // Tagged.
+            return refuse(first) as u32;
+        }
+        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
+        let Some(ip) = ip else { return first as u32 };
+        let plain = !ip.fragment && ip.header == header::<V4>() && service::is_usual(ip.protocol);
+        let Some(segment) = (if plain { parse::<V4>(&packet, &ip) } else { None }) else {
+            return refuse(first) as u32;
+        };
+        let done = if let Reason::NatPassed = first {
+            back::run::<V4>(&mut packet, &ip, segment)
+        } else {
+            forth::run::<V4>(&mut packet, &ip, segment, cpu)
+        };
+        done.unwrap_or_else(|reason| reason) as u32
+    }
+
+    #[inline(always)]
+    fn not_ip() -> Reason {
+        maps::handed_on().unwrap_or(Reason::NotIp)
+    }
+
+    #[inline(always)]
+    fn onward(reason: Reason) -> Option<u32> {
+        (reason.is_exceptional() && !reason.is_nat()).then_some(behind::SECOND)
+    }
+}
+
+/// What is not translated: nobody's business at a NAT address, dropped at a service.
+#[inline(always)]
+const fn refuse(first: Reason) -> Reason {
+    match first {
+        Reason::NatPassed => Reason::NatPassed,
+        _ => Reason::NatRefused,
+    }
+}
+
+/// Bytes of the IP header.
+#[inline(always)]
+const fn header<const V4: bool>() -> usize {
+    if V4 { 20 } else { 40 }
+}
+
+#[inline(always)]
+fn parse<const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Segment> {
+    let at = L3 + header::<V4>();
+    let udp = ip.protocol == protocol::UDP;
+    let ports = wire::transport(packet, at, ip.protocol)?.ports;
+    let flags = if udp { 0 } else { packet.header::<Tcp>(at)?.flags()[0] };
+    Some(Segment { ports, flags, udp })
+}
+
+/// Whether all that the lengths promise is there, and the packet may go one hop further.
+#[inline(always)]
+fn whole<const V4: bool>(packet: &Packet, ip: &Ip) -> Result<(), Reason> {
+    let least = header::<V4>() + wire::transport_len(ip.protocol);
+    if !packet.holds(L3 + ip.total as usize) || (ip.total as usize) < least {
+        return Err(Reason::BadLength);
+    }
+    if ip.ttl <= 1 { Err(Reason::TtlExpired) } else { Ok(()) }
+}
