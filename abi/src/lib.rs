@@ -28,6 +28,7 @@ pub mod scope;
 pub mod server;
 pub mod sock;
 pub mod summary;
+pub mod synproxy;
 pub mod table;
 pub mod upper;
 pub mod wire;

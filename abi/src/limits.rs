@@ -107,6 +107,10 @@ pub mod feature {
     pub const DECAP: u32 = 4;
     /// Sample packets for the daemon.
     pub const EVENTS: u32 = 8;
+    /// Answer SYNs in the place of this machine's listeners ([`crate::synproxy`]).
+    pub const SYN_PROXY: u32 = 32;
+    /// Drop segments that belong to no connection of those listeners.
+    pub const STRAY_ACKS: u32 = 64;
 }
 
 /// Places of the programs that a packet goes on to from the first one by a tail call.
@@ -119,6 +123,8 @@ pub mod behind {
     pub const NAT: u32 = 2;
     /// Segments that may be tried at two backends, on both sides.
     pub const SECOND_CHANCE: u32 = 3;
+    /// Segments that open a connection to this machine, or belong to none.
+    pub const SYN: u32 = 4;
     /// How many.
     pub const PLACES: u32 = 8;
 }

@@ -157,6 +157,11 @@ reasons! {
     /// For a service behind NAT, and not to be translated: a fragment, IPv4 options, IPv6 extension headers,
     /// VLAN tags, an ICMP message.
     NatRefused = 48, "nat_refused", Drop;
+    /// A SYN for a listener of this machine, answered with a cookie in its place (`prefilter.syn_proxy`).
+    SynAnswered = 49, "syn_answered", Forward;
+    /// A segment for a listener of this machine, of no connection and without a cookie of it
+    /// (`prefilter.syn_proxy.stray_acks`).
+    StrayAck = 50, "stray_ack", Drop;
 }
 
 impl Reason {

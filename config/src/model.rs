@@ -261,6 +261,8 @@ pub struct Prefilter {
     pub filters: Filters,
     /// By name; at most [`MAX_RATE_LIMITS`].
     pub rate_limits: Vec<RateLimit>,
+    /// Listeners of this machine whose SYNs are answered in their place.
+    pub syn_proxy: SynProxy,
     /// Countries and networks of addresses.
     pub geo: Arc<Geo>,
     /// Local APIs whose decisions become bans, in the order of the files.
@@ -293,6 +295,15 @@ pub struct Filters {
     pub amplification: bool,
     /// Fragments.
     pub fragments: bool,
+}
+
+/// Listeners of this machine whose SYNs are answered in their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SynProxy {
+    /// First and last TCP port of each range; none: there is no SYN proxy.
+    pub ports: Vec<(u16, u16)>,
+    /// Segments to these ports that belong to no connection are dropped.
+    pub drop_stray_acks: bool,
 }
 
 /// Rate limits that can be in force.

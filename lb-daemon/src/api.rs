@@ -117,6 +117,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(lists::refresh_list))
         .routes(routes!(lists::lookup))
         .routes(routes!(lists::rate_limits))
+        .routes(routes!(lists::syn_proxy))
         .routes(routes!(policy::endpoints))
         .routes(routes!(policy::endpoint, policy::put_endpoint, policy::delete_endpoint))
         .routes(routes!(policy::identities))

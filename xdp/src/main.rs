@@ -3,7 +3,8 @@
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
 //! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. Some go on to another
 //! program ([`behind`]): what is for a VIP and cannot be forwarded as it stands to [`exception`], what is for a
-//! service that wants more than its ring says to [`choice`], what is translated to [`nat`], segments with a second chance to [`chance`].
+//! service that wants more than its ring says to [`choice`], what is translated to [`nat`], segments with a second
+//! chance to [`chance`], those that open a connection to this machine to [`synproxy`].
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -15,11 +16,13 @@ mod chance;
 mod choice;
 mod events;
 mod exception;
+mod host;
 mod maps;
 mod nat;
 mod packet;
 mod pipeline;
 mod stage;
+mod synproxy;
 
 use abi::{
     limits::behind as places,
@@ -70,6 +73,13 @@ pub fn lb_choice(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn lb_nat(ctx: XdpContext) -> u32 {
     behind::run::<nat::Nat>(ctx)
+}
+
+/// Segments for listeners of this machine that open a connection, or belong to none.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_syn(ctx: XdpContext) -> u32 {
+    behind::run::<synproxy::Proxy>(ctx)
 }
 
 /// The program that goes on with a packet of an exceptional reason.

@@ -20,7 +20,7 @@ use abi::{
     reason::Reason,
     reply,
     scope::Scope,
-    summary,
+    summary, synproxy,
     table::{
         Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, ReasonCounter, Unserved,
         Way,
@@ -90,6 +90,8 @@ pub(crate) mod feature {
     pub(crate) const BALANCE: u32 = abi::limits::feature::BALANCE;
     pub(crate) const DECAP: u32 = abi::limits::feature::DECAP;
     pub(crate) const EVENTS: u32 = abi::limits::feature::EVENTS;
+    pub(crate) const SYN_PROXY: u32 = abi::limits::feature::SYN_PROXY;
+    pub(crate) const STRAY_ACKS: u32 = abi::limits::feature::STRAY_ACKS;
 }
 
 #[map(name = "CONTROL")]
@@ -162,6 +164,10 @@ static LIMITS: Array<Limit> = Array::with_max_entries(MAX_LIMITS, BPF_F_MMAPABLE
 static RATES: Array<u64> = Array::with_max_entries(MAX_LIMITS * RATE_SLOTS, 0);
 #[map(name = "LIMIT_COUNT")]
 static LIMIT_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Ports of the SYN proxy, a bit each.
+#[map(name = "SYN_PORTS")]
+static SYN_PORTS: Array<u64> = Array::with_max_entries(synproxy::PORT_WORDS, BPF_F_MMAPABLE);
 
 #[map(name = "FRONTEND_COUNT")]
 static FRONTEND_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -629,6 +635,15 @@ pub(crate) fn sampler(row: u32) -> Option<*mut Sampler> {
 #[inline(always)]
 pub(crate) fn limit(row: u32) -> Option<&'static Limit> {
     LIMITS.get(row)
+}
+
+/// Whether the SYN proxy answers for listeners at this port.
+#[inline(always)]
+pub(crate) fn is_proxied(port: u16) -> bool {
+    let (word, bit) = synproxy::place(port);
+    let Some(word) = SYN_PORTS.get_ptr(word) else { return false };
+    // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+    unsafe { word.read_volatile() >> bit & 1 != 0 }
 }
 
 /// A word of a limit.

@@ -1,9 +1,10 @@
 //! The order of the stages.
 //!
-//! Ethernet -> (VLAN tags) -> IP -> prefilter -> decapsulation -> service. The pipeline is made once
+//! Ethernet -> (VLAN tags) -> IP -> prefilter -> decapsulation -> service (-> SYN proxy). The pipeline is made once
 //! for each place where an IP header can begin, so that every offset in it is a constant.
 
 use abi::{
+    limits::behind,
     reason::Reason,
     table::Control,
     wire::{self, Eth, Frame, Ip, Vlan, ethertype},
@@ -17,6 +18,7 @@ use crate::{
         decap::{self, Tunnel},
         guard, prefilter, service,
     },
+    synproxy,
 };
 
 /// Runs the packet through every stage that this instance has.
@@ -46,15 +48,28 @@ fn tagged(packet: &mut Packet, cpu: u32) -> Reason {
 fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2], cpu: u32) -> Reason {
     match e {
         ethertype::IPV4 => match wire::ipv4(packet, L3) {
-            Some(ip) => ip_stages::<L3, true>(packet, &ip, cpu),
+            Some(ip) => all::<L3, true>(packet, &ip, cpu),
             None => Reason::NotOurs,
         },
         ethertype::IPV6 => match wire::ipv6(packet, L3) {
-            Some(ip) => ip_stages::<L3, false>(packet, &ip, cpu),
+            Some(ip) => all::<L3, false>(packet, &ip, cpu),
             None => Reason::NotOurs,
         },
         _ => Reason::NotIp,
     }
+}
+
+/// The stages; what would then go to the host's stack is seen by the SYN proxy, where there is one.
+#[inline(always)]
+fn all<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
+    let reason = ip_stages::<L3, V4>(packet, ip, cpu);
+    if maps::has(feature::SYN_PROXY)
+        && matches!(reason, Reason::NotOurs | Reason::DeliveredLocally)
+        && synproxy::is_for::<L3, V4>(packet, ip)
+    {
+        maps::hand_on(packet.context(), behind::SYN, reason);
+    }
+    reason
 }
 
 #[inline(always)]

@@ -21,6 +21,30 @@ pub(crate) struct Prefilter {
     pub(crate) filters: List<Filter>,
     /// Limits on packets or bytes per second and source; at most 8.
     pub(crate) rate_limits: List<RateLimit>,
+    /// Answers SYNs with cookies in the place of listeners of this machine.
+    pub(crate) syn_proxy: Field<SynProxy>,
+}
+
+/// Answers SYNs with cookies in the place of listeners of this machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["ports"]))]
+pub(crate) struct SynProxy {
+    /// TCP ports of listeners, such as `[443, 8000-8999]`.
+    pub(crate) ports: List<ScopePorts>,
+    /// What happens to segments to these ports that belong to no connection and carry no cookie. Default: `pass`,
+    /// and the machine resets them.
+    pub(crate) stray_acks: Field<StrayAcks>,
+}
+
+/// What happens to segments that belong to no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StrayAcks {
+    /// On to the machine, which resets them.
+    Pass,
+    /// Dropped; every other segment to these ports costs a look for its socket.
+    Drop,
 }
 
 /// A named list of prefixes, here or in a file.

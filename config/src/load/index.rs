@@ -219,6 +219,7 @@ pub(super) fn scalars<'f>(
             crowdsec: _,
             filters: _,
             rate_limits: _,
+            syn_proxy: _,
             endpoints,
             policies,
             enforcement,

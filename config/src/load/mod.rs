@@ -347,6 +347,7 @@ fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
     let mut lists = Vec::new();
     let mut filters = model::Filters::default();
     let mut rate_limits: Vec<model::RateLimit> = Vec::new();
+    let mut syn_proxy = model::SynProxy::default();
     for CachedFile { path: document, fragment, .. } in files() {
         crowdsec.extend(fragment.crowdsec.iter().cloned());
         allow.extend_from_slice(&fragment.allow);
@@ -354,6 +355,8 @@ fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
         filters.amplification |= fragment.filters.amplification;
         filters.fragments |= fragment.filters.fragments;
         rate_limits.extend_from_slice(&fragment.rate_limits);
+        syn_proxy.ports.extend_from_slice(&fragment.syn_proxy.ports);
+        syn_proxy.drop_stray_acks |= fragment.syn_proxy.drop_stray_acks;
         for entry in &fragment.lists {
             let mut of_document =
                 |at: Loc, why: Unreadable| faults.push(of_place(document, at, why));
@@ -404,7 +407,7 @@ fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
         });
     }
     let allow = allow.into_iter().collect();
-    model::Prefilter { allow, lists, filters, rate_limits, geo: known, crowdsec }
+    model::Prefilter { allow, lists, filters, rate_limits, syn_proxy, geo: known, crowdsec }
 }
 
 fn of_place(document: &Path, at: Loc, Unreadable { message, help }: Unreadable) -> Fault {
@@ -484,6 +487,7 @@ fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {
     one.allow == other.allow
         && one.filters == other.filters
         && one.rate_limits == other.rate_limits
+        && one.syn_proxy == other.syn_proxy
         && one.crowdsec == other.crowdsec
         && Arc::ptr_eq(&one.geo, &other.geo)
         && one.lists.len() == other.lists.len()

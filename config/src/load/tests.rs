@@ -315,6 +315,27 @@ fn scopes_of_lists() {
 }
 
 #[test]
+fn the_syn_proxy_and_what_is_wrong_with_it() {
+    let ports = |yaml: &str| prefilter(yaml).map(|state| state.prefilter.syn_proxy.clone());
+    let proxy = ports("{syn_proxy: {ports: [443, 8000-8999], stray_acks: drop}}").unwrap();
+    assert_eq!((proxy.ports, proxy.drop_stray_acks), (vec![(443, 443), (8000, 8999)], true));
+    let proxy = ports("{syn_proxy: {ports: [443]}}").unwrap();
+    assert_eq!((proxy.ports, proxy.drop_stray_acks), (vec![(443, 443)], false));
+    assert!(ports("{filters: [bogons]}").unwrap().ports.is_empty());
+    for (yaml, message) in [
+        ("{syn_proxy: {}}", "`ports` is missing"),
+        ("{syn_proxy: {ports: []}}", "`ports` is missing"),
+        ("{syn_proxy: {ports: [0]}}", "neither a port nor a range"),
+        ("{syn_proxy: {ports: [9-8]}}", "neither a port nor a range"),
+        ("{syn_proxy: {ports: [80], stray_acks: reset}}", "`pass`"),
+        ("{syn_proxy: {port: 80}}", "port"),
+    ] {
+        let faults = prefilter(yaml).unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{yaml}: {faults:?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_rate_limit_is_named() {
     let nine: Vec<String> =
         (0..9).map(|n| format!("{{name: n{n}, packets_per_second: 1}}")).collect();

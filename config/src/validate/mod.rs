@@ -50,6 +50,7 @@ pub(crate) struct Fragment {
     pub(crate) crowdsec: Vec<Arc<model::CrowdSec>>,
     pub(crate) filters: model::Filters,
     pub(crate) rate_limits: Vec<model::RateLimit>,
+    pub(crate) syn_proxy: model::SynProxy,
     pub(crate) endpoints: Vec<Arc<model::Endpoint>>,
     pub(crate) policies: Vec<crate::policy::Rule>,
     pub(crate) enforcement: Option<crate::policy::Enforcement>,

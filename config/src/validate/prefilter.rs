@@ -57,7 +57,7 @@ pub(super) fn prefilter(
     context: &Context<'_, '_>,
     fragment: &mut Fragment,
 ) {
-    let Some(file::Prefilter { allow, lists, tables, crowdsec, filters, rate_limits }) =
+    let Some(file::Prefilter { allow, lists, tables, crowdsec, filters, rate_limits, syn_proxy }) =
         prefilter.get()
     else {
         return;
@@ -88,6 +88,20 @@ pub(super) fn prefilter(
         }
     }
     self::rate_limits(rate_limits, context, fragment);
+    if let Some((proxy, at)) = syn_proxy.placed() {
+        self::syn_proxy(proxy, at, context, fragment);
+    }
+}
+
+fn syn_proxy(proxy: &file::SynProxy, at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) {
+    let file::SynProxy { ports, stray_acks } = proxy;
+    let ranges = ports.elements().map(|(&file::ScopePorts(first, last), _)| (first, last));
+    let before = fragment.syn_proxy.ports.len();
+    fragment.syn_proxy.ports.extend(ranges);
+    if fragment.syn_proxy.ports.len() == before {
+        context.report.missing(at, "ports", "allowed: TCP ports of listeners, such as [443]");
+    }
+    fragment.syn_proxy.drop_stray_acks |= stray_acks.get() == Some(&file::StrayAcks::Drop);
 }
 
 /// Special-purpose addresses (RFC 6890 and its registries) and multicast ones, which nobody on the Internet

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use abi::reason::Reason;
 use axum::{Json, extract::State, http::StatusCode};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ use crate::{
     command::Command,
     fetch::NotNow,
     plan::prefixes::{self, Verdict},
-    view::{Count, View},
+    view::{Count, Counters, View},
 };
 
 mod body;
@@ -307,6 +308,46 @@ pub(super) async fn lookup(
         return Err(Problem::invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
     };
     state.read(move |view, _| look_up(view, ip)).await.map(Json)
+}
+
+/// Listeners of this machine whose SYNs are answered in their place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SynProxy {
+    /// TCP ports and ranges of them, such as `8000-8999`; none: there is no SYN proxy.
+    pub ports: Vec<String>,
+    /// `drop` or `pass`: what happens to segments that belong to no connection.
+    pub stray_acks: String,
+    /// SYNs that were answered.
+    pub answered: u64,
+    /// Segments of no connection that were dropped.
+    pub dropped: u64,
+}
+
+/// The SYN proxy, and what it has done.
+#[utoipa::path(
+    get, path = "/v1/prefilter/syn-proxy", tag = "prefilter",
+    responses((status = 200, body = SynProxy))
+)]
+pub(super) async fn syn_proxy(State(state): State<ApiState>) -> Result<Json<SynProxy>, Problem> {
+    state.read(syn_proxy_of).await.map(Json)
+}
+
+fn syn_proxy_of(view: &View, counters: &dyn Counters) -> SynProxy {
+    let spec = &view.prefilter.syn_proxy;
+    let reasons = counters.reasons();
+    let packets = |reason| {
+        reasons.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| count.packets)
+    };
+    let range = |&(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    SynProxy {
+        ports: spec.ports.iter().map(range).collect(),
+        stray_acks: if spec.drop_stray_acks { "drop" } else { "pass" }.to_owned(),
+        answered: packets(Reason::SynAnswered),
+        dropped: packets(Reason::StrayAck),
+    }
 }
 
 /// A limit on packets of each source.

@@ -13,7 +13,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     xdp::XdpLink,
 };
-use config::model::{Interface, InterfaceSelect, Roles, XdpMode};
+use config::model::{DesiredState, Interface, InterfaceSelect, Roles, SynProxy, XdpMode};
 
 use crate::{
     datapath::bpf::Bpf,
@@ -30,17 +30,20 @@ pub(super) struct Wanted {
     pub(super) link: Option<Link>,
     pub(super) mode: XdpMode,
     pub(super) roles: Roles,
+    /// Bits of the program's load-time constant.
+    pub(super) features: u32,
 }
 
 /// The interfaces that the configuration names or matches; the first entry that fits an interface
 /// counts.
-pub(super) fn wanted(entries: &[Interface], links: &BTreeMap<u32, Link>) -> Vec<Wanted> {
+pub(super) fn wanted(state: &DesiredState, links: &BTreeMap<u32, Link>) -> Vec<Wanted> {
     let mut out: Vec<Wanted> = Vec::new();
-    for Interface { select, xdp_mode, roles } in entries {
+    for Interface { select, xdp_mode, roles } in &state.interfaces {
         let mut add = |name: &str, link: Option<&Link>| {
             if out.iter().all(|w| w.name != name) {
                 let (name, link) = (name.to_owned(), link.cloned());
-                out.push(Wanted { name, link, mode: *xdp_mode, roles: *roles });
+                let features = features(*roles, &state.prefilter.syn_proxy);
+                out.push(Wanted { name, link, mode: *xdp_mode, roles: *roles, features });
             }
         };
         match select {
@@ -57,8 +60,11 @@ pub(super) fn wanted(entries: &[Interface], links: &BTreeMap<u32, Link>) -> Vec<
 }
 
 /// Bits of the program's load-time constant for these roles.
-pub(super) const fn features(roles: Roles) -> u32 {
+pub(super) const fn features(roles: Roles, proxy: &SynProxy) -> u32 {
+    let proxied = roles.prefilter && !proxy.ports.is_empty();
     (if roles.prefilter { feature::PREFILTER } else { 0 })
+        | (if proxied { feature::SYN_PROXY } else { 0 })
+        | (if proxied && proxy.drop_stray_acks { feature::STRAY_ACKS } else { 0 })
         | (if roles.balance { feature::BALANCE } else { 0 })
         | (if roles.decap { feature::DECAP } else { 0 })
         | feature::EVENTS
@@ -145,7 +151,7 @@ fn try_attach(
     want: &Wanted,
     in_mode: bool,
 ) -> Result<(), String> {
-    let program = bpf.program(features(want.roles)).map_err(|e| e.to_string())?;
+    let program = bpf.program(want.features).map_err(|e| e.to_string())?;
     let id = program.info().map_err(|e| chain(&e))?.id();
     if let Ok(pinned) = PinnedLink::from_pin(pin) {
         if in_mode {

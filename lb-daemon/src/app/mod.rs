@@ -13,6 +13,7 @@ mod notify;
 mod owner;
 mod policy;
 mod sources;
+mod synproxy;
 mod tasks;
 mod views;
 
@@ -112,7 +113,9 @@ pub async fn run(
     let mut prefixes = Prefixes::default();
     let needs = kernel::capacity_for(&wanted, prefixes.needs(&wanted.prefilter)?)?;
     let seed = crate::ring::seed(&wanted.maglev.seed);
-    let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles));
+    synproxy::check(&wanted.prefilter.syn_proxy)?;
+    let proxy = &wanted.prefilter.syn_proxy;
+    let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles, proxy));
     let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
     let counters = kernel.counters();
     let guard = Guard::new(links.clone());

@@ -417,7 +417,7 @@ impl Owner {
 
     fn attach_now(&mut self) {
         let links = self.parts.links.snapshot();
-        let wanted = attach::wanted(&self.wanted.interfaces, &links);
+        let wanted = attach::wanted(&self.wanted, &links);
         let pins = self.parts.pins.join(kernel::LINKS);
         let views = attach::attach_all(self.parts.kernel.bpf(), &pins, &wanted, &mut self.held);
         for view in &views {

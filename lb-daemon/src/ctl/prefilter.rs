@@ -13,7 +13,7 @@ use super::{
     output::{Output, bytes, number, table},
 };
 use crate::api::{
-    lists::{DEFAULT_LIST, Entries, Entry, Lookup, RateLimit},
+    lists::{DEFAULT_LIST, Entries, Entry, Lookup, RateLimit, SynProxy},
     model::{List, PrefixList},
 };
 
@@ -100,6 +100,8 @@ pub(super) enum Verb {
     },
     /// Rate limits, and the packets beyond them.
     Limits,
+    /// Ports whose SYNs are answered in the place of listeners, and how many were.
+    SynProxy,
     /// What packets of a list of the API meet; makes the list if there is none.
     Set {
         /// The list.
@@ -182,6 +184,7 @@ impl Verb {
                 change::import(client, output, file, entry, safety, *skip_errors)
             }
             Self::Limits => limits(client, output),
+            Self::SynProxy => syn_proxy(client, output),
             Self::Lookup { ip } => lookup(client, output, *ip),
             Self::Export { name, format } => export(client, output, name, *format),
             Self::Set { name, action, safety } => change::set(client, output, name, action, safety),
@@ -312,6 +315,20 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
             }),
         );
         format!("{address}: {verdict}: {why}\n{place}\n{hits}")
+    })
+}
+
+fn syn_proxy(client: &Client, output: &Output) -> anyhow::Result<()> {
+    let (value, proxy) = client.get::<SynProxy>("/v1/prefilter/syn-proxy")?;
+    output.show(&value, || {
+        let ports = match proxy.ports.is_empty() {
+            true => "none: there is no SYN proxy (prefilter.syn_proxy)".to_owned(),
+            false => proxy.ports.join(", "),
+        };
+        format!(
+            "ports: {ports}\nSYNs answered: {}\nstray segments: {}, {} dropped\n",
+            proxy.answered, proxy.stray_acks, proxy.dropped
+        )
     })
 }
 

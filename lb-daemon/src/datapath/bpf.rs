@@ -48,7 +48,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 31] = [
+const MAPS: [&str; 32] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -74,6 +74,7 @@ const MAPS: [&str; 31] = [
     "LIMITS",
     "RATES",
     "LIMIT_COUNT",
+    "SYN_PORTS",
     "FRONTEND_COUNT",
     "BACKEND_COUNT",
     "LIST_COUNT",
@@ -166,6 +167,7 @@ pub struct Bpf {
     lists: Mapped<ListRow>,
     scopes: Mapped<Scope>,
     limits: Mapped<Limit>,
+    syn_ports: Mapped<u64>,
 }
 
 impl Bpf {
@@ -217,6 +219,7 @@ impl Bpf {
             lists: source.mapped("LISTS")?,
             scopes: source.mapped("SCOPES")?,
             limits: source.mapped("LIMITS")?,
+            syn_ports: source.mapped("SYN_PORTS")?,
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
         };
@@ -443,6 +446,10 @@ impl Tables for Bpf {
         self.limits.read(row)
     }
 
+    fn syn_ports(&self, word: u32) -> u64 {
+        self.syn_ports.read(word)
+    }
+
     fn line(&self, index: u32) -> [u32; LINE] {
         self.lines.read(self.half() * LINES + index).words()
     }
@@ -518,6 +525,7 @@ impl Bpf {
                 self.limits.write(row, &Limit { interval: 0, ..*value });
                 self.limits.store(row, 0, value.interval);
             }
+            Op::SynPorts(word, ports) => self.syn_ports.store(word, 0, ports),
             Op::Bitmap(row, ref bitmap) => {
                 self.bitmaps.write(self.half() * self.capacity.bitmaps + row, bitmap);
             }

@@ -36,6 +36,7 @@ pub struct Fake {
     /// Rows of blocklists.
     pub lists: BTreeMap<u32, ListRow>,
     limits: BTreeMap<u32, Limit>,
+    syn_ports: BTreeMap<u32, u64>,
     scopes: BTreeMap<u32, Scope>,
     halves: [Option<Box<Image>>; 2],
     /// Entries of the flow table, as [`pick::backend`] leaves them.
@@ -67,6 +68,7 @@ impl Fake {
             ways: BTreeMap::new(),
             lists: BTreeMap::new(),
             limits: BTreeMap::new(),
+            syn_ports: BTreeMap::new(),
             scopes: BTreeMap::new(),
             halves: [None, None],
             flows: RefCell::default(),
@@ -192,6 +194,10 @@ impl Tables for Fake {
         self.scopes.get(&row).copied().unwrap_or_default()
     }
 
+    fn syn_ports(&self, word: u32) -> u64 {
+        self.syn_ports.get(&word).copied().unwrap_or_default()
+    }
+
     fn limit(&self, row: u32) -> Limit {
         self.limits.get(&row).copied().unwrap_or_default()
     }
@@ -312,6 +318,9 @@ impl Fake {
             }
             Op::Scope(row, value) => {
                 self.scopes.insert(row, value);
+            }
+            Op::SynPorts(word, ports) => {
+                self.syn_ports.insert(word, ports);
             }
             Op::Limit(row, value) => {
                 self.limits.insert(row, value);

@@ -89,6 +89,8 @@ pub trait Tables {
     fn scope(&self, row: u32) -> Scope;
     /// The row of a rate limit.
     fn limit(&self, row: u32) -> Limit;
+    /// A word of the set of ports of the SYN proxy.
+    fn syn_ports(&self, word: u32) -> u64;
     /// The words of a line of the IPv4 prefix set's first level; of the half in force, as all that follow.
     fn line(&self, index: u32) -> [u32; LINE];
     /// The words of a second-level bitmap.
@@ -164,6 +166,8 @@ pub enum Op {
     Scope(u32, Scope),
     /// Writes the row of a rate limit.
     Limit(u32, Limit),
+    /// Stores a word of the set of ports of the SYN proxy.
+    SynPorts(u32, u64),
     /// Writes a second-level bitmap of the half in force.
     Bitmap(u32, Bitmap),
     /// Writes a second-level block of the half in force.

@@ -28,6 +28,7 @@ use abi::{
     limits::MAX_LISTS,
     prefix::{Bucket6, Entry, LINE, LINES, ListRow, Net6, WAYS6},
     scope::Scope,
+    synproxy::{self, PORT_WORDS},
     table::Control,
 };
 use config::{
@@ -57,6 +58,8 @@ pub struct Prefixes {
     blocks: Rows,
     flags: u64,
     limits: [Limit; MAX_LIMITS as usize],
+    /// Words of the set of ports of the SYN proxy that are not zero.
+    syn_ports: BTreeMap<u32, u64>,
     /// Programs may still be in the half that is not in force.
     unsettled: bool,
     /// What stands; `None` after adoption.
@@ -108,6 +111,10 @@ impl Prefixes {
             }
         }
         adopted.limits = std::array::from_fn(|row| tables.limit(row as u32));
+        adopted.syn_ports = (0..PORT_WORDS)
+            .map(|word| (word, tables.syn_ports(word)))
+            .filter(|(_, ports)| *ports != 0)
+            .collect();
         adopted.flags = tables.control().flags();
         adopted
     }
@@ -217,12 +224,17 @@ impl Prefixes {
                 ops.push(Op::Limit(row, *limit));
             }
         }
+        let syn_ports = syn_ports(&wanted.syn_proxy.ports);
+        let gone = self.syn_ports.keys().filter(|word| !syn_ports.contains_key(word));
+        ops.extend(gone.map(|&word| Op::SynPorts(word, 0)));
+        let new = syn_ports.iter().filter(|(word, ports)| self.syn_ports.get(word) != Some(ports));
+        ops.extend(new.map(|(&word, &ports)| Op::SynPorts(word, ports)));
         ops.extend(stores);
         // Nothing points at these any more, and an adopting process need not wonder.
         let gone = self.rows.keys().filter(|n| !rows.contains_key(*n));
         ops.extend(gone.map(|&n| Op::List(n.into(), ListRow::default())));
         (self.numbers, self.rows, self.planned) = (numbers, rows, Some(wanted.clone()));
-        self.limits = limits;
+        (self.limits, self.syn_ports) = (limits, syn_ports);
         Ok(ops)
     }
 
@@ -496,6 +508,16 @@ fn guard_flags(wanted: &Prefilter) -> u64 {
         | flag(!wanted.rate_limits.is_empty(), Control::LIMITS)
 }
 
+/// Words of the set of ports, but those that are zero.
+fn syn_ports(ranges: &[(u16, u16)]) -> BTreeMap<u32, u64> {
+    let mut words = BTreeMap::new();
+    for port in ranges.iter().flat_map(|&(first, last)| first..=last) {
+        let (word, bit) = synproxy::place(port);
+        *words.entry(word).or_default() |= 1 << bit;
+    }
+    words
+}
+
 /// Whether the half in force says what was compiled; if so, which of its rows are used.
 fn stands(
     v4: &Painted,
@@ -542,6 +564,7 @@ fn is_same(one: &Prefilter, other: &Prefilter) -> bool {
     one.allow == other.allow
         && one.filters == other.filters
         && one.rate_limits == other.rate_limits
+        && one.syn_proxy == other.syn_proxy
         && one.lists.len() == other.lists.len()
         && one.lists.iter().zip(&other.lists).all(|(a, b)| Arc::ptr_eq(a, b))
 }

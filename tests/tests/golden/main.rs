@@ -26,6 +26,7 @@ mod nat;
 mod odd;
 mod packets;
 mod sctp;
+mod synproxy;
 mod tunnels;
 
 fn rig(forwarding: Forwarding, backend: &str) -> Rig {
@@ -43,7 +44,7 @@ fn loads_with_every_set_of_features() {
 /// these are raised much.
 #[test]
 fn the_verifier_has_room() {
-    let rig = Rig::new(EVERYTHING);
+    let rig = Rig::new(EVERYTHING | feature::SYN_PROXY | feature::STRAY_ACKS);
     let verified = rig.bpf.verified();
     for (name, most) in [
         ("lb", 400_000),
@@ -51,6 +52,7 @@ fn the_verifier_has_room() {
         ("lb_chance", 200_000),
         ("lb_choice", 400_000),
         ("lb_nat", 200_000),
+        ("lb_syn", 50_000),
     ] {
         let count = verified.get(name).copied().unwrap_or(0);
         println!("{name}: {count} instructions");
@@ -380,6 +382,7 @@ fn every_reason_is_tested() {
         include_str!("icmp.rs"),
         include_str!("nat.rs"),
         include_str!("odd.rs"),
+        include_str!("synproxy.rs"),
         include_str!("tunnels.rs"),
         include_str!("../policy.rs"),
     );

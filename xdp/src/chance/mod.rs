@@ -1,7 +1,6 @@
 //! Segments that may be tried at two backends ([`abi::chance`]): how they leave the balancer, and what a
 //! backend does with them.
 
-mod host;
 mod receive;
 mod send;
 

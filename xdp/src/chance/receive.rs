@@ -11,8 +11,8 @@ use abi::{
     wire::{self, Frame, Ip, Ports, Udp, Word, protocol},
 };
 
-use super::host;
 use crate::{
+    host::{self, Socket},
     maps::Maps,
     packet::Packet,
     stage::decap::{self, Tunnel},
@@ -70,7 +70,7 @@ fn is_strange4(packet: &Packet, inside: usize) -> bool {
         return false;
     }
     let Some(ports) = segment(packet, inside + 20) else { return false };
-    !host::has_socket4(packet, &ip, ports, inside)
+    host::socket4(packet, &ip, ports, inside) != Socket::Connection
 }
 
 #[inline(always)]
@@ -80,7 +80,7 @@ fn is_strange6(packet: &Packet, inside: usize) -> bool {
         return false;
     }
     let Some(ports) = segment(packet, inside + 40) else { return false };
-    !host::has_socket6(packet, &ip, ports, inside)
+    host::socket6(packet, &ip, ports, inside) != Socket::Connection
 }
 
 /// The ports of a segment that does not open a connection, as they stand in the header.

@@ -161,7 +161,7 @@ fn reset<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> Optio
 
 /// The IP header from the VIP back to the client.
 #[inline(always)]
-fn put_ip<const L3: usize, const V4: bool>(
+pub(crate) fn put_ip<const L3: usize, const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
     protocol: u8,

@@ -1,7 +1,7 @@
 //! The second look at packets for a VIP that the fast path does not forward: ICMP, fragments, IPv6
 //! extension headers, packets that are too big, and ports that no service has.
 
-mod answer;
+pub(crate) mod answer;
 mod fragment;
 mod icmp;
 

@@ -6,7 +6,7 @@ use config::model::DesiredState;
 
 use super::{Owner, sources};
 use crate::{
-    app::notify,
+    app::{notify, synproxy},
     guard::{self, Protected},
 };
 
@@ -27,6 +27,9 @@ impl Owner {
         };
         let done = merged.and_then(|wanted| {
             self.refuse_to_cut_off(&files, &wanted)?;
+            if wanted.prefilter.syn_proxy != self.wanted.prefilter.syn_proxy {
+                synproxy::check(&wanted.prefilter.syn_proxy).map_err(|no| vec![no.to_string()])?;
+            }
             sources::warn_skipped(&wanted, &self.wanted);
             let done = self.enforce_or_restore(wanted, noticed);
             done.map_err(|failure| vec![format!("could not be put in force: {failure}")])

@@ -32,6 +32,9 @@ const BEHIND: [(&str, u32); 4] = [
     ("lb_chance", behind::SECOND_CHANCE),
 ];
 
+/// The same for packets to this machine.
+const BEHIND_HOST: [(&str, u32); 1] = [("lb_syn", behind::SYN)];
+
 /// A loaded program.
 pub(super) enum Instance {
     /// Loaded by this process, with its maps.
@@ -154,7 +157,10 @@ pub(super) fn instance(
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
     if features & (feature::BALANCE | feature::DECAP) != 0 {
-        load_behind(&mut ebpf, pins).map_err(refused)?;
+        load_behind(&mut ebpf, &BEHIND, pins).map_err(refused)?;
+    }
+    if features & feature::SYN_PROXY != 0 {
+        load_behind(&mut ebpf, &BEHIND_HOST, pins).map_err(refused)?;
     }
     let program: &mut Xdp = ebpf
         .program_mut("lb")
@@ -169,8 +175,12 @@ pub(super) fn instance(
 
 /// Loads the programs that a packet goes on to, and puts them where the first one finds them. The map is
 /// what keeps them.
-fn load_behind(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<(), String> {
-    for (name, place) in BEHIND {
+fn load_behind(
+    ebpf: &mut Ebpf,
+    programs: &[(&str, u32)],
+    pins: Option<&Path>,
+) -> Result<(), String> {
+    for &(name, place) in programs {
         let program: &mut Xdp = ebpf
             .program_mut(name)
             .ok_or_else(|| format!("{name} is missing"))?
