@@ -27,6 +27,7 @@ pub mod reply;
 pub mod scope;
 pub mod server;
 pub mod sock;
+pub mod spans;
 pub mod summary;
 pub mod synproxy;
 pub mod table;

@@ -10,6 +10,7 @@ use crate::{
     hash::{self, Tuple},
     limits::{ALTERNATES, MAX_PROBES},
     reason::Reason,
+    spans,
     table::{Backend, Bucket, Frontend, FrontendKey, Ring, Slot},
 };
 
@@ -86,6 +87,18 @@ pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FrontendKey) -> Option<(u32,
         probes += 1;
     }
     None
+}
+
+/// Row of the frontend of a port that has no row of its own: by a range of ports, else by port 0. `port` as
+/// loaded.
+#[inline(always)]
+pub fn other_port<T: Tables>(tables: &T, vip: &Frontend, port: u16, protocol: u8) -> Option<u32> {
+    if vip.ranges() != 0
+        && let Some(row) = spans::row(tables, vip, u16::from_be(port), protocol)
+    {
+        return Some(row);
+    }
+    vip.any_port(protocol)
 }
 
 /// The backend row of a flow, for a ring that has just been read.

@@ -107,7 +107,7 @@ pub fn encode(first: Addr, last: Addr) -> ([u64; 4], usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     extern crate std;
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::vec::Vec;
@@ -120,7 +120,7 @@ mod tests {
         table::{Backend, Bucket, Frontend},
     };
 
-    struct Words(Vec<u64>);
+    pub(crate) struct Words(pub(crate) Vec<u64>);
 
     impl Tables for Words {
         fn vip_shift(&self) -> u32 {

@@ -46,7 +46,7 @@ pub fn translate<T: Tables>(tables: &T, peer: Peer, protocol: u8, hash: u64) -> 
     Some(Peer { addr, port })
 }
 
-/// The service of an address and port: one of this port, or else of every port.
+/// The service of an address and port: one of this port, else of a range that it is in, else of every port.
 #[inline(always)]
 fn service<T: Tables>(tables: &T, peer: Peer, protocol: u8) -> Option<&Frontend> {
     if !(protocol == protocol::TCP || protocol == protocol::UDP) || peer.port == 0 {
@@ -57,7 +57,7 @@ fn service<T: Tables>(tables: &T, peer: Peer, protocol: u8) -> Option<&Frontend>
         return Some(frontend);
     }
     let (_, vip) = pick::frontend(tables, &FrontendKey::vip(peer.addr))?;
-    let frontend = tables.frontend(vip.any_port(protocol)?)?;
+    let frontend = tables.frontend(pick::other_port(tables, vip, peer.port, protocol)?)?;
     (frontend.kind() == Kind::Service).then_some(frontend)
 }
 

@@ -130,11 +130,14 @@ impl Bucket {
 pub struct FrontendKey {
     /// VIP, or an address of this machine for decapsulation.
     pub addr: Addr,
-    /// Port as loaded from the header in the low half, protocol in bits 16..24.
+    /// Port as loaded from the header in the low half, protocol in bits 16..24, above them whether the port is
+    /// the first of a range.
     pub port_protocol: u32,
 }
 
 impl FrontendKey {
+    const RANGE: u32 = 1 << 24;
+
     /// From a port as loaded from a header (network byte order in memory).
     #[inline(always)]
     #[must_use]
@@ -146,6 +149,15 @@ impl FrontendKey {
     #[must_use]
     pub const fn new(addr: Addr, port: u16, protocol: u8) -> Self {
         Self::raw(addr, port.to_be(), protocol)
+    }
+
+    /// A range of ports, by the first one in host byte order. No packet has such a key: the row stands in the
+    /// table so that it is found again, and in the list of its VIP ([`crate::spans`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn range(addr: Addr, first: u16, protocol: u8) -> Self {
+        let Self { addr, port_protocol } = Self::new(addr, first, protocol);
+        Self { addr, port_protocol: port_protocol | Self::RANGE }
     }
 
     /// The entry of the address as a whole: port 0, protocol 0.
@@ -278,6 +290,7 @@ pub struct Frontend {
     /// Of a VIP, the rows of its services with port 0; of a service, where its choice stands.
     any: u64,
     service: u64,
+    /// Of a service, the sources that may use it; of a VIP, its ranges of ports.
     ranges: u64,
 }
 
@@ -496,14 +509,15 @@ impl Frontend {
         Ring::from_word(live(&self.old_ring))
     }
 
-    /// The sources that it takes packets from, now: a word of [`crate::ranges::Ranges`].
+    /// The sources that it takes packets from, now; of a VIP, its ranges of ports ([`crate::spans`]): a word of
+    /// [`crate::ranges::Ranges`].
     #[inline(always)]
     #[must_use]
     pub fn ranges(&self) -> u64 {
         live(&self.ranges)
     }
 
-    /// Replaces the sources that it takes packets from.
+    /// Replaces the sources that it takes packets from, or a VIP's ranges of ports.
     pub const fn set_ranges(&mut self, word: u64) {
         self.ranges = word;
     }

@@ -141,9 +141,11 @@ fn put_steering(json: &mut Value, steering: &model::Steering) {
 }
 
 fn port(port: &model::Port) -> Value {
-    let model::Port { name, port, protocol, target_port, quic } = port;
-    let mut json = json!({"name": name, "port": port, "protocol": protocol.as_str()});
-    if target_port != port {
+    let model::Port { name, port: number, last: _, protocol, target_port, quic } = port;
+    let mut json = json!({"name": name, "port": number, "protocol": protocol.as_str()});
+    if port.is_range() {
+        json["port"] = json!(port.numbers());
+    } else if target_port != number {
         json["target_port"] = json!(target_port);
     }
     if *quic {

@@ -93,6 +93,7 @@ fn model_port(port: &Port, target_port: u16) -> model::Port {
     model::Port {
         name: port.label(),
         port: port.port,
+        last: port.port,
         protocol: port.protocol,
         target_port,
         quic: false,

@@ -206,7 +206,7 @@ fn services(page: &mut Page, view: &View, counters: &dyn Counters) {
             let labels = [
                 service.spec.name.clone(),
                 frontend.address.to_string(),
-                frontend.port.port.to_string(),
+                frontend.port.numbers(),
                 frontend.port.protocol.as_str().to_owned(),
             ];
             (labels, counters.frontend(frontend.row))

@@ -91,6 +91,7 @@ pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&s
             .map(|(port, protocol)| Port {
                 name: format!("p{port}"),
                 port,
+                last: port,
                 protocol,
                 target_port: port,
                 quic: false,

@@ -113,7 +113,7 @@ fn lbctl_refuses_with_status_1() -> anyhow::Result<()> {
     let taken = SET.replace("203.0.113.30", L2_V4);
     refused(&edge, &taken, &["addresses[0]", "l2-v4", "spare"]);
     refused(&edge, &SET.replace("forwarding l2", "forwarding l3"), &["forwarding", "l2, ipip"]);
-    refused(&edge, &SET.replace("80/tcp", "80/sctp"), &["protocol"]);
+    refused(&edge, &SET.replace("80/tcp", "80/dccp"), &["protocol"]);
     refused(&edge, &format!("{SET} --if-version 7"), &["version"]);
     assert_eq!(edge.lb.get("/v1/services")?["items"].as_array().map(Vec::len), before);
 

@@ -117,6 +117,7 @@ fn front(name: &str, vip: &str, backends: &[&str]) -> Service {
         name: name.to_owned(),
         port,
         protocol,
+        last: port,
         target_port,
         quic: false,
     };

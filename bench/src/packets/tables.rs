@@ -164,6 +164,7 @@ fn ports() -> Vec<Port> {
     vec![Port {
         name: "http".to_owned(),
         port: PORT,
+        last: PORT,
         protocol: Protocol::Tcp,
         target_port: PORT,
         quic: false,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Cidr, Field, Ip, List, Span};
+use super::{Cidr, Field, Ip, List, ServicePorts, Span};
 
 /// A service: addresses and ports in front, backends behind.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -53,11 +53,11 @@ pub(crate) struct Service {
 pub(crate) struct Port {
     /// Unique within the service. Default: protocol and port, such as `tcp-443`.
     pub(crate) name: Field<String>,
-    /// 0: every port of the address that has no entry of its own.
-    pub(crate) port: Field<u16>,
+    /// A port, or a range such as 8000-8999; 0: every port of the address that has no entry of its own.
+    pub(crate) port: Field<ServicePorts>,
     /// Default: `tcp`.
     pub(crate) protocol: Field<Protocol>,
-    /// Port at the backend. Without `forwarding: nat`, only `port` itself is possible.
+    /// Port at the backend. Without `forwarding: nat`, only `port` itself is possible; a range keeps its ports.
     pub(crate) target_port: Field<u16>,
     /// Route by QUIC connection id: `server_id` of the backends, in clear as in
     /// draft-ietf-quic-load-balancers.

@@ -47,6 +47,10 @@ pub(crate) struct TcpFlag {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ScopePorts(pub(crate) u16, pub(crate) u16);
 
+/// First and last port of a service's, which are the same for a port alone; 0 for every port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServicePorts(pub(crate) u16, pub(crate) u16);
+
 /// What is wrong with a text, and what is allowed.
 type Wrong = (String, String);
 
@@ -212,18 +216,54 @@ impl<'de> Deserialize<'de> for TcpFlag {
 impl<'de> Deserialize<'de> for ScopePorts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read(deserializer, |text| {
-            let (first, last) = text.split_once('-').unwrap_or((text, text));
-            let port = |text: &str| {
-                let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-                text.parse::<u16>().ok().filter(|port| digits && *port != 0)
-            };
-            match (port(first), port(last)) {
-                (Some(first), Some(last)) if first <= last => Ok(Self(first, last)),
-                _ => Err((
+            port_range(text).map(|(first, last)| Self(first, last)).ok_or_else(|| {
+                (
                     format!("{} is neither a port nor a range of ports", show(text)),
                     "allowed: 1 to 65535, or a range such as 8000-8999".to_owned(),
-                )),
-            }
+                )
+            })
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for ServicePorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer, |text| {
+            let range = if text == "0" { Some((0, 0)) } else { port_range(text) };
+            range.map(|(first, last)| Self(first, last)).ok_or_else(|| {
+                (
+                    format!("{} is neither a port nor a range of ports", show(text)),
+                    "allowed: 1 to 65535, a range such as 8000-8999, or 0 for every port of the address"
+                        .to_owned(),
+                )
+            })
+        })
+    }
+}
+
+/// First and last port of `443` or `8000-8999`.
+fn port_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<u16>().ok().filter(|port| digits && *port != 0)
+    };
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some((first, last))
+}
+
+impl JsonSchema for ServicePorts {
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("ServicePorts")
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A port, a range of ports such as 8000-8999, or 0 for every port that has no entry of its own.",
+            "oneOf": [
+                {"type": "integer", "minimum": 0, "maximum": 65535},
+                {"type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"},
+            ],
         })
     }
 }

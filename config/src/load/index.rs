@@ -20,11 +20,21 @@ use crate::{
 
 type Front = (IpAddr, u16, model::Protocol);
 
+/// A range of ports of an address, or a port of it.
+#[derive(Debug)]
+struct Range {
+    first: u16,
+    last: u16,
+    owner: Owner<Arc<model::Service>>,
+}
+
 /// Names, addresses with ports, and services of all documents.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     names: BTreeMap<Kind, Unique<String, ()>>,
     fronts: Unique<Front, Arc<model::Service>>,
+    /// Ranges of ports, which are not among `fronts`.
+    ranges: BTreeMap<(IpAddr, model::Protocol), Vec<Range>>,
     services: BTreeMap<String, Arc<model::Service>>,
     /// Two services had the same name since `services` was right.
     stale: bool,
@@ -37,7 +47,7 @@ struct Unique<K, T> {
     contested: BTreeSet<K>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Owner<T> {
     document: Arc<PathBuf>,
     at: Loc,
@@ -55,11 +65,17 @@ impl Index {
             }
         }
         for (service, places) in &fragment.services {
-            for (front, at) in fronts(service).zip(&places.fronts) {
-                let (document, what) = (document.clone(), service.clone());
-                // Port 0 stands for the ports that nobody else listens on, so it collides with port 0
-                // only.
-                self.fronts.add(front, Owner { document, at: *at, what });
+            for ((address, port), at) in fronts(service).zip(&places.fronts) {
+                let owner = Owner { document: document.clone(), at: *at, what: service.clone() };
+                if port.is_range() {
+                    let (first, last) = (port.port, port.last);
+                    let ranges = self.ranges.entry((address, port.protocol)).or_default();
+                    ranges.push(Range { first, last, owner });
+                } else {
+                    // Port 0 stands for the ports that nobody else listens on, so it collides with port 0
+                    // only.
+                    self.fronts.add((address, port.port, port.protocol), owner);
+                }
             }
             self.services.insert(service.name.clone(), service.clone());
         }
@@ -73,8 +89,17 @@ impl Index {
             }
         }
         for (service, _) in &fragment.services {
-            for front in fronts(service) {
-                self.fronts.remove(&front, document);
+            for (address, port) in fronts(service) {
+                if port.is_range() {
+                    if let Some(ranges) = self.ranges.get_mut(&(address, port.protocol)) {
+                        ranges.retain(|range| range.owner.document != *document);
+                        if ranges.is_empty() {
+                            self.ranges.remove(&(address, port.protocol));
+                        }
+                    }
+                } else {
+                    self.fronts.remove(&(address, port.port, port.protocol), document);
+                }
             }
             self.services.remove(&service.name);
         }
@@ -109,6 +134,43 @@ impl Index {
                 "allowed: one service per address, port and protocol",
             ));
         });
+        self.overlaps(faults);
+    }
+
+    /// Ranges that have a port in common with another range, or with a port of an entry of its own.
+    fn overlaps(&self, faults: &mut Vec<Fault>) {
+        if self.ranges.is_empty() {
+            return;
+        }
+        let mut all: BTreeMap<_, Vec<(u16, u16, &Owner<_>)>> = self
+            .ranges
+            .iter()
+            .map(|(key, ranges)| {
+                (*key, ranges.iter().map(|r| (r.first, r.last, &r.owner)).collect())
+            })
+            .collect();
+        for (&(address, port, protocol), owners) in &self.fronts.owners {
+            if port != 0
+                && let Some(all) = all.get_mut(&(address, protocol))
+            {
+                all.extend(owners.iter().map(|owner| (port, port, owner)));
+            }
+        }
+        for ((address, protocol), mut all) in all {
+            all.sort_by(|a, b| {
+                (a.0, a.1, &a.2.document, a.2.at).cmp(&(b.0, b.1, &b.2.document, b.2.at))
+            });
+            let Some(mut before) = all.first().copied() else { continue };
+            for &range in &all[1..] {
+                // Two that are no ranges have been told already.
+                if range.0 <= before.1 && (range.0 != range.1 || before.0 != before.1) {
+                    faults.push(overlap(address, protocol, before, range));
+                }
+                if range.1 > before.1 {
+                    before = range;
+                }
+            }
+        }
     }
 
     /// The services of all documents, of which there must be no fault.
@@ -128,10 +190,35 @@ impl Index {
 }
 
 /// What a service listens on, in the order of [`Places`](crate::validate::Places).
-fn fronts(service: &model::Service) -> impl Iterator<Item = Front> {
-    service.ports.iter().flat_map(|port| {
-        service.addresses.iter().map(|address| (*address, port.port, port.protocol))
-    })
+fn fronts(service: &model::Service) -> impl Iterator<Item = (IpAddr, &model::Port)> {
+    service
+        .ports
+        .iter()
+        .flat_map(|port| service.addresses.iter().map(move |address| (*address, port)))
+}
+
+/// The fault of the one that stands later.
+fn overlap(
+    address: IpAddr,
+    protocol: model::Protocol,
+    one: (u16, u16, &Owner<Arc<model::Service>>),
+    other: (u16, u16, &Owner<Arc<model::Service>>),
+) -> Fault {
+    let place_of = |o: &Owner<_>| (o.document.clone(), o.at);
+    let (first, later) =
+        if place_of(one.2) <= place_of(other.2) { (one, other) } else { (other, one) };
+    let text = |(first, last, _): (u16, u16, _)| {
+        if first == last { format!("port {first}") } else { format!("ports {first}-{last}") }
+    };
+    let message = format!(
+        "{address} {}/{protocol} overlap {}/{protocol} of the service `{}` at {}",
+        text(later),
+        text(first),
+        first.2.what.name,
+        place(first.2),
+        protocol = protocol.as_str(),
+    );
+    fault(later.2, message, "allowed: one service per address, port and protocol; divide the range")
 }
 
 impl<K, T> Default for Unique<K, T> {

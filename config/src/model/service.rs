@@ -36,14 +36,39 @@ pub struct Service {
 pub struct Port {
     /// Unique within the service.
     pub name: String,
-    /// Host byte order; 0: every port of the address that has no entry of its own.
+    /// Host byte order; 0: every port of the address that has no entry of its own. The first one of a range.
     pub port: u16,
+    /// The last one of a range; the same as `port` if it is no range.
+    pub last: u16,
     /// Transport.
     pub protocol: Protocol,
     /// Port at the backend; equal to `port` for all forwarding but `nat`.
     pub target_port: u16,
     /// Packets name their server in a QUIC connection id.
     pub quic: bool,
+}
+
+impl Port {
+    /// Whether it is more than one port.
+    #[must_use]
+    pub const fn is_range(&self) -> bool {
+        self.port != self.last
+    }
+
+    /// Whether both have a port in common. Port 0 stands for those that nobody else has, so it has none in
+    /// common with any but itself.
+    #[must_use]
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.protocol.number() == other.protocol.number()
+            && self.port <= other.last
+            && other.port <= self.last
+    }
+
+    /// As it is written in a file: `443`, or `8000-8999`.
+    #[must_use]
+    pub fn numbers(&self) -> String {
+        if self.is_range() { format!("{}-{}", self.port, self.last) } else { self.port.to_string() }
+    }
 }
 
 /// Transport protocols that services have.

@@ -457,7 +457,7 @@ fn probe_port(
     let mut tcp =
         ports.iter().filter(|port| port.protocol == model::Protocol::Tcp && port.port != 0);
     match (tcp.next(), tcp.next()) {
-        (Some(port), None) => Some(port.port),
+        (Some(port), None) if !port.is_range() => Some(port.port),
         _ => {
             report.missing(
                 at,

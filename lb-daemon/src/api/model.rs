@@ -108,8 +108,11 @@ pub struct Frontend {
     pub address: IpAddr,
     /// Name of the port.
     pub name: String,
-    /// 0: every port that has no entry of its own.
+    /// 0: every port that has no entry of its own. The first one of a range.
     pub port: u16,
+    /// The last one of a range; not there without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<u16>,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// What came for it.
@@ -390,6 +393,7 @@ impl Frontend {
             address: frontend.address,
             name: frontend.port.name.clone(),
             port: frontend.port.port,
+            end_port: frontend.port.is_range().then_some(frontend.port.last),
             protocol: frontend.port.protocol.as_str().to_owned(),
             traffic: counters.frontend(frontend.row).into(),
         }

@@ -100,6 +100,7 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
         ports: vec![Port {
             name: "https".to_owned(),
             port: 443,
+            last: 443,
             protocol: Protocol::Tcp,
             target_port: 443,
             quic: false,

@@ -368,7 +368,7 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         let size =
             wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(service.backends.len()));
         slots += u64::from(size) + 1 + crate::plan::ranges::room(&service.source_ranges);
-        slots += crate::plan::choice::room(service);
+        slots += crate::plan::choice::room(service) + crate::plan::vips::room(service);
     }
     slots += crate::plan::ranges::room(&wanted.decap_sources);
     frontends += vips.len() as u64;

@@ -1,13 +1,8 @@
 //! The sources of the desired state: files that are watched, and objects of the API; and how both
 //! become one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use abi::table::FrontendKey;
 use config::{
     Fault, Loader, Watcher,
     model::{DesiredState, Endpoint, Service},
@@ -18,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bans,
     command::{Command, Refusal},
-    plan::service_keys,
     policy::documents::{ApiEndpoints, Rules},
 };
 
@@ -240,7 +234,6 @@ fn clash<'a>(
     service: &Service,
     others: impl Iterator<Item = &'a Arc<Service>>,
 ) -> Option<(String, String)> {
-    let own: BTreeSet<FrontendKey> = service_keys(service).collect();
     for other in others {
         if other.name == service.name {
             let text = format!("the name \"{}\" is taken; choose another one", other.name);
@@ -249,14 +242,16 @@ fn clash<'a>(
         if !other.addresses.iter().any(|a| service.addresses.contains(a)) {
             continue;
         }
-        if let Some(key) = service_keys(other).find(|key| own.contains(key)) {
-            let ip = std::net::IpAddr::from(key.addr);
-            let index = service.addresses.iter().position(|a| *a == ip).unwrap_or(0);
+        let shared = |own: &&config::model::Port| other.ports.iter().any(|port| port.overlaps(own));
+        if let Some(own) = service.ports.iter().find(shared) {
+            let both = |a: &std::net::IpAddr| other.addresses.contains(a);
+            let index = service.addresses.iter().position(both).unwrap_or(0);
             let text = format!(
-                "service \"{}\" and service \"{}\" have one address and port ({ip} port {}); change one",
+                "service \"{}\" and service \"{}\" have one address and port ({} port {}); change one",
                 service.name,
                 other.name,
-                u16::from_be(key.port_protocol as u16)
+                service.addresses[index],
+                own.numbers(),
             );
             return Some((format!("addresses[{index}]"), text));
         }

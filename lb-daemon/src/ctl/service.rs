@@ -19,7 +19,7 @@ use super::{
     client::{Client, Guard, segment},
     output::{Output, bytes, number, table},
 };
-use crate::api::model::{Accepted, List, Service, ServiceSummary};
+use crate::api::model::{Accepted, Frontend, List, Service, ServiceSummary};
 
 /// Services: the addresses that are balanced.
 #[derive(Debug, Subcommand)]
@@ -57,7 +57,7 @@ pub(super) struct Set {
     /// VIP; may be given more than once.
     #[arg(long, value_name = "IP", required_unless_present = "file")]
     address: Vec<IpAddr>,
-    /// PORT/PROTOCOL as 443/tcp; 0: every port; may be given more than once.
+    /// PORT/PROTOCOL as 443/tcp or 8000-8999/udp; 0: every port; may be given more than once.
     #[arg(long, value_name = "PORT/PROTOCOL", required_unless_present = "file")]
     port: Vec<PortArgument>,
     /// How packets reach a backend: l2, ipip, gue or geneve.
@@ -76,7 +76,7 @@ pub(super) struct Set {
 
 #[derive(Clone, Debug)]
 struct PortArgument {
-    port: u16,
+    port: Value,
     protocol: String,
 }
 
@@ -85,7 +85,13 @@ impl FromStr for PortArgument {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let port = port.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())?;
+        let number = |text: &str| text.parse::<u16>().ok();
+        let port = match port.split_once('-') {
+            Some((first, last)) => number(first).zip(number(last)).map(|_| json!(port)),
+            None => number(port).map(Value::from),
+        };
+        let port =
+            port.ok_or("a port is a number from 0 to 65535, or a range such as 8000-8999")?;
         Ok(Self { port, protocol: protocol.to_ascii_lowercase() })
     }
 }
@@ -154,9 +160,10 @@ impl Set {
     }
 
     fn body(&self) -> Value {
-        let ports = self.port.iter().map(|PortArgument { port, protocol }| {
-            json!({"name": format!("{protocol}-{port}"), "port": port, "protocol": protocol})
-        });
+        let ports = self
+            .port
+            .iter()
+            .map(|PortArgument { port, protocol }| json!({"port": port, "protocol": protocol}));
         let backends = self.backend.iter().map(|BackendArgument { name, address, weight }| {
             let mut backend = json!({"name": name, "address": address});
             if let Some(weight) = weight {
@@ -203,13 +210,22 @@ fn ports(service: &ServiceSummary) -> String {
         .iter()
         .map(|f| match f.port {
             0 => format!("any/{}", f.protocol),
-            port => format!("{port}/{}", f.protocol),
+            _ => numbers(f),
         })
         .collect();
     ports.dedup();
     ports.sort();
     ports.dedup();
     ports.join("\n")
+}
+
+/// `443/tcp`, or `8000-8999/udp`.
+fn numbers(frontend: &Frontend) -> String {
+    let Frontend { port, end_port, protocol, .. } = frontend;
+    match end_port {
+        Some(last) => format!("{port}-{last}/{protocol}"),
+        None => format!("{port}/{protocol}"),
+    }
 }
 
 fn serving(service: &ServiceSummary) -> String {
@@ -315,7 +331,7 @@ fn page(service: &Service) -> String {
         s.frontends.iter().map(|f| {
             [
                 f.address.to_string().into(),
-                format!("{}/{}", f.port, f.protocol).into(),
+                numbers(f).into(),
                 f.name.clone().into(),
                 number(f.traffic.packets),
                 bytes(f.traffic.bytes),
@@ -346,7 +362,10 @@ mod tests {
     #[test]
     fn arguments() {
         let port: PortArgument = "443/TCP".parse().unwrap();
-        assert_eq!((port.port, port.protocol.as_str()), (443, "tcp"));
+        assert_eq!((port.port, port.protocol.as_str()), (json!(443), "tcp"));
+        let range: PortArgument = "8000-8999/udp".parse().unwrap();
+        assert_eq!((range.port, range.protocol.as_str()), (json!("8000-8999"), "udp"));
+        assert!("8000-x/udp".parse::<PortArgument>().is_err());
         assert!("x/tcp".parse::<PortArgument>().is_err());
         let backend: BackendArgument = "a=2001:db8::1,7".parse().unwrap();
         assert_eq!((backend.name.as_str(), backend.weight), ("a", Some(7)));

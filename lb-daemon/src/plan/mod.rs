@@ -31,6 +31,7 @@ use std::{
 
 use abi::{
     addr::Addr,
+    ranges::Ranges,
     table::{Egress, FrontendKey, Kind, Ring, Slot, Unserved},
 };
 use config::model::{DesiredState, Forwarding, Service, TunnelSource};
@@ -62,6 +63,8 @@ pub struct Planner {
     /// Those that wait for a time.
     pending: BTreeSet<Arc<str>>,
     vips: BTreeMap<Addr, Vip>,
+    /// Ranges of ports have, since the rows of VIPs were right.
+    ranges_changed: bool,
     decap: BTreeMap<FrontendKey, u32>,
     decap_ranges: ranges::Pair,
     by_address: HashMap<IpAddr, Vec<Arc<str>>>,
@@ -114,6 +117,8 @@ struct Vip {
     any: u64,
     /// A VIP, and an address that translated packets come from: one of the two at least.
     is: (bool, bool),
+    /// Where its ranges of ports stand.
+    spans: Ranges,
 }
 
 /// A number for a name that does not change between versions.
@@ -163,7 +168,11 @@ impl Planner {
                         let any = [6, 17].map(|p| f.any_port(p));
                         let any = abi::table::Frontend::any_word(any[0], any[1]);
                         let is = (f.kind() == Kind::Vip, f.is_nat());
-                        self.vips.insert(f.key().addr, Vip { row, any, is });
+                        let mut spans = Ranges::from_word(f.ranges());
+                        if spans.only && !self.arena.claim(spans.offset, spans.count) {
+                            spans = Ranges::ANYBODY;
+                        }
+                        self.vips.insert(f.key().addr, Vip { row, any, is, spans });
                     }
                     Kind::Decap => {
                         adopt_ranges(&mut self.decap_ranges, &f, &mut self.arena);
@@ -263,7 +272,8 @@ impl Planner {
             self.put_service(spec, tables, now, &mut buckets, &mut ops)?;
         }
         let buckets_change = ops.iter().any(|op| matches!(op, Op::Bucket { .. }));
-        if std::mem::take(&mut self.adopted) || switched || buckets_change {
+        let ranges = std::mem::take(&mut self.ranges_changed);
+        if std::mem::take(&mut self.adopted) || switched || ranges || buckets_change {
             self.plan_vips(tables, &mut buckets, &mut ops)?;
         }
         self.announce_nat(tables, &mut ops)?;

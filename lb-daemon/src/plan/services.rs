@@ -11,7 +11,7 @@ use abi::{
     addr::Addr,
     table::{Backend, Frontend, FrontendKey, HopWord, Mode, Ring, Slot, State},
 };
-use config::model::{BackendState, Forwarding, Service};
+use config::model::{BackendState, Forwarding, Port, Service};
 use siphasher::sip::SipHasher24;
 
 use super::{Full, Member, Planned, Planner, buckets::Buckets, choice, ranges, stable_id};
@@ -36,7 +36,11 @@ impl Planner {
             new.settle_at = None;
             (spec.name.as_str().into(), new)
         });
-        service.spec = Some(Arc::clone(spec));
+        let before = service.spec.replace(Arc::clone(spec));
+        let ranges = |spec: &Service| -> Vec<Port> {
+            spec.ports.iter().filter(|port| port.is_range()).cloned().collect()
+        };
+        self.ranges_changed |= before.map_or_else(Vec::new, |spec| ranges(&spec)) != ranges(spec);
 
         let result = self
             .put_backends(&name, &mut service, spec, tables, now, ops)
@@ -412,6 +416,12 @@ pub fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
     targets(spec).map(|(key, _)| key)
 }
 
+/// The key of a port's row, or of a range's.
+pub(super) fn key(address: IpAddr, port: &Port) -> FrontendKey {
+    let make = if port.is_range() { FrontendKey::range } else { FrontendKey::new };
+    make(address.into(), port.port, port.protocol.number())
+}
+
 /// What a frontend row says beside its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Target {
@@ -425,8 +435,7 @@ fn targets(spec: &Service) -> impl Iterator<Item = (FrontendKey, Target)> {
     spec.addresses.iter().flat_map(|&a| {
         spec.ports.iter().map(move |p| {
             let port = if p.target_port == p.port { 0 } else { p.target_port };
-            let key = FrontendKey::new(a.into(), p.port, p.protocol.number());
-            (key, Target { port, quic: p.quic })
+            (key(a, p), Target { port, quic: p.quic })
         })
     })
 }

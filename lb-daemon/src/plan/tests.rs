@@ -59,6 +59,7 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
             .map(|&port| Port {
                 name: port.to_string(),
                 port,
+                last: port,
                 protocol: Protocol::Tcp,
                 target_port: port,
                 quic: false,
@@ -337,21 +338,34 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
             Steering { tcp_option: true, ..Steering::default() },
             Steering { quic_len: 3, track: true, ..Steering::default() },
         ]),
+        prop::sample::subsequence(
+            vec![(100u16, 200u16), (201, 201), (300, 400), (350, 360)],
+            0..=4,
+        ),
     );
     prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
-        wanted(services.into_iter().map(|(n, (ports, backends, forwarding, sources, steering))| {
-            let backends: Vec<u8> = backends.into_iter().collect();
-            let mut s = service(&format!("s{n}"), n, &ports, &backends);
-            s.forwarding = forwarding;
-            s.steering = steering;
-            if steering.names_servers() {
-                for (id, backend) in (5..).zip(&mut s.backends) {
-                    backend.server_id = Some(id);
+        wanted(services.into_iter().map(
+            |(n, (ports, backends, forwarding, sources, steering, ranges))| {
+                let backends: Vec<u8> = backends.into_iter().collect();
+                let mut s = service(&format!("s{n}"), n, &ports, &backends);
+                s.forwarding = forwarding;
+                s.steering = steering;
+                if steering.names_servers() {
+                    for (id, backend) in (5..).zip(&mut s.backends) {
+                        backend.server_id = Some(id);
+                    }
                 }
-            }
-            s.source_ranges = sources.iter().map(|net| net.parse().unwrap()).collect();
-            s
-        }))
+                for (first, last) in ranges {
+                    let udp = Protocol::Udp;
+                    // The last one lies within the one before, and is of another protocol.
+                    let protocol = if first == 350 { udp } else { Protocol::Tcp };
+                    let name = format!("r{first}");
+                    s.ports.push(Port { name, port: first, last, protocol, ..s.ports[0].clone() });
+                }
+                s.source_ranges = sources.iter().map(|net| net.parse().unwrap()).collect();
+                s
+            },
+        ))
     })
 }
 
@@ -405,6 +419,19 @@ proptest! {
                         prop_assert!(u32::from(id) < choice.ids);
                         let row = rig.fake.slot(at + u32::from(id)) as u32 - 1;
                         prop_assert_eq!(IpAddr::from(rig.fake.backend(row).addr()), backend.address);
+                    }
+                }
+                for (number, protocol) in [(6, Protocol::Tcp), (17, Protocol::Udp)] {
+                    for port in [99, 100, 200, 201, 202, 300, 349, 350, 360, 361, 400, 401] {
+                        let one = |p: &Port| p.protocol == protocol && (p.port..=p.last).contains(&port);
+                        let any = |p: &Port| p.protocol == protocol && p.port == 0;
+                        let own = spec.ports.iter().find(|p| one(p) && p.is_range());
+                        let own = own.or_else(|| spec.ports.iter().find(|p| any(p)));
+                        let vip = rig.fake.find(&FrontendKey::vip(key.addr)).unwrap();
+                        let vip = rig.fake.frontend(vip);
+                        let row = pick::other_port(&view, &vip, u16::to_be(port), number);
+                        let row = row.map(|row| rig.fake.frontend(row).key());
+                        prop_assert_eq!(row, own.map(|p| super::services::key(key.addr.into(), p)), "{}", port);
                     }
                 }
                 let word = frontend.ranges();

@@ -25,9 +25,11 @@ mod icmp;
 mod nat;
 mod odd;
 mod packets;
+mod ports;
 mod sctp;
 mod synproxy;
 mod tunnels;
+mod vlan;
 
 fn rig(forwarding: Forwarding, backend: &str) -> Rig {
     Rig::with(vec![service("web", &[VIP4, VIP6], forwarding, &[backend])], INGRESS, 1500)
@@ -293,6 +295,7 @@ fn port_zero_takes_what_no_other_port_does() {
     any.ports = vec![Port {
         name: "any".into(),
         port: 0,
+        last: 0,
         protocol: Protocol::Tcp,
         target_port: 0,
         quic: false,

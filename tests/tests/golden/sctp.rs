@@ -56,6 +56,7 @@ fn diameter(forwarding: Forwarding, backends: &[&str]) -> Service {
     service.ports.push(Port {
         name: "diameter".into(),
         port: PORT,
+        last: PORT,
         protocol: Protocol::Sctp,
         target_port: PORT,
         quic: false,

@@ -89,6 +89,10 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     if !whole {
         return Err(Reason::Truncated);
     }
+    if vip.ranges() != 0 {
+        // Ranges of ports are searched by the next program.
+        return Err(Reason::SourceRefused);
+    }
     let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
     let frontend = maps::frontend(row).ok_or(Reason::NoService)?;
     Ok((row, frontend, transport))
@@ -101,9 +105,17 @@ pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static 
     if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
         return Ok((row, frontend));
     }
-    let (_, vip) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)).ok_or(Reason::NoService)?;
-    let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
+    let (vip, _) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)).ok_or(Reason::NoService)?;
+    let row = other_port(vip, u32::from(transport.dst_port()) | u32::from(ip.protocol) << 16);
     Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
+}
+
+/// A global function: the verifier goes through the search once. `port`: as loaded, and the protocol above it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn other_port(vip: u32, port: u32) -> u32 {
+    let Some(vip) = maps::frontend(vip) else { return Slot::NONE };
+    pick::other_port(&Maps, vip, port as u16, (port >> 16) as u8).unwrap_or(Slot::NONE)
 }
 
 /// Whether this client may use it.
