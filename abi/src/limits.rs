@@ -131,6 +131,10 @@ pub mod behind {
 
 /// Bounds of identity policy.
 pub mod policy {
+    /// The identity of this machine's addresses.
+    pub const HOST: u32 = 1;
+    /// The identity of other nodes' addresses.
+    pub const REMOTE_NODE: u32 = 6;
     /// The identity of IPv4 addresses that are nobody's.
     pub const WORLD_V4: u32 = 9;
     /// The identity of IPv6 addresses that are nobody's.

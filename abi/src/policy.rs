@@ -253,7 +253,8 @@ impl Entries {
     }
 }
 
-/// Whose interface it is, in one word: policy row in bits 0..32, identity in 32..57. 0: nobody's.
+/// Whose interface it is, in one word: policy row in bits 0..32, identity in 32..57, host in 61, audit in 62.
+/// 0: nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Row of the policy.
@@ -262,17 +263,24 @@ pub struct Interface {
     pub identity: u32,
     /// What would be denied is counted and passes.
     pub audit: bool,
+    /// It is one of this machine's own: policy is about what is from or for its addresses, and connections
+    /// are those of all such interfaces.
+    pub host: bool,
 }
 
 impl Interface {
     const PRESENT: u64 = 1 << 63;
     const AUDIT: u64 = 1 << 62;
+    const HOST: u64 = 1 << 61;
+    /// The index under which connections of all interfaces of the host are remembered; no interface has it.
+    const ANY: u32 = 0;
 
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u64 {
+        let host = if self.host { Self::HOST } else { 0 };
         let audit = if self.audit { Self::AUDIT } else { 0 };
-        self.policy as u64 | (self.identity as u64) << 32 | Self::PRESENT | audit
+        self.policy as u64 | (self.identity as u64) << 32 | Self::PRESENT | audit | host
     }
 
     /// From one word.
@@ -283,7 +291,8 @@ impl Interface {
             return None;
         }
         let identity = (word >> 32) as u32 & 0x01ff_ffff;
-        Some(Self { policy: word as u32, identity, audit: word & Self::AUDIT != 0 })
+        let (audit, host) = (word & Self::AUDIT != 0, word & Self::HOST != 0);
+        Some(Self { policy: word as u32, identity, audit, host })
     }
 }
 
@@ -474,7 +483,8 @@ pub const fn is_audited(side: &Side, word: u64) -> bool {
     if word == 0 { side.has(Side::AUDIT) } else { word & Entry::AUDIT != 0 }
 }
 
-/// What becomes of a packet that goes this way through an endpoint's interface. `frame` is where `head`
+/// What becomes of a packet that goes this way, as seen from the endpoint, through an endpoint's interface or the
+/// host's. `frame` is where `head`
 /// was read from.
 #[inline(always)]
 pub fn decide(
@@ -498,6 +508,18 @@ pub fn decide(
     if side.is_open() && back.is_open() {
         return Decision::of(Reason::PolicyOpen);
     }
+    let index = if interface.host {
+        let local = match way {
+            Way::In => head.dst,
+            Way::Out => head.src,
+        };
+        if identity(tables, local) != limits::HOST {
+            return Decision::of(Reason::PolicyNotHost);
+        }
+        Interface::ANY
+    } else {
+        index
+    };
     let Some(head) = &assembled(tables, index, way, head) else {
         return Decision::of(Reason::PolicyFragment);
     };

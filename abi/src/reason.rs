@@ -162,6 +162,8 @@ reasons! {
     /// A segment for a listener of this machine, of no connection and without a cookie of it
     /// (`prefilter.syn_proxy.stray_acks`).
     StrayAck = 50, "stray_ack", Drop;
+    /// On an interface of the host firewall, and neither from nor for an address of this machine.
+    PolicyNotHost = 51, "policy_not_host", Pass;
 }
 
 impl Reason {

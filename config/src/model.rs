@@ -15,13 +15,19 @@ pub use self::service::{
     Steering,
 };
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Fault, Geo, PrefixSet,
-    policy::{Enforcement, Fqdn, PortName, Rule},
+    policy::{Enforcement, Fqdn, Labels, PortName, Rule},
 };
 
 /// Everything that all sources together ask for.
@@ -47,6 +53,10 @@ pub struct DesiredState {
     pub policy_enforcement: Enforcement,
     /// Bounds of what is learned from DNS.
     pub policy_fqdn: Fqdn,
+    /// Where rules with a `nodeSelector` are enforced; `None`: nowhere.
+    pub host_firewall: Option<Arc<HostFirewall>>,
+    /// Addresses of other nodes.
+    pub remote_nodes: BTreeSet<IpAddr>,
 }
 
 /// This machine, as others see it.
@@ -62,6 +72,8 @@ pub struct Node {
     pub samples: Samples,
     /// Translation for services with `forwarding: nat`.
     pub nat: Nat,
+    /// What a `nodeSelector` selects it by.
+    pub labels: Labels,
 }
 
 /// Samples that are taken, in a second, on all CPUs together. More packets than that are sampled one in so many.
@@ -141,6 +153,7 @@ impl Default for Node {
             unserved: Unserved::default(),
             samples: Samples::default(),
             nat: Nat::default(),
+            labels: Labels::new(),
         }
     }
 }
@@ -534,6 +547,32 @@ pub struct Endpoint {
     pub enforcement: Option<Enforcement>,
     /// Ports that rules may name.
     pub ports: Vec<PortName>,
+}
+
+/// Rules with a `nodeSelector`, enforced on the machine's own interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFirewall {
+    /// Who it came from.
+    pub source: Source,
+    /// Names and patterns of interfaces.
+    pub interfaces: Vec<String>,
+    /// What rules would deny is counted and passes.
+    pub audit: bool,
+    /// Whether this machine is open without a rule.
+    pub enforcement: Enforcement,
+    /// It may cut off what this machine needs.
+    pub force: bool,
+    /// Ports that rules may name.
+    pub ports: Vec<PortName>,
+}
+
+impl HostFirewall {
+    /// Whether it is enforced on an interface. Never on the loopback interface.
+    #[must_use]
+    pub fn is_on(&self, interface: &str) -> bool {
+        let on = |pattern: &String| crate::glob::matches(pattern, interface, None);
+        interface != "lo" && self.interfaces.iter().any(on)
+    }
 }
 
 /// The default tunnel source prefix length beyond which host bits carry no entropy.

@@ -30,7 +30,9 @@ pub struct Rule {
     pub name: String,
     /// Who it came from.
     pub source: Source,
-    /// Endpoints it applies to.
+    /// It applies to nodes (`nodeSelector`), else to endpoints.
+    pub node: bool,
+    /// Endpoints or nodes it applies to.
     pub subject: Selector,
     /// What else comes in is denied, unless another rule allows it.
     pub ingress_default_deny: bool,
@@ -42,6 +44,14 @@ pub struct Rule {
     pub requires: Vec<Requirement>,
     /// What is allowed and denied.
     pub clauses: Vec<Clause>,
+}
+
+impl Rule {
+    /// Whether it applies to an endpoint, or to a node, with these labels.
+    #[must_use]
+    pub fn selects(&self, node: bool, labels: &Labels) -> bool {
+        self.node == node && self.subject.selects(labels)
+    }
 }
 
 /// What the endpoints that any rule for the same subject names also have to be (`fromRequires`).

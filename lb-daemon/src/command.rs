@@ -51,6 +51,10 @@ pub enum Command {
         text: String,
         /// The same, read.
         rules: Vec<Rule>,
+        /// It may cut off what this machine needs.
+        force: bool,
+        /// Where the caller is logged in from.
+        session: Option<std::net::IpAddr>,
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
@@ -72,6 +76,10 @@ pub enum Command {
     DeletePolicies {
         /// Its name.
         document: String,
+        /// It may cut off what this machine needs.
+        force: bool,
+        /// Where the caller is logged in from.
+        session: Option<std::net::IpAddr>,
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
@@ -130,6 +138,9 @@ pub enum Refusal {
         /// What it contradicts and what is allowed.
         message: String,
     },
+    /// The host firewall would deny what this machine needs.
+    #[error("the host firewall would deny {0}")]
+    CutsOff(String),
     /// There is nothing to be confirmed.
     #[error("no change waits for confirmation; it may have been taken back already")]
     NothingWaits,

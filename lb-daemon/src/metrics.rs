@@ -354,7 +354,7 @@ fn policy(page: &mut Page, view: &View, counters: &dyn Counters) {
         family.sample(&[*name], count.bytes);
     }
     let mut family = page.family(&ENDPOINT_ATTACHED);
-    for endpoint in &view.policy.endpoints {
+    for endpoint in view.policy.endpoints.iter().chain(&view.policy.host) {
         let attached = endpoint.attached.is_attached();
         let labels = [endpoint.spec.name.as_str(), endpoint.spec.interface.as_str()];
         family.sample(&labels, u64::from(attached));

@@ -222,6 +222,8 @@ pub struct LimitView {
 pub struct PolicyView {
     /// Endpoints of this machine.
     pub endpoints: Vec<EndpointView>,
+    /// This machine on each of its own interfaces, where its firewall is on.
+    pub host: Vec<EndpointView>,
     /// Rules, in order.
     pub rules: Vec<RuleView>,
     /// Numbers, and the labels that they stand for.
@@ -260,10 +262,13 @@ impl PolicyView {
     /// How many endpoints of this machine each rule selects.
     #[must_use]
     pub fn selected(&self) -> Vec<u64> {
-        let mut labels: std::collections::BTreeMap<&Labels, u64> =
+        let mut labels: std::collections::BTreeMap<(bool, &Labels), u64> =
             std::collections::BTreeMap::new();
         for endpoint in &self.endpoints {
-            *labels.entry(&endpoint.spec.labels).or_default() += 1;
+            *labels.entry((false, &endpoint.spec.labels)).or_default() += 1;
+        }
+        for host in &self.host {
+            labels.insert((true, &host.spec.labels), 1);
         }
         crate::policy::compile::selected(&self.wanted.rules, labels)
     }

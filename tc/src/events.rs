@@ -21,7 +21,9 @@ use crate::{
 pub(crate) fn note(packet: &Packet, cpu: u32, way: Way, decision: &Decision) {
     let reason = decision.reason;
     let outcome = match reason {
-        Reason::NotIp | Reason::NoEndpoint | Reason::PolicyNeighbour => return,
+        Reason::NotIp | Reason::NoEndpoint | Reason::PolicyNeighbour | Reason::PolicyNotHost => {
+            return;
+        }
         Reason::PolicyAudit => Outcome::Audited,
         reason => Outcome::of(reason),
     };

@@ -11,6 +11,7 @@ use std::{
 };
 
 use abi::{policy::Way, reason::Reason};
+use anyhow::Context as _;
 use aya::programs::{TestRun as _, TestRunOptions};
 use config::{
     model::{Endpoint, Source},
@@ -103,11 +104,14 @@ impl Rig {
     }
 }
 
+const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 31, 0, 1));
+
 fn address_of(n: usize) -> IpAddr {
     IpAddr::from([172, 16, (n >> 8) as u8, n as u8])
 }
 
-/// Endpoint n has the address 172.16.n and interface n + 2; the host has 172.31.0.1.
+/// Endpoint n has the address 172.16.n and interface n + 2; the host has 172.31.0.1, and the interface behind
+/// those of endpoints.
 fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Wanted {
     let endpoints = labels.iter().enumerate().map(|(n, labels)| {
         let endpoint = Endpoint {
@@ -122,10 +126,21 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
         };
         (Arc::new(endpoint), Some(n as u32 + 2))
     });
+    let host = Endpoint {
+        name: "host".to_owned(),
+        source: Source::Api,
+        labels: id("node"),
+        addresses: Vec::new(),
+        interface: "eth0".to_owned(),
+        audit: false,
+        enforcement: None,
+        ports: Vec::new(),
+    };
     Wanted {
         fqdn: Default::default(),
         endpoints: endpoints.collect(),
-        nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
+        host: Some((Arc::new(host), [labels.len() as u32 + 2].into())),
+        nodes: [(HOST, 1)].into(),
         rules: Arc::new(rules),
         enforcement,
         groups: BTreeMap::new(),
@@ -184,6 +199,10 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
             rig = None;
         }
         let mut wanted = wanted(&labels, rules, enforcement);
+        if let Some((host, _)) = &mut wanted.host {
+            Arc::make_mut(host).labels = random.labels();
+            Arc::make_mut(host).ports = random.port_names();
+        }
         for (endpoint, _) in &mut wanted.endpoints {
             Arc::make_mut(endpoint).ports = random.port_names();
         }
@@ -198,16 +217,17 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
         };
         let mut asked = 0u16;
         while asked < 1000 {
-            let subject = random.below(labels.len());
-            let own = address_of(subject);
+            // The last one is the host.
+            let subject = random.below(labels.len() + 1);
+            let own = if subject == labels.len() { HOST } else { address_of(subject) };
             let peer = match random.below(6) {
-                0 => IpAddr::from([172, 31, 0, 1]),
+                0 => HOST,
                 1 | 2 => random.address(),
                 _ => address_of(random.below(labels.len())),
             };
             let other = match labels.iter().enumerate().find(|(n, _)| address_of(*n) == peer) {
                 Some((_, labels)) => Other::Endpoint(labels),
-                None if peer == IpAddr::from([172, 31, 0, 1]) => Other::Reserved(Entity::Host),
+                None if peer == HOST => Other::Reserved(Entity::Host),
                 None => Other::World(peer),
             };
             let protocol = random.one(&[1, 6, 6, 6, 17, 17, 47, 58, 132]);
@@ -223,7 +243,8 @@ fn the_programs_do_what_the_rules_say() -> anyhow::Result<()> {
             let from = 10_000 + set % 5 * 10_000 + asked;
             let Some(frame) = frame(src, dst, flow, from, true) else { continue };
             asked += 1;
-            let of = facts.subject(&facts.endpoints[subject].0);
+            let place = facts.places().find(|place| place.index == subject as u32 + 2);
+            let of = facts.subject_at(place.context("an interface")?);
             let why = explain(&facts, of, direction, other, flow);
             let (reason, action) = rig.run(subject, way, &frame)?;
             let context = || format!("set {set}: {direction:?} {flow:?} {other:?} {reason:?}");
@@ -353,6 +374,37 @@ fn every_reason() -> anyhow::Result<()> {
     assert_eq!(rig.run(0, Way::In, &denied)?, (Reason::PolicyAudit, UNSPEC));
     rig.words.insert(2, 0);
     assert_eq!(rig.run(0, Way::In, &denied)?, (Reason::NoEndpoint, UNSPEC));
+    Ok(())
+}
+
+/// What is neither from nor for the host is not its firewall's, and a reply may come through another interface.
+#[test]
+fn the_host_and_what_it_forwards() -> anyhow::Result<()> {
+    let rule = "{\"name\": \"ssh\", \"nodeSelector\": {\"matchLabels\": {\"id\": \"node\"}}, \"ingress\": \
+                [{\"fromEntities\": [\"world\"], \"toPorts\": [{\"ports\": [{\"port\": \"22\"}]}]}]}";
+    let mut wanted = wanted(&[id("app1")], rules(rule), Enforcement::Default);
+    if let Some((_, indexes)) = &mut wanted.host {
+        indexes.insert(4);
+    }
+    let mut rig = Rig::new(wanted)?;
+    let [world, other]: [IpAddr; 2] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
+    let tcp = |src, dst, from, to, syn| {
+        frame(src, dst, Flow { protocol: 6, port: to }, from, syn).expect("one family")
+    };
+    // Subjects 1 and 2 have the host's interfaces, 3 and 4.
+    let mut expect = |subject, way, frame: &[u8], reason| -> anyhow::Result<()> {
+        assert_eq!(rig.run(subject, way, frame)?.0, reason);
+        Ok(())
+    };
+    expect(1, Way::In, &tcp(world, HOST, 4000, 22, true), Reason::PolicyAllowed)?;
+    expect(1, Way::In, &tcp(world, HOST, 4000, 80, true), Reason::PolicyDefaultDeny)?;
+    expect(1, Way::In, &tcp(world, other, 4000, 80, true), Reason::PolicyNotHost)?;
+    expect(1, Way::Out, &tcp(other, world, 4000, 80, true), Reason::PolicyNotHost)?;
+    expect(1, Way::In, &tcp(world, address_of(0), 4000, 80, true), Reason::PolicyNotHost)?;
+    expect(1, Way::Out, &tcp(HOST, world, 5000, 443, true), Reason::PolicyOpen)?;
+    expect(2, Way::In, &tcp(world, HOST, 443, 5000, false), Reason::PolicyReply)?;
+    // The rule is not about endpoints, whose interfaces have connections of their own.
+    expect(0, Way::In, &tcp(world, address_of(0), 4000, 80, true), Reason::PolicyOpen)?;
     Ok(())
 }
 

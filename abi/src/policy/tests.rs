@@ -43,7 +43,7 @@ fn words_hold_what_they_are_made_of() {
     assert_eq!(row, [1, 2, 3]);
     let entry = Entry { identity: 256, class: 3, deny: false, audit: false, rule: 0 };
     assert_eq!(entry.to_word(), 256 | 3 << 25 | 1 << 43);
-    let interface = Interface { policy: 7, identity: 0x1ff_ffff, audit: true };
+    let interface = Interface { policy: 7, identity: 0x1ff_ffff, audit: true, host: true };
     assert_eq!(Interface::from_word(interface.to_word()), Some(interface));
     assert_eq!(Interface::from_word(0), None);
     let mut words = [0; WAYS];

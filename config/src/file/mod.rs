@@ -135,6 +135,10 @@ pub(crate) struct File {
     pub(crate) policy_enforcement: Field<PolicyEnforcement>,
     /// Bounds of what is learned from DNS for `toFQDNs`.
     pub(crate) policy_fqdn: Field<PolicyFqdn>,
+    /// Where policies with a `nodeSelector` are enforced. Without it, nowhere.
+    pub(crate) host_firewall: Field<HostFirewall>,
+    /// Addresses of other nodes, which policies call `remote-node`.
+    pub(crate) remote_nodes: List<Ip>,
     /// Services from a Kubernetes API. Not implemented in this version.
     pub(crate) kubernetes: Field<Kubernetes>,
 }
@@ -154,6 +158,8 @@ pub(crate) struct Node {
     pub(crate) samples: Field<Samples>,
     /// Translation for services with `forwarding: nat`.
     pub(crate) nat: Field<Nat>,
+    /// What the `nodeSelector` of policies selects it by.
+    pub(crate) labels: Field<BTreeMap<String, Field<String>>>,
 }
 
 /// Samples in a second, on all CPUs together.
@@ -289,6 +295,24 @@ pub(crate) struct EndpointPort {
     pub(crate) port: Field<u16>,
     /// Default: `TCP`.
     pub(crate) protocol: Field<PolicyProtocol>,
+}
+
+/// Policies with a `nodeSelector`, on this machine's own interfaces.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["interfaces"]))]
+pub(crate) struct HostFirewall {
+    /// Names of interfaces, or patterns with `*` and `?`. Never `lo`, nor interfaces of endpoints.
+    pub(crate) interfaces: List<String>,
+    /// What rules would deny is counted and passes. Default: false.
+    pub(crate) audit: Field<bool>,
+    /// Whether this machine is open without a rule; `policy_enforcement` is about endpoints only.
+    /// Default: `default`.
+    pub(crate) enforcement: Field<PolicyEnforcement>,
+    /// It may cut off what this machine needs. Default: false.
+    pub(crate) force: Field<bool>,
+    /// Ports of this machine by name, for rules that name them.
+    pub(crate) ports: List<EndpointPort>,
 }
 
 /// A workload on this machine.

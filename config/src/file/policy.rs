@@ -22,7 +22,7 @@ pub(crate) enum PolicyEnforcement {
 /// A rule: which endpoints it selects, and who may talk to them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-#[schemars(extend("required" = ["name", "endpointSelector"]))]
+#[schemars(extend("required" = ["name"]))]
 pub(crate) struct Policy {
     /// Unique name.
     pub(crate) name: Field<String>,
@@ -30,6 +30,8 @@ pub(crate) struct Policy {
     pub(crate) description: Field<String>,
     /// Endpoints it applies to.
     pub(crate) endpoint_selector: Field<Selector>,
+    /// Nodes it applies to, by `node.labels`, in the place of endpoints: see `host_firewall`.
+    pub(crate) node_selector: Field<Selector>,
     /// Who may send to them.
     pub(crate) ingress: List<Ingress>,
     /// Who may not.

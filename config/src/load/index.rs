@@ -311,6 +311,9 @@ pub(super) fn scalars<'f>(
             policies,
             enforcement,
             fqdn,
+            node_labels,
+            host_firewall,
+            remote_nodes,
             scalars: _,
             names: _,
         } = fragment;
@@ -354,6 +357,13 @@ pub(super) fn scalars<'f>(
         if !policies.is_empty() {
             Arc::make_mut(&mut state.policies).extend(policies.iter().cloned());
         }
+        if !node_labels.is_empty() {
+            state.node.labels.clone_from(node_labels);
+        }
+        if host_firewall.is_some() {
+            state.host_firewall.clone_from(host_firewall);
+        }
+        state.remote_nodes.extend(remote_nodes);
         if let Some(fqdn) = fqdn {
             state.policy_fqdn = *fqdn;
         }

@@ -37,7 +37,6 @@ const MISSING: &[(&str, &str)] = &[
     ("fromGroups", "`fromGroups`"),
     ("fromNodes", "`fromNodes`"),
     ("toNodes", "`toNodes`"),
-    ("nodeSelector", "`nodeSelector`, the firewall of the host,"),
     ("cidrGroupRef", "`cidrGroupRef`"),
     ("cidrGroupSelector", "`cidrGroupSelector`"),
 ];
@@ -100,7 +99,8 @@ pub(crate) fn rule_of(
     Rule {
         name,
         source,
-        subject: read.selector_of(&policy.endpoint_selector, true),
+        node: policy.endpoint_selector.is_absent(),
+        subject: read.subject(policy),
         ingress_default_deny: ingress,
         egress_default_deny: egress,
         audit: policy.audit.get().copied().unwrap_or(false),
@@ -244,6 +244,12 @@ impl Import<'_, '_> {
             Err(error) => return self.fault(at, error.to_string(), "allowed: a rule"),
         };
         policy_shape(&policy, at, self.context);
+        if let Some(Owner { namespace: Some(_), .. }) = owner
+            && !policy.node_selector.is_absent()
+        {
+            let message = "a CiliumNetworkPolicy has a namespace, and nodes have none";
+            self.fault(policy.node_selector.at, message, "allowed: CiliumClusterwideNetworkPolicy");
+        }
         if report.len() > before {
             return;
         }
@@ -258,7 +264,8 @@ impl Import<'_, '_> {
         let rule = Rule {
             name,
             source: self.context.source(at),
-            subject: read.selector_of(&policy.endpoint_selector, true),
+            node: policy.endpoint_selector.is_absent(),
+            subject: read.subject(&policy),
             ingress_default_deny: ingress,
             egress_default_deny: egress,
             audit: policy.audit.get().copied().unwrap_or(false),
@@ -535,6 +542,14 @@ impl Reader<'_, '_> {
                 return None;
             }
         }))
+    }
+
+    /// Whom a rule is about. The namespace is that of endpoints.
+    fn subject(&self, policy: &file::Policy) -> Selector {
+        match policy.node_selector.get() {
+            Some(nodes) => Reader { namespace: None, ..*self }.selector(nodes, true),
+            None => self.selector_of(&policy.endpoint_selector, true),
+        }
     }
 
     fn selector_of(&self, field: &Field<file::Selector>, subject: bool) -> Selector {

@@ -28,7 +28,7 @@ fn samples(samples: &file::Samples, context: &Context<'_, '_>, fragment: &mut Fr
 }
 
 pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment: &mut Fragment) {
-    let Some(file::Node { name, tunnel_source, unserved, samples, nat }) = node.get() else {
+    let Some(file::Node { name, tunnel_source, unserved, samples, nat, labels }) = node.get() else {
         return;
     };
     if let Some((text, at)) = name.placed() {
@@ -49,6 +49,7 @@ pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment
         self::samples(samples, context, fragment);
     }
     self::nat(nat, context, fragment);
+    super::host::labels(labels, context, fragment);
     let Some(file::TunnelSource { ipv4, ipv6 }) = tunnel_source.get() else {
         return;
     };
@@ -236,7 +237,7 @@ fn select(
 }
 
 /// The kernel's IFNAMSIZ, less the closing zero.
-const MAX_INTERFACE_NAME: usize = 15;
+pub(super) const MAX_INTERFACE_NAME: usize = 15;
 
 fn roles(list: &List<file::Role>, context: &Context<'_, '_>) -> model::Roles {
     let mut roles = model::Roles::default();

@@ -5,6 +5,7 @@
 //! fragments are [`crate::load`]'s.
 
 mod general;
+mod host;
 mod policy;
 mod ports;
 mod prefilter;
@@ -55,6 +56,9 @@ pub(crate) struct Fragment {
     pub(crate) policies: Vec<crate::policy::Rule>,
     pub(crate) enforcement: Option<crate::policy::Enforcement>,
     pub(crate) fqdn: Option<crate::policy::Fqdn>,
+    pub(crate) node_labels: crate::policy::Labels,
+    pub(crate) host_firewall: Option<Arc<model::HostFirewall>>,
+    pub(crate) remote_nodes: Vec<IpAddr>,
     /// What may be set once in all documents, by its path.
     pub(crate) scalars: Vec<(&'static str, Loc)>,
     /// What must be unique in all documents. Holds the names of faulty objects too.
@@ -116,6 +120,8 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
         policies,
         policy_enforcement,
         policy_fqdn,
+        host_firewall,
+        remote_nodes,
         kubernetes,
     } = file;
     let mut fragment = Fragment::default();
@@ -137,6 +143,8 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
     policy::policies(policies, context, &mut fragment);
     policy::policy_enforcement(policy_enforcement, &mut fragment);
     policy::policy_fqdn(policy_fqdn, context, &mut fragment);
+    host::host_firewall(host_firewall, context, &mut fragment);
+    host::remote_nodes(remote_nodes, context, &mut fragment);
     refused::kubernetes(kubernetes, context, &mut fragment);
     fragment
 }

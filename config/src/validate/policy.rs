@@ -83,7 +83,7 @@ fn one(
     })
 }
 
-fn port_names(ports: &List<file::EndpointPort>, report: &Report<'_>) -> Vec<PortName> {
+pub(super) fn port_names(ports: &List<file::EndpointPort>, report: &Report<'_>) -> Vec<PortName> {
     let mut own = Vec::new();
     for (file::EndpointPort { name, port, protocol }, at) in ports.elements() {
         if name.is_absent() {
@@ -198,7 +198,7 @@ pub(super) fn policy_fqdn(
     fragment.fqdn = Some(fqdn);
 }
 
-const fn enforcement_of(enforcement: file::PolicyEnforcement) -> Enforcement {
+pub(super) const fn enforcement_of(enforcement: file::PolicyEnforcement) -> Enforcement {
     match enforcement {
         file::PolicyEnforcement::Default => Enforcement::Default,
         file::PolicyEnforcement::Always => Enforcement::Always,

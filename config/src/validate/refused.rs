@@ -14,6 +14,7 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
         name: _,
         description: _,
         endpoint_selector,
+        node_selector,
         ingress,
         ingress_deny,
         egress,
@@ -21,10 +22,19 @@ pub(crate) fn policy_shape(policy: &file::Policy, at: Loc, context: &Context<'_,
         audit: _,
         enable_default_deny: _,
     } = policy;
-    if endpoint_selector.is_absent() {
-        context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
+    match (endpoint_selector.is_absent(), node_selector.is_absent()) {
+        (true, true) => {
+            context.report.missing(at, "endpointSelector", "allowed: a selector; {} selects all");
+        }
+        (false, false) => context.report.fault(
+            node_selector.at,
+            "a rule is about endpoints or about nodes",
+            "allowed: one of `endpointSelector` and `nodeSelector`",
+        ),
+        _ => {}
     }
     selector(endpoint_selector, context);
+    selector(node_selector, context);
     for (rule, _) in ingress.elements().chain(ingress_deny.elements()) {
         for peers in [&rule.from_endpoints, &rule.from_requires] {
             each(peers, |one| expressions(one, context));

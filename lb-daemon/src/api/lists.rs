@@ -36,7 +36,8 @@ pub(super) mod safety;
 #[cfg(test)]
 mod tests;
 
-use self::safety::{Safety, Session};
+use self::safety::Safety;
+pub(in crate::api) use self::safety::Session;
 pub use self::{
     entries::Removed,
     safety::{Covered, Plan, SESSION, WouldDrop},

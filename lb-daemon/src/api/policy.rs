@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     ApiState,
     extract::{BulkBody, JsonBody, PathOf, QueryOf},
+    lists::Session,
     model::{List, Source, origin},
     problem::{FieldError, Kind, Problem},
     read::list,
@@ -164,7 +165,11 @@ impl Policy {
 pub(super) async fn endpoints(
     State(state): State<ApiState>,
 ) -> Result<Json<List<Endpoint>>, Problem> {
-    list(&state, |view, _| view.policy.endpoints.iter().map(Endpoint::from).collect()).await
+    list(&state, |view, _| {
+        let all = view.policy.endpoints.iter().chain(&view.policy.host);
+        all.map(Endpoint::from).collect()
+    })
+    .await
 }
 
 /// An endpoint.
@@ -182,9 +187,18 @@ pub(super) async fn endpoint(
 ) -> Result<Json<Endpoint>, Problem> {
     let view = state.view();
     let found = view.policy.endpoints.iter().find(|endpoint| endpoint.spec.name == name);
-    found.map(|endpoint| Json(endpoint.into())).ok_or_else(|| {
+    let found = found.map(Endpoint::from).or_else(|| host(&view.policy.host, &name));
+    found.map(Json).ok_or_else(|| {
         Problem::new(Kind::NotFound, format!("there is no endpoint named \"{name}\""))
     })
+}
+
+/// This machine, with all interfaces that its firewall is on; the first on which it is not enforced says why.
+fn host(places: &[EndpointView], name: &str) -> Option<Endpoint> {
+    let broken = places.iter().find(|place| !place.attached.is_attached());
+    let one = broken.or(places.first()).filter(|one| one.spec.name == name)?;
+    let interfaces: Vec<&str> = places.iter().map(|place| place.spec.interface.as_str()).collect();
+    Some(Endpoint { interface: interfaces.join(","), ..Endpoint::from(one) })
 }
 
 /// Creates an endpoint or replaces it as a whole.
@@ -316,10 +330,19 @@ pub(super) async fn documents(
     .await
 }
 
+/// How careful to be with rules about this machine.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Force {
+    /// They may deny what this machine needs: sessions, clients of the API, name servers, health checks.
+    force: bool,
+}
+
 /// Sets all rules of a document, in the place of those that it had.
 #[utoipa::path(
     put, path = "/v1/policy-documents/{name}", tag = "policy",
-    params(("name" = String, Path, description = "Name of the document")),
+    params(("name" = String, Path, description = "Name of the document"), Force),
     request_body(content = String, content_type = "text/plain",
         description = "Rules as JSON or YAML, or CiliumNetworkPolicy objects"),
     responses(
@@ -331,8 +354,11 @@ pub(super) async fn documents(
 pub(super) async fn put_document(
     State(state): State<ApiState>,
     PathOf(name): PathOf<String>,
+    QueryOf(Force { force }): QueryOf<Force>,
+    session: Session,
     body: BulkBody,
 ) -> Result<Json<PolicyDocument>, Problem> {
+    let session = session.address();
     if !config::is_name(&name) {
         return Err(Problem::invalid("name", "allowed: letters, digits, `.`, `_`, `:` and `-`"));
     }
@@ -350,14 +376,16 @@ pub(super) async fn put_document(
     })?;
     let count = rules.len() as u64;
     let document = name.clone();
-    state.command(|reply| Command::PutPolicies { document, text, rules, reply }).await??;
+    state
+        .command(|reply| Command::PutPolicies { document, text, rules, force, session, reply })
+        .await??;
     Ok(Json(PolicyDocument { name, rules: count }))
 }
 
 /// Deletes a document with its rules.
 #[utoipa::path(
     delete, path = "/v1/policy-documents/{name}", tag = "policy",
-    params(("name" = String, Path, description = "Name of the document")),
+    params(("name" = String, Path, description = "Name of the document"), Force),
     responses(
         (status = 204, description = "Deleted"),
         (status = 404, body = Problem, content_type = "application/problem+json"),
@@ -366,8 +394,11 @@ pub(super) async fn put_document(
 pub(super) async fn delete_document(
     State(state): State<ApiState>,
     PathOf(document): PathOf<String>,
+    QueryOf(Force { force }): QueryOf<Force>,
+    session: Session,
 ) -> Result<StatusCode, Problem> {
-    state.command(|reply| Command::DeletePolicies { document, reply }).await??;
+    let session = session.address();
+    state.command(|reply| Command::DeletePolicies { document, force, session, reply }).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -200,6 +200,12 @@ impl From<Refusal> for Problem {
             Refusal::Conflict { field, message } => {
                 Self::with_fields(Kind::Conflict, vec![FieldError { field, message }])
             }
+            Refusal::CutsOff(_) => {
+                let remedy =
+                    "nothing was changed; allow it, or say that it is meant (force=true, --force)";
+                let errors = [detail.as_str(), remedy].map(|text| FieldError::new("", text));
+                Self::with_fields(Kind::CutsOff, errors.to_vec())
+            }
             Refusal::Apply(_) => Self::new(Kind::ApplyFailed, detail),
         }
     }

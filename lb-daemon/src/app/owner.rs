@@ -237,6 +237,7 @@ impl Owner {
         owner.await_confirmation();
         owner.readopt(hops)?;
         owner.presume_down();
+        owner.audit_what_cuts_off();
         owner.enforce(owner.began)?;
         owner.publish();
         Ok((owner, published))
@@ -307,8 +308,9 @@ impl Owner {
                 let done = if keep { self.confirm_lists() } else { self.roll_back_lists() };
                 let _ = reply.send(done);
             }
-            Command::PutPolicies { document, text, rules, reply } => {
-                let done = self.put_policies(&document, &text, rules);
+            Command::PutPolicies { document, text, rules, force, session, reply } => {
+                let careful = (!force).then_some(session);
+                let done = self.put_policies(&document, &text, rules, careful);
                 let _ = reply.send(done);
             }
             Command::PutEndpoint { endpoint, reply } => {
@@ -323,8 +325,9 @@ impl Owner {
                 self.follow_policy();
                 self.publish();
             }
-            Command::DeletePolicies { document, reply } => {
-                let done = self.delete_policies(&document);
+            Command::DeletePolicies { document, force, session, reply } => {
+                let careful = (!force).then_some(session);
+                let done = self.delete_policies(&document, careful);
                 let _ = reply.send(done);
             }
             Command::DeleteService { name, if_match, reply } => {

@@ -11,15 +11,15 @@ use std::{
 };
 
 use abi::{
-    limits::policy::CONNECTIONS,
+    limits::policy::{CONNECTIONS, HOST, REMOTE_NODE},
     policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top},
     reason::Reason,
     table::{Bucket, Counter},
 };
 use arc_swap::ArcSwapOption;
 use config::{
-    model::{DesiredState, Service},
-    policy::{Entity, Group},
+    model::{DesiredState, Endpoint, HostFirewall, Service},
+    policy::Group,
 };
 
 use tokio::sync::mpsc;
@@ -33,7 +33,6 @@ use crate::{
     links::Link,
     plan::Full,
     policy::{
-        identity::reserved,
         image::Sizes,
         kernel::{self, Attachment, Kernel, NameSource, PolicyCounters},
         names,
@@ -70,6 +69,9 @@ pub(super) enum PolicyError {
     Plan(#[from] Failure),
 }
 
+/// Index of an interface, and whether it is the host's own.
+type Spot = (u32, bool);
+
 /// See the module.
 pub(super) struct Policy {
     root: PathBuf,
@@ -77,9 +79,9 @@ pub(super) struct Policy {
     counters: Arc<LiveCounters>,
     view: Arc<PolicyView>,
     /// Interfaces with the programs of `live`, and what came of attaching.
-    attached: BTreeMap<String, (u32, Attachment)>,
+    attached: BTreeMap<String, (Spot, Attachment)>,
     /// What was last put in force, and on which interfaces.
-    done: Option<(Wanted, BTreeMap<String, u32>)>,
+    done: Option<(Wanted, BTreeMap<String, Spot>)>,
     /// What DNS says, and who reads the messages that programs hand over.
     names: names::Shared,
     readers: mpsc::Sender<NameSource>,
@@ -158,6 +160,17 @@ impl Policy {
         tables.into_iter().map(view).collect()
     }
 
+    /// What is to be in force on the interfaces that there are.
+    pub(super) fn wish(
+        &self,
+        desired: &DesiredState,
+        links: &BTreeMap<u32, Link>,
+        local: &BTreeSet<IpAddr>,
+    ) -> Wanted {
+        let indexes = links.values().map(|link| (link.name.clone(), link.index)).collect();
+        wanted(desired, &indexes, local, &self.names)
+    }
+
     /// Puts policy in force on the interfaces that there are.
     ///
     /// # Errors
@@ -168,13 +181,11 @@ impl Policy {
         links: &BTreeMap<u32, Link>,
         local: &BTreeSet<IpAddr>,
     ) -> Result<(), PolicyError> {
-        let indexes = links.values().map(|link| (link.name.clone(), link.index)).collect();
-        let wanted = wanted(desired, &indexes, local, &self.names);
-        let interfaces: BTreeMap<String, u32> = wanted
-            .endpoints
-            .iter()
-            .filter_map(|(endpoint, index)| Some((endpoint.interface.clone(), (*index)?)))
-            .collect();
+        let wanted = self.wish(desired, links, local);
+        let spots: BTreeMap<u32, bool> =
+            wanted.places().map(|place| (place.index, place.host)).collect();
+        let spot = |link: &Link| Some((link.name.clone(), (link.index, *spots.get(&link.index)?)));
+        let interfaces: BTreeMap<String, Spot> = links.values().filter_map(spot).collect();
         let now = (wanted, interfaces);
         if self.done.as_ref() == Some(&now) {
             return Ok(());
@@ -182,7 +193,7 @@ impl Policy {
         let (wanted, interfaces) = now;
         self.done = None;
         let links = self.root.join(LINKS);
-        if wanted.endpoints.is_empty() {
+        if wanted.endpoints.is_empty() && wanted.host.is_none() {
             kernel::detach_all_but(&links, &[]);
             kernel::remove_sets(&self.root, None);
             self.live = None;
@@ -245,28 +256,29 @@ impl Policy {
     }
 
     /// Attaches to these interfaces and detaches from all others. Those that have the programs keep them.
-    fn attach(&mut self, links: &Path, interfaces: &BTreeMap<String, u32>) {
+    fn attach(&mut self, links: &Path, interfaces: &BTreeMap<String, Spot>) {
         let Some((kernel, _)) = &mut self.live else { return };
         let first = self.attached.is_empty();
         let mut before = std::mem::take(&mut self.attached);
-        for (name, &index) in interfaces {
+        for (name, &spot) in interfaces {
+            let (index, host) = spot;
             if let Some(known) = before.remove(name)
-                && known.0 == index
+                && known.0 == spot
                 && known.1.is_attached()
             {
                 self.attached.insert(name.clone(), known);
                 continue;
             }
-            let done = kernel::attach(kernel, links, name, index, self.method);
+            let done = kernel::attach(kernel, links, name, index, host, self.method);
             if let Attachment::Failed(why) = &done {
                 tracing::error!(interface = name, "policy is not enforced: {why}");
             }
-            self.attached.insert(name.clone(), (index, done));
+            self.attached.insert(name.clone(), (spot, done));
         }
         if !first && before.is_empty() {
             return;
         }
-        let keep: Vec<u32> = interfaces.values().copied().collect();
+        let keep: Vec<u32> = interfaces.values().map(|(index, _)| *index).collect();
         kernel::detach_all_but(links, &keep);
         // Every link points at this set now; what others counted since it was made is not lost.
         if first {
@@ -301,6 +313,14 @@ impl Policy {
                     ))
                 }),
         });
+        let host = wanted.host.iter().flat_map(|(spec, _)| {
+            let own = self.attached.iter().filter(|(_, ((_, host), _))| *host);
+            own.map(|(interface, (_, attached))| EndpointView {
+                spec: Arc::new(Endpoint { interface: interface.clone(), ..Endpoint::clone(spec) }),
+                identity: HOST,
+                attached: attached.clone(),
+            })
+        });
         let rows = state.rule_rows();
         let rules = wanted.rules.iter().zip(rows).map(|(rule, row)| RuleView {
             name: rule.name.clone(),
@@ -310,6 +330,7 @@ impl Policy {
         });
         PolicyView {
             endpoints: endpoints.collect(),
+            host: host.collect(),
             rules: rules.collect(),
             identities: state.identities().iter().map(|(n, labels)| (n, labels.clone())).collect(),
             enforcement: wanted.enforcement,
@@ -328,10 +349,12 @@ fn wanted(
         .endpoints
         .values()
         .map(|endpoint| (Arc::clone(endpoint), indexes.get(&endpoint.interface).copied()));
-    let host = reserved(Entity::Host).unwrap_or(1);
+    let others = desired.remote_nodes.iter().map(|&address| (address, REMOTE_NODE));
     Wanted {
         endpoints: endpoints.collect(),
-        nodes: local.iter().map(|&address| (address, host)).collect(),
+        host: desired.host_firewall.as_ref().map(|firewall| host(desired, firewall, indexes)),
+        // A list of all nodes of a fleet names this one too.
+        nodes: others.chain(local.iter().map(|&address| (address, HOST))).collect(),
         rules: Arc::clone(&desired.policies),
         enforcement: desired.policy_enforcement,
         groups: Wanted::groups_of(&desired.policies)
@@ -339,6 +362,30 @@ fn wanted(
             .collect(),
         fqdn: desired.policy_fqdn,
     }
+}
+
+/// This machine as an endpoint, and the interfaces that its firewall is on.
+fn host(
+    desired: &DesiredState,
+    firewall: &HostFirewall,
+    indexes: &BTreeMap<String, u32>,
+) -> (Arc<Endpoint>, BTreeSet<u32>) {
+    let of_endpoints: BTreeSet<&str> =
+        desired.endpoints.values().map(|endpoint| endpoint.interface.as_str()).collect();
+    let own = |name: &&String| firewall.is_on(name) && !of_endpoints.contains(name.as_str());
+    let HostFirewall { source, interfaces, audit, enforcement, force: _, ports } = firewall;
+    let endpoint = Endpoint {
+        name: "host".to_owned(),
+        source: source.clone(),
+        labels: desired.node.labels.clone(),
+        addresses: Vec::new(),
+        interface: interfaces.join(","),
+        audit: *audit,
+        enforcement: Some(*enforcement),
+        ports: ports.clone(),
+    };
+    let indexes = indexes.iter().filter(|(name, _)| own(name)).map(|(_, index)| *index);
+    (Arc::new(endpoint), indexes.collect())
 }
 
 /// The addresses of a group.
@@ -366,7 +413,7 @@ fn sizes_for(wanted: &Wanted) -> Sizes {
     let endpoints = wanted.endpoints.len();
     let addresses: usize = wanted.endpoints.iter().map(|(e, _)| e.addresses.len()).sum();
     let addresses = room(addresses + wanted.nodes.len(), 1024);
-    let last = wanted.endpoints.iter().filter_map(|(_, index)| *index).max().unwrap_or(0);
+    let last = wanted.places().map(|place| place.index).max().unwrap_or(0);
     Sizes {
         interfaces: (last + 1).next_power_of_two().max(1024),
         policies: room(endpoints, 256),

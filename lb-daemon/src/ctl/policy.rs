@@ -44,11 +44,17 @@ pub(super) enum Verb {
         /// Import the files without faults, and say what is wrong with the others.
         #[arg(long)]
         skip_faulty: bool,
+        /// Also where rules about this machine deny what it needs, such as your own session.
+        #[arg(long)]
+        force: bool,
     },
     /// Delete a document with its rules.
     Delete {
         /// Its name, as of the file.
         document: String,
+        /// Also where what is left about this machine denies what it needs.
+        #[arg(long)]
+        force: bool,
     },
     #[command(flatten)]
     Files(cli::Command),
@@ -174,9 +180,11 @@ impl Verb {
                 let (value, list) = client.get::<List<PolicyName>>("/v1/policy-names")?;
                 output.show(&value, || names(list.items))
             }
-            Self::Import { files, skip_faulty } => import(client, output, files, *skip_faulty),
-            Self::Delete { document } => {
-                let path = format!("/v1/policy-documents/{}", segment(document));
+            Self::Import { files, skip_faulty, force } => {
+                import(client, output, files, *skip_faulty, *force)
+            }
+            Self::Delete { document, force } => {
+                let path = document_path(document, *force);
                 client.change(Method::DELETE, &path, None, Guard::default())?;
                 output.done(&Value::Null, &format!("the rules of {document} are removed"))
             }
@@ -230,12 +238,18 @@ fn of_files(verb: &cli::Command, output: &Output) -> anyhow::Result<()> {
     }
 }
 
+fn document_path(name: &str, force: bool) -> String {
+    let force = if force { "?force=true" } else { "" };
+    format!("/v1/policy-documents/{}{force}", segment(name))
+}
+
 /// Every file is read before the first one is sent.
 fn import(
     client: &Client,
     output: &Output,
     paths: &[PathBuf],
     skip_faulty: bool,
+    force: bool,
 ) -> anyhow::Result<()> {
     let mut documents = Vec::new();
     let mut faults = Vec::new();
@@ -257,7 +271,7 @@ fn import(
         bail!("nothing is imported:\n{}", faults.join("\n"));
     }
     for (name, text, objects) in documents {
-        let path = format!("/v1/policy-documents/{}", segment(&name));
+        let path = document_path(&name, force);
         let value = client.replace(&path, text.into_bytes())?;
         let PolicyDocument { name, rules } = serde_json::from_value(value.clone())?;
         let word = if rules == 1 { "rule" } else { "rules" };

@@ -7,17 +7,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Protected, Role};
+use super::{Protected, Role, host::SSH};
 
-/// The port that `sshd` listens on.
-const SSH: u16 = 22;
 /// A route over a gateway, in the kernel's tables (`RTF_GATEWAY`).
 const RTF_GATEWAY: u32 = 2;
 /// State of a connection that is open, in the kernel's tables (`TCP_ESTABLISHED`).
 const ESTABLISHED: &str = "01";
 
 /// Everything around this machine, whose addresses these are.
-pub(super) fn read(local: &BTreeSet<IpAddr>) -> Protected {
+pub(super) fn read(local: &BTreeSet<IpAddr>, api: &[u16]) -> Protected {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut all = Protected::default();
     local.iter().for_each(|ip| all.add(*ip, Role::Local));
@@ -25,7 +23,11 @@ pub(super) fn read(local: &BTreeSet<IpAddr>) -> Protected {
     gateways6(&text("/proc/self/net/ipv6_route")).for_each(|ip| all.add(ip, Role::Gateway));
     name_servers(&text("/etc/resolv.conf")).for_each(|ip| all.add(ip, Role::NameServer));
     for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        peers(&text(path), SSH).for_each(|ip| all.add(ip, Role::Ssh));
+        let text = text(path);
+        peers(&text, SSH).for_each(|ip| all.add(ip, Role::Ssh));
+        for &port in api {
+            peers(&text, port).for_each(|ip| all.add(ip, Role::Client(port)));
+        }
     }
     all
 }

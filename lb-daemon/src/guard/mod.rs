@@ -5,6 +5,7 @@
 //! [`around`] reads what there is; the rest is pure.
 
 mod around;
+pub mod host;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,8 @@ pub enum Role {
     Session,
     /// Somebody is logged in from there over SSH.
     Ssh,
+    /// It is connected to the API at this port.
+    Client(u16),
     /// A route leads over it.
     Gateway,
     /// `/etc/resolv.conf` names it.
@@ -49,6 +52,7 @@ impl fmt::Display for Role {
         match self {
             Self::Session => f.write_str("your own session"),
             Self::Ssh => f.write_str("somebody logged in over SSH"),
+            Self::Client(_) => f.write_str("a client of the API"),
             Self::Gateway => f.write_str("a gateway"),
             Self::NameServer => f.write_str("a name server"),
             Self::Local => f.write_str("an address of this machine"),
@@ -177,6 +181,8 @@ pub struct Guard(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     links: Option<Links>,
+    /// Ports that the API listens on.
+    api: Vec<u16>,
     around: Mutex<Option<(Instant, Arc<Protected>)>>,
     services: Mutex<Option<(Key, Arc<Protected>)>>,
 }
@@ -185,10 +191,10 @@ struct Inner {
 type Key = (usize, u64);
 
 impl Guard {
-    /// A guard of the machine with these interfaces.
+    /// A guard of the machine with these interfaces, whose API listens on these ports of TCP.
     #[must_use]
-    pub fn new(links: Links) -> Self {
-        Self(Arc::new(Inner { links: Some(links), ..Inner::default() }))
+    pub fn new(links: Links, api: Vec<u16>) -> Self {
+        Self(Arc::new(Inner { links: Some(links), api, ..Inner::default() }))
     }
 
     /// What there is around this machine; at most some seconds old. Reads files.
@@ -201,10 +207,18 @@ impl Guard {
             return Arc::clone(around);
         }
         // Without links: a guard of a test, which has no surroundings.
-        let around = self.0.links.as_ref().map(|links| around::read(&links.local_addresses()));
+        let around =
+            self.0.links.as_ref().map(|links| around::read(&links.local_addresses(), &self.0.api));
         let around = Arc::new(around.unwrap_or_default());
         *cached = Some((Instant::now(), Arc::clone(&around)));
         around
+    }
+
+    /// The same, as it is now: whoever has come since counts.
+    #[must_use]
+    pub fn around_now(&self) -> Arc<Protected> {
+        *self.0.around.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.around()
     }
 
     /// The addresses that these prefixes would cover on a list, of all there is and of the caller's

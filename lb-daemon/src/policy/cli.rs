@@ -107,10 +107,12 @@ fn validate(paths: &[PathBuf], config: Option<&Path>, out: &mut impl Write) -> R
     Ok(good)
 }
 
-/// Labels of the endpoints of a configuration.
-fn endpoints(path: &Path) -> Result<Vec<Labels>> {
+/// Labels of the endpoints of a configuration, and of the node where its firewall is on.
+fn endpoints(path: &Path) -> Result<Vec<(bool, Labels)>> {
     let state = Loader::new(path).load().map_err(|faults| said(&faults))?;
-    Ok(state.endpoints.values().map(|endpoint| endpoint.labels.clone()).collect())
+    let host = state.host_firewall.iter().map(|_| (true, state.node.labels.clone()));
+    let own = state.endpoints.values().map(|endpoint| (false, endpoint.labels.clone()));
+    Ok(own.chain(host).collect())
 }
 
 fn said(faults: &[config::Fault]) -> anyhow::Error {

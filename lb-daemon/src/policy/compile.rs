@@ -72,6 +72,8 @@ pub struct Subject<'s> {
     pub ports: &'s [PortName],
     /// Its own, or the node's.
     pub enforcement: Enforcement,
+    /// It is this machine.
+    pub host: bool,
 }
 
 /// Compiles the rules that select an endpoint. Indices in verdicts are those of `rules`.
@@ -149,12 +151,12 @@ impl<'c> Compiler<'c> {
         Self { rules, identities, known, peers, by_label, unlabelled, bearers }
     }
 
-    /// The rules that select these labels, in order.
-    pub(super) fn selecting(&self, subject: &Labels) -> Vec<(u32, &'c Rule)> {
+    /// The rules that select an endpoint, or the host, with these labels, in order.
+    pub(super) fn selecting(&self, host: bool, subject: &Labels) -> Vec<(u32, &'c Rule)> {
         let own = subject.iter().filter_map(|(k, v)| self.by_label.get(&(k.as_str(), v.as_str())));
         let candidates: BTreeSet<u32> = own.flatten().chain(&self.unlabelled).copied().collect();
         let rules = candidates.into_iter().map(|index| (index, &self.rules[index as usize]));
-        rules.filter(|(_, rule)| rule.subject.selects(subject)).collect()
+        rules.filter(|(_, rule)| rule.selects(host, subject)).collect()
     }
 
     /// The identities a clause is about; 0 for everybody.
@@ -285,7 +287,7 @@ impl<'c> Compiler<'c> {
         if subject.enforcement == Enforcement::Never {
             return Ok(Compiled::default());
         }
-        let selected = self.selecting(subject.labels);
+        let selected = self.selecting(subject.host, subject.labels);
         let always = subject.enforcement == Enforcement::Always;
         let table = |direction, closes: fn(&Rule) -> bool| {
             let closed =
@@ -474,17 +476,17 @@ fn is_about(peer: &Peer, labels: &Labels) -> bool {
     }
 }
 
-/// How many endpoints each rule selects, of so many with these labels.
+/// How many endpoints each rule selects, of so many with these labels; `true`: it is the host.
 #[must_use]
 pub fn selected<'l>(
     rules: &[Rule],
-    labels: impl IntoIterator<Item = (&'l Labels, u64)>,
+    labels: impl IntoIterator<Item = ((bool, &'l Labels), u64)>,
 ) -> Vec<u64> {
     let (nobody, nothing) = (Identities::default(), Known::default());
     let compiler = Compiler::new(rules, &nobody, &nothing);
     let mut counts = vec![0; rules.len()];
-    for (labels, count) in labels {
-        for (index, _) in compiler.selecting(labels) {
+    for ((host, labels), count) in labels {
+        for (index, _) in compiler.selecting(host, labels) {
             counts[index as usize] += count;
         }
     }

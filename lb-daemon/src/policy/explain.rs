@@ -49,7 +49,7 @@ pub fn explain(
     flow: Flow,
 ) -> Explanation {
     let enforcement = subject.enforcement;
-    let selecting = |rule: &&config::policy::Rule| rule.subject.selects(subject.labels);
+    let selecting = |rule: &&config::policy::Rule| rule.selects(subject.host, subject.labels);
     let required: Vec<_> =
         facts.rules.iter().filter(selecting).flat_map(|rule| &rule.requires).collect();
     let mut closed = enforcement == Enforcement::Always;
@@ -62,7 +62,7 @@ pub fn explain(
         auditing: Vec::new(),
     };
     for (index, rule) in (0u32..).zip(facts.rules.iter()) {
-        if !rule.subject.selects(subject.labels) {
+        if !rule.selects(subject.host, subject.labels) {
             continue;
         }
         why.selecting.push(index);

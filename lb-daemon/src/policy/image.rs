@@ -225,6 +225,8 @@ pub struct Attached {
     pub identity: Identity,
     /// What would be denied passes.
     pub audit: bool,
+    /// It is this machine's own.
+    pub host: bool,
 }
 
 impl Image {
@@ -331,7 +333,7 @@ impl Image {
         ops: &mut Vec<Op>,
     ) -> Result<Vec<Arc<Content>>, Full> {
         let mut leave = Vec::new();
-        for (&index, Attached { content, identity, audit }) in some {
+        for (&index, Attached { content, identity, audit, host }) in some {
             if index >= self.sizes.interfaces {
                 return Err(Full("P_INTERFACES"));
             }
@@ -340,7 +342,8 @@ impl Image {
                 Some((true, word)) => word as u32,
                 _ => self.hold(content, ops)?,
             };
-            let word = Interface { policy, identity: *identity, audit: *audit }.to_word();
+            let word =
+                Interface { policy, identity: *identity, audit: *audit, host: *host }.to_word();
             if same == Some((true, word)) {
                 continue;
             }

@@ -48,6 +48,9 @@ impl Finding {
             (Kind::Impossible, _) => {
                 format!("{entry} names peers whose conditions contradict each other")
             }
+            (Kind::SelectsNobody, _) if rules[self.rule].node => {
+                "it does not select this node, or there is no `host_firewall`".to_owned()
+            }
             (Kind::SelectsNobody, _) => "it selects none of the endpoints".to_owned(),
             (Kind::Nobody, _) => format!("{entry} is about nobody"),
             (Kind::Contradicted(by), _) => {
@@ -61,9 +64,9 @@ impl Finding {
 }
 
 /// All findings, in the order of the rules and of their entries. `endpoints`: labels of all, where
-/// they are known.
+/// they are known; `true`: those of the host, where its firewall is on.
 #[must_use]
-pub fn review(rules: &[Rule], endpoints: Option<&[Labels]>) -> Vec<Finding> {
+pub fn review(rules: &[Rule], endpoints: Option<&[(bool, Labels)]>) -> Vec<Finding> {
     let clauses: Vec<(usize, &Clause)> = rules
         .iter()
         .enumerate()
@@ -71,7 +74,9 @@ pub fn review(rules: &[Rule], endpoints: Option<&[Labels]>) -> Vec<Finding> {
         .collect();
     let mut findings = Vec::new();
     for (n, rule) in rules.iter().enumerate() {
-        let nobody = |endpoints: &[Labels]| !endpoints.iter().any(|own| rule.subject.selects(own));
+        let nobody = |endpoints: &[(bool, Labels)]| {
+            !endpoints.iter().any(|(host, own)| rule.selects(*host, own))
+        };
         let of_rule = if is_impossible(&rule.subject) {
             Some(Kind::Impossible)
         } else {
@@ -105,6 +110,7 @@ fn of_clause(
     let covering = |by: &usize, other: &Clause| {
         // What is required of peers may take away from either.
         rules[*by].requires.is_empty()
+            && rules[rule].node == rules[*by].node
             && is_within(&rules[rule].subject, &rules[*by].subject)
             && covers(other, clause)
             && (!rules[*by].audit || rules[rule].audit)

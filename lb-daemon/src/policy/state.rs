@@ -15,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+use abi::limits::policy::HOST;
 use config::{
     model::Endpoint,
     policy::{Enforcement, Fqdn, Group, Peer, Rule},
@@ -35,6 +36,8 @@ use crate::plan::{Full, alloc::Rows, stable_id};
 pub struct Wanted {
     /// Endpoints of this machine, with the index of their interface where it exists.
     pub endpoints: Vec<(Arc<Endpoint>, Option<u32>)>,
+    /// This machine, and the indexes of the interfaces on which rules about it are enforced.
+    pub host: Option<(Arc<Endpoint>, BTreeSet<u32>)>,
     /// Addresses of this machine and of other nodes, with their reserved identity.
     pub nodes: BTreeMap<IpAddr, Identity>,
     /// The rules, in order.
@@ -47,7 +50,29 @@ pub struct Wanted {
     pub fqdn: Fqdn,
 }
 
+/// An interface on which policy is enforced, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'w> {
+    /// Whose.
+    pub endpoint: &'w Arc<Endpoint>,
+    /// Of the interface.
+    pub index: u32,
+    /// It is this machine's own.
+    pub host: bool,
+}
+
 impl Wanted {
+    /// Every interface that there is. An endpoint's is not the host's.
+    pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let own = self.endpoints.iter().filter_map(|(endpoint, index)| {
+            Some(Place { endpoint, index: (*index)?, host: false })
+        });
+        let host = self.host.iter().flat_map(|(endpoint, indexes)| {
+            indexes.iter().map(move |&index| Place { endpoint, index, host: true })
+        });
+        host.chain(own)
+    }
+
     /// Groups that rules name.
     pub fn groups_of(rules: &[Rule]) -> impl Iterator<Item = &Group> {
         let peers = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.peers);
@@ -74,10 +99,17 @@ impl Wanted {
     #[must_use]
     pub fn subject<'e>(&self, endpoint: &'e Endpoint) -> Subject<'e> {
         Subject {
+            host: false,
             labels: &endpoint.labels,
             ports: &endpoint.ports,
             enforcement: endpoint.enforcement.unwrap_or(self.enforcement),
         }
+    }
+
+    /// The endpoint or the host behind an interface, as rules are compiled for it.
+    #[must_use]
+    pub fn subject_at<'w>(&self, place: Place<'w>) -> Subject<'w> {
+        Subject { host: place.host, ..self.subject(place.endpoint) }
     }
 
     /// Prefixes that get a number: those that rules name, and addresses of groups.
@@ -283,9 +315,9 @@ impl State {
         let compiler = Compiler::new(&wanted.rules, identities, known);
         let mut made: HashMap<Subject<'_>, Arc<Content>> = HashMap::new();
         let mut interfaces = BTreeMap::new();
-        for (endpoint, index) in &wanted.endpoints {
-            let Some(index) = *index else { continue };
-            let subject = wanted.subject(endpoint);
+        for place in wanted.places() {
+            let Place { endpoint, index, host } = place;
+            let subject = wanted.subject_at(place);
             let content = match made.get(&subject) {
                 Some(content) => Arc::clone(content),
                 None => {
@@ -295,8 +327,11 @@ impl State {
                     content
                 }
             };
-            let identity = identities.of_endpoint(&endpoint.labels).unwrap_or(0);
-            interfaces.insert(index, Attached { content, identity, audit: endpoint.audit });
+            let identity = match host {
+                true => HOST,
+                false => identities.of_endpoint(&endpoint.labels).unwrap_or(0),
+            };
+            interfaces.insert(index, Attached { content, identity, audit: endpoint.audit, host });
         }
         Ok(self.image.set_interfaces(&interfaces, ops)?)
     }

@@ -74,8 +74,11 @@ fn the_tables_say_what_the_rules_say() {
     assert!(seen.iter().all(|n| *n > 200), "every verdict is exercised: {seen:?}");
 }
 
-/// A dozen endpoints that meet often, and groups that some of them are in. Endpoint n has 172.16.0.n, the
-/// host 172.31.0.1.
+/// The number of the host among endpoints.
+const HOST_AT: u32 = 12;
+
+/// A dozen endpoints that meet often, and groups that some of them are in. Endpoint n has 172.16.0.n and interface
+/// n+1, the host 172.31.0.1 and interface 13.
 fn random_site(random: &mut Random, rules: Vec<Rule>, enforcement: Enforcement) -> Wanted {
     let endpoint = |random: &mut Random, n: u32| config::model::Endpoint {
         name: n.to_string(),
@@ -90,6 +93,7 @@ fn random_site(random: &mut Random, rules: Vec<Rule>, enforcement: Enforcement) 
     Wanted {
         fqdn: Default::default(),
         endpoints: (0..12).map(|n| (endpoint(random, n).into(), Some(n + 1))).collect(),
+        host: Some((endpoint(random, HOST_AT).into(), [HOST_AT + 1].into())),
         nodes: [(IpAddr::from([172, 31, 0, 1]), 1)].into(),
         rules: rules.into(),
         enforcement,
@@ -120,7 +124,7 @@ fn the_published_example() {
     identities.set(all, [], &rules).expect("fits");
     let known = Known::default();
     let verdict = |labels: &Labels, direction, peer: &Labels, protocol, port| {
-        let of = Subject { labels, ports: &[], enforcement: Enforcement::Default };
+        let of = Subject { labels, ports: &[], enforcement: Enforcement::Default, host: false };
         let compiled = compile(of, &rules, &identities, &known).expect("fits");
         let peer = identities.of_endpoint(peer).expect("numbered");
         compiled.verdict(direction, peer, Flow { protocol, port })

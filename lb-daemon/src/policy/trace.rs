@@ -145,8 +145,11 @@ pub struct Trace {
 pub struct End {
     /// `egress` for the end that opens the connection, `ingress` for the other one.
     pub direction: String,
-    /// Labels of the endpoint.
+    /// Labels of the endpoint, or of this node.
     pub labels: Labels,
+    /// It is this machine, on its own interfaces.
+    #[serde(default)]
+    pub host: bool,
     /// `open`, `allowed`, `denied`, `denied_by_default`, `would_deny`, `would_deny_by_default`.
     pub verdict: String,
     /// The rule that decides.
@@ -193,7 +196,17 @@ impl fmt::Display for RuleName {
 /// A side, found among the facts.
 #[derive(Clone, Debug)]
 enum Party {
-    Endpoint { labels: Labels, ports: Vec<config::policy::PortName>, enforcement: Enforcement },
+    Endpoint {
+        labels: Labels,
+        ports: Vec<config::policy::PortName>,
+        enforcement: Enforcement,
+    },
+    /// This machine, whose firewall is on.
+    Host {
+        labels: Labels,
+        ports: Vec<config::policy::PortName>,
+        enforcement: Enforcement,
+    },
     Reserved(Entity),
     World(IpAddr),
 }
@@ -222,20 +235,41 @@ impl Party {
             Side::Address(address) => match known.find(|own| own.addresses.contains(address)) {
                 Some(own) => endpoint(own),
                 None => match facts.nodes.get(address) {
-                    Some(own) if reserved(Entity::Host) == Some(*own) => {
-                        Self::Reserved(Entity::Host)
-                    }
+                    Some(own) if reserved(Entity::Host) == Some(*own) => Self::host(facts),
                     Some(_) => Self::Reserved(Entity::RemoteNode),
                     None => Self::World(*address),
                 },
             },
+            Side::Reserved(Entity::Host) => Self::host(facts),
             Side::Reserved(entity) => Self::Reserved(*entity),
         })
+    }
+
+    fn host(facts: &Wanted) -> Self {
+        match &facts.host {
+            None => Self::Reserved(Entity::Host),
+            Some((host, _)) => Self::Host {
+                labels: host.labels.clone(),
+                ports: host.ports.clone(),
+                enforcement: host.enforcement.unwrap_or_default(),
+            },
+        }
+    }
+
+    /// As rules are compiled for it; `None`: none are.
+    fn subject(&self) -> Option<Subject<'_>> {
+        let (labels, ports, enforcement, host) = match self {
+            Self::Endpoint { labels, ports, enforcement } => (labels, ports, *enforcement, false),
+            Self::Host { labels, ports, enforcement } => (labels, ports, *enforcement, true),
+            Self::Reserved(_) | Self::World(_) => return None,
+        };
+        Some(Subject { labels, ports, enforcement, host })
     }
 
     fn other(&self) -> Other<'_> {
         match self {
             Self::Endpoint { labels, .. } => Other::Endpoint(labels),
+            Self::Host { .. } => Other::Reserved(Entity::Host),
             Self::Reserved(entity) => Other::Reserved(*entity),
             Self::World(address) => Other::World(*address),
         }
@@ -253,16 +287,17 @@ pub fn trace(facts: &Wanted, from: &Side, to: &Side, flow: Flow) -> Result<Trace
     for (direction, own, other) in
         [(Direction::Egress, &from, &to), (Direction::Ingress, &to, &from)]
     {
-        let Party::Endpoint { labels, ports, enforcement } = own else { continue };
-        let subject = Subject { labels, ports, enforcement: *enforcement };
+        let Some(subject) = own.subject() else { continue };
         let why = explain(facts, subject, direction, other.other(), flow);
         allowed &= why.verdict.passes();
         ends.push(end(facts, subject, direction, other.other(), flow, &why));
     }
     if ends.is_empty() {
-        return Err("neither side is an endpoint, so no rule is about them; give labels with = \
-                    for one"
-            .to_owned());
+        return Err(
+            "neither side is an endpoint, or the host with its firewall on, so no rule is about \
+                    them; give labels with = for one"
+                .to_owned(),
+        );
     }
     Ok(Trace { allowed, ends })
 }
@@ -284,6 +319,7 @@ fn end(
         }
         .to_owned(),
         labels: subject.labels.clone(),
+        host: subject.host,
         verdict: match why.verdict {
             Verdict::Open => "open",
             Verdict::Allowed(_) => "allowed",
@@ -368,7 +404,8 @@ fn suggestion(subject: Subject<'_>, direction: Direction, other: Other<'_>, flow
         1 => format!("icmps: [{{fields: [{{type: {port}}}]}}]"),
         _ => format!("icmps: [{{fields: [{{family: IPv6, type: {port}}}]}}]"),
     };
-    format!("{{endpointSelector: {}, {key}: [{{{peers}, {ports}}}]}}", labels(subject.labels))
+    let selector = if subject.host { "nodeSelector" } else { "endpointSelector" };
+    format!("{{{selector}: {}, {key}: [{{{peers}, {ports}}}]}}", labels(subject.labels))
 }
 
 impl fmt::Display for Trace {
@@ -394,7 +431,8 @@ impl fmt::Display for End {
                   direction"
                 .to_owned(),
         };
-        writeln!(f, "{} of {}: {decision}", self.direction, labels.join(","))?;
+        let whose = if self.host { "the host " } else { "" };
+        writeln!(f, "{} of {whose}{}: {decision}", self.direction, labels.join(","))?;
         for (what, which) in [
             ("selected by", &self.selected_by),
             ("would be allowed by", &self.allowed_by),

@@ -7,6 +7,7 @@
 //! ```
 
 mod foreign;
+mod host;
 mod names;
 mod replaced;
 

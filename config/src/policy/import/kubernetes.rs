@@ -87,6 +87,7 @@ impl Import<'_, '_> {
         self.rules.push(Rule {
             name: name.to_owned(),
             source: self.context.source(at),
+            node: false,
             subject: read.selector_of(&spec.pod_selector, true),
             ingress_default_deny: into,
             egress_default_deny: out,

@@ -40,6 +40,13 @@ const CONFIRM: std::ops::RangeInclusive<Duration> =
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::api) struct Session(Option<IpAddr>);
 
+impl Session {
+    /// The address.
+    pub(in crate::api) const fn address(self) -> Option<IpAddr> {
+        self.0
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Session {
     type Rejection = Problem;
 

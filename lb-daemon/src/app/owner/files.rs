@@ -7,7 +7,7 @@ use config::model::DesiredState;
 use super::{Owner, sources};
 use crate::{
     app::{notify, synproxy},
-    guard::{self, Protected},
+    guard::{self, Protected, host},
 };
 
 impl Owner {
@@ -30,6 +30,7 @@ impl Owner {
             if wanted.prefilter.syn_proxy != self.wanted.prefilter.syn_proxy {
                 synproxy::check(&wanted.prefilter.syn_proxy).map_err(|no| vec![no.to_string()])?;
             }
+            self.refuse_to_lock_out(&wanted)?;
             sources::warn_skipped(&wanted, &self.wanted);
             let done = self.enforce_or_restore(wanted, noticed);
             done.map_err(|failure| vec![format!("could not be put in force: {failure}")])
@@ -68,6 +69,41 @@ impl Owner {
              `force: true` in the list",
             guard::listed(&covered)
         )])
+    }
+
+    /// Rules about this machine that would newly deny what it needs.
+    fn refuse_to_lock_out(&self, wanted: &DesiredState) -> Result<(), Vec<String>> {
+        let needs = self.denied_on_host(&self.wanted, wanted, None);
+        if needs.is_empty() {
+            return Ok(());
+        }
+        Err(vec![format!(
+            "the host firewall would deny {}; allow it, or, if it is meant, set `force: true` under `host_firewall`",
+            host::listed(&needs)
+        )])
+    }
+
+    /// At a start there may be nobody to ask: rules about this machine that deny what it needs are in audit, and
+    /// the files are said to be refused, until they are mended.
+    pub(super) fn audit_what_cuts_off(&mut self) {
+        let open = DesiredState { host_firewall: None, ..DesiredState::clone(&self.wanted) };
+        let needs = self.denied_on_host(&open, &self.wanted, None);
+        if needs.is_empty() {
+            return;
+        }
+        let fault = format!(
+            "the host firewall is in audit, as it would deny {}; allow it, or, if it is meant, set `force: true` \
+             under `host_firewall`",
+            host::listed(&needs)
+        );
+        tracing::error!("{fault}");
+        self.faults.push(fault);
+        self.refused = Some(Arc::clone(&self.parts.files));
+        for state in [&mut self.parts.files, &mut self.wanted] {
+            if let Some(firewall) = &mut Arc::make_mut(state).host_firewall {
+                Arc::make_mut(firewall).audit = true;
+            }
+        }
     }
 
     /// Refused files may contradict less than they did.

@@ -1,8 +1,11 @@
 //! Identity policy: put in force with everything else, and documents of rules that the API sets.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use config::{model::Endpoint, policy::Rule};
+use config::{
+    model::{DesiredState, Endpoint},
+    policy::Rule,
+};
 
 use super::{
     Failure, Owner,
@@ -10,6 +13,7 @@ use super::{
 };
 use crate::{
     command::Refusal,
+    guard::{Protected, Role, host},
     policy::documents::{ApiEndpoints, Documents, EndpointStore, Rules, of_api},
     store::StoreError,
 };
@@ -20,6 +24,26 @@ impl Owner {
         let links = self.parts.links.snapshot();
         let local = self.parts.links.local_addresses();
         Ok(self.policy.enforce(&self.wanted, &links, &local)?)
+    }
+
+    /// What this machine needs and the rules about it would newly deny, unless that is meant.
+    pub(super) fn denied_on_host(
+        &self,
+        before: &DesiredState,
+        after: &DesiredState,
+        session: Option<IpAddr>,
+    ) -> Vec<host::Need> {
+        if after.host_firewall.as_ref().is_none_or(|firewall| firewall.force) {
+            return Vec::new();
+        }
+        let (links, local) = (self.parts.links.snapshot(), self.parts.links.local_addresses());
+        let [before, after_wanted] =
+            [before, after].map(|state| self.policy.wish(state, &links, &local));
+        let mut protected = Protected::clone(&self.parts.guard.around_now());
+        if let Some(session) = session {
+            protected.add(session, Role::Session);
+        }
+        host::denied(&before, &after_wanted, host::needs(&protected, after.services.values()))
     }
 
     /// After a change of interfaces or addresses.
@@ -34,18 +58,23 @@ impl Owner {
         document: &str,
         text: &str,
         rules: Vec<Rule>,
+        careful: Option<Option<IpAddr>>,
     ) -> Result<(), Refusal> {
         let mut all = self.parts.rules.clone();
         all.insert(document.to_owned(), Arc::new(of_api(rules)));
-        self.change_policies(all, |documents| documents.put(document, text))
+        self.change_policies(all, careful, |documents| documents.put(document, text))
     }
 
-    pub(super) fn delete_policies(&mut self, document: &str) -> Result<(), Refusal> {
+    pub(super) fn delete_policies(
+        &mut self,
+        document: &str,
+        careful: Option<Option<IpAddr>>,
+    ) -> Result<(), Refusal> {
         let mut all = self.parts.rules.clone();
         if all.remove(document).is_none() {
             return Err(Refusal::NotFound { kind: "policy document", name: document.to_owned() });
         }
-        self.change_policies(all, |documents| documents.delete(document))
+        self.change_policies(all, careful, |documents| documents.delete(document))
     }
 
     pub(super) fn put_endpoint(&mut self, endpoint: &Arc<Endpoint>) -> Result<(), Refusal> {
@@ -80,6 +109,11 @@ impl Owner {
             let set = Api { endpoints: &all, ..self.parts.set(&lists) };
             sources::merge_what_fits(&self.parts.files, &set).0
         };
+        // Who has an address decides which rules are about it.
+        let needs = self.denied_on_host(&self.wanted, &wanted, None);
+        if !needs.is_empty() {
+            return Err(Refusal::CutsOff(host::listed(&needs)));
+        }
         let before = Arc::clone(&self.wanted);
         let refused = |failure: Failure| Refusal::Apply(failure.to_string());
         self.enforce_or_restore(wanted, Instant::now()).map_err(refused)?;
@@ -93,10 +127,12 @@ impl Owner {
         Ok(())
     }
 
-    /// In force first, then kept: rules that could not be kept are taken back.
+    /// In force first, then kept: rules that could not be kept are taken back. `careful`: they may not deny what
+    /// this machine needs, nor the session from this address.
     fn change_policies(
         &mut self,
         all: Rules,
+        careful: Option<Option<IpAddr>>,
         keep: impl FnOnce(&Documents) -> Result<(), StoreError>,
     ) -> Result<(), Refusal> {
         let wanted = {
@@ -104,6 +140,12 @@ impl Owner {
             let set = Api { rules: &all, ..self.parts.set(&lists) };
             sources::merge_what_fits(&self.parts.files, &set).0
         };
+        if let Some(session) = careful {
+            let needs = self.denied_on_host(&self.wanted, &wanted, session);
+            if !needs.is_empty() {
+                return Err(Refusal::CutsOff(host::listed(&needs)));
+            }
+        }
         let before = Arc::clone(&self.wanted);
         let refused = |failure: Failure| Refusal::Apply(failure.to_string());
         self.enforce_or_restore(wanted, Instant::now()).map_err(refused)?;

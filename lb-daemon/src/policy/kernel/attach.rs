@@ -65,20 +65,22 @@ impl From<String> for Refused {
     }
 }
 
-/// Attaches both programs to an interface; what is pinned there goes on with them.
+/// Attaches both programs to an interface; what is pinned there goes on with them. `host`: it is this machine's
+/// own, so that what it receives comes in.
 #[must_use]
 pub fn attach(
     kernel: &mut Kernel,
     links: &Path,
     name: &str,
     index: u32,
+    host: bool,
     method: Method,
 ) -> Attachment {
     let done = match method {
         Method::Clsact => Err(Refused::NoTcx),
         Method::Auto | Method::Tcx => {
             let mut ways = [Way::Out, Way::In].into_iter();
-            ways.try_for_each(|way| attach_way(kernel, links, name, index, way))
+            ways.try_for_each(|way| attach_way(kernel, links, (name, index, host), way))
         }
     };
     match done {
@@ -87,7 +89,7 @@ pub fn attach(
             Attachment::Tcx
         }
         Err(Refused::NoTcx) if method != Method::Tcx => {
-            match filter::attach(kernel, links, name, index) {
+            match filter::attach(kernel, links, (name, index, host)) {
                 Ok(()) => {
                     // Only now: there is no moment without a program.
                     for way in [Way::Out, Way::In] {
@@ -105,7 +107,12 @@ pub fn attach(
     }
 }
 
-/// As the host's side sees it.
+/// The program at the hook of an endpoint's interface for this way.
+const fn role(way: Way, host: bool) -> Way {
+    if host { way.back() } else { way }
+}
+
+/// As the host's side of an endpoint's interface sees it.
 const fn hook(way: Way) -> TcAttachType {
     match way {
         Way::In => TcAttachType::Egress,
@@ -116,12 +123,11 @@ const fn hook(way: Way) -> TcAttachType {
 fn attach_way(
     kernel: &mut Kernel,
     links: &Path,
-    name: &str,
-    index: u32,
+    (name, index, host): (&str, u32, bool),
     way: Way,
 ) -> Result<(), Refused> {
     let pin = pin(links, index, way);
-    let program = kernel.program(way).map_err(|error| error.to_string())?;
+    let program = kernel.program(role(way, host)).map_err(|error| error.to_string())?;
     let id = program.info().map_err(|error| chain(&error))?.id();
     let hook = hook(way);
     if let Ok(pinned) = PinnedLink::from_pin(&pin) {

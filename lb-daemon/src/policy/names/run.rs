@@ -18,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Known, Names, Result, Shared, asked::Asked, dns};
 use crate::{
     command::Command,
-    policy::{kernel::NameSource, state::Wanted},
+    policy::{
+        kernel::NameSource,
+        state::{Place, Wanted},
+    },
     store::{Folder, StoreError},
     view::View,
 };
@@ -226,8 +229,8 @@ impl Task {
 #[derive(Default)]
 struct Rules {
     of: Arc<Wanted>,
-    /// Labels of endpoints by the index of their interface.
-    labels: BTreeMap<u32, Labels>,
+    /// Labels of endpoints, or of the host, by the index of their interface.
+    labels: BTreeMap<u32, (bool, Labels)>,
     /// Rules with names: their index, and these.
     named: Vec<(usize, BTreeSet<NamePattern>)>,
 }
@@ -238,10 +241,9 @@ impl Rules {
             return;
         }
         self.of = Arc::clone(wanted);
-        let own = |(endpoint, index): &(Arc<config::model::Endpoint>, Option<u32>)| {
-            Some(((*index)?, endpoint.labels.clone()))
-        };
-        self.labels = wanted.endpoints.iter().filter_map(own).collect();
+        let own =
+            |Place { endpoint, index, host }: Place<'_>| (index, (host, endpoint.labels.clone()));
+        self.labels = wanted.places().map(own).collect();
         self.named.clear();
         for (index, rule) in wanted.rules.iter().enumerate() {
             let names: BTreeSet<NamePattern> = Wanted::groups_of(std::slice::from_ref(rule))
@@ -258,9 +260,9 @@ impl Rules {
 
     /// Those of the rules for the endpoint behind an interface.
     fn patterns(&self, index: u32) -> Vec<&NamePattern> {
-        let Some(labels) = self.labels.get(&index) else { return Vec::new() };
+        let Some((host, labels)) = self.labels.get(&index) else { return Vec::new() };
         let own = self.named.iter().filter(|(rule, _)| {
-            self.of.rules.get(*rule).is_some_and(|rule| rule.subject.selects(labels))
+            self.of.rules.get(*rule).is_some_and(|rule| rule.selects(*host, labels))
         });
         own.flat_map(|(_, names)| names).collect()
     }

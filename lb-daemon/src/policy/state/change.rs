@@ -12,7 +12,8 @@ use std::{
 use config::{model::Endpoint, policy::Labels};
 
 use super::{
-    Attached, Compiler, Content, Failure, Identity, Op, State, Subject, Wanted, rules_about,
+    Attached, Compiler, Content, Failure, HOST, Identity, Op, Place, State, Subject, Wanted,
+    rules_about,
 };
 
 /// More endpoints at once are planned as a whole.
@@ -67,6 +68,7 @@ impl State {
         let same = (Arc::ptr_eq(&old.rules, &wanted.rules) || old.rules == wanted.rules)
             && old.enforcement == wanted.enforcement
             && old.nodes == wanted.nodes
+            && old.host == wanted.host
             && old.groups == wanted.groups;
         if !same || self.retired > MAX_RETIRED {
             return Ok(None);
@@ -107,9 +109,11 @@ impl State {
         for (endpoint, index) in &changed.new {
             let Some(index) = *index else { continue };
             let identity = identities.of_endpoint(&endpoint.labels).unwrap_or(0);
-            own.insert(index, work.attached(wanted, endpoint, identity)?);
+            let place = Place { endpoint, index, host: false };
+            own.insert(index, work.attached(wanted, place, identity)?);
         }
         self.image.put_interfaces(&own, &mut ops)?;
+        // Where an interface is the host's again, all is planned anew: `host` has changed then.
         for index in changed.old.iter().filter_map(|(_, index)| *index) {
             if !own.contains_key(&index) {
                 self.image.remove_interface(index, &mut ops);
@@ -132,17 +136,19 @@ impl State {
         let rules: BTreeSet<u32> =
             new.iter().flat_map(|labels| rules_about(&old.rules, labels)).collect();
         let mut about = BTreeMap::new();
-        let mut known: HashMap<&Labels, bool> = HashMap::new();
-        for (endpoint, index) in old.endpoints.iter().filter(|_| !rules.is_empty()) {
+        let mut known: HashMap<(bool, &Labels), bool> = HashMap::new();
+        for place in old.places().filter(|_| !rules.is_empty()) {
+            let Place { endpoint, index, host } = place;
             let concerned = || {
-                let selecting = work.compiler.selecting(&endpoint.labels);
+                let selecting = work.compiler.selecting(host, &endpoint.labels);
                 selecting.iter().any(|(index, _)| rules.contains(index))
             };
-            if let Some(index) = *index
-                && *known.entry(&endpoint.labels).or_insert_with(concerned)
-            {
-                let identity = self.image.identity_at(index).unwrap_or(0);
-                about.insert(index, work.attached(old, endpoint, identity)?);
+            if *known.entry((host, &endpoint.labels)).or_insert_with(concerned) {
+                let identity = match host {
+                    true => HOST,
+                    false => self.image.identity_at(index).unwrap_or(0),
+                };
+                about.insert(index, work.attached(old, place, identity)?);
             }
         }
         Ok(about)
@@ -160,10 +166,10 @@ impl<'c> Work<'c> {
     fn attached(
         &mut self,
         wanted: &Wanted,
-        endpoint: &'c Endpoint,
+        place: Place<'c>,
         identity: Identity,
     ) -> Result<Attached, Failure> {
-        let subject = wanted.subject(endpoint);
+        let subject = wanted.subject_at(place);
         let content = match self.made.get(&subject) {
             Some(content) => Arc::clone(content),
             None => {
@@ -172,6 +178,7 @@ impl<'c> Work<'c> {
                 content
             }
         };
-        Ok(Attached { content, identity, audit: endpoint.audit })
+        let Place { endpoint, host, .. } = place;
+        Ok(Attached { content, identity, audit: endpoint.audit, host })
     }
 }

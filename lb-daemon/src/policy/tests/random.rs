@@ -200,6 +200,7 @@ impl Random {
             source: config::model::Source::Api,
             clauses: clauses.collect(),
             requires: (0..usize::from(self.chance(15))).map(|_| self.requirement()).collect(),
+            node: self.chance(25),
             subject: self.selector(),
             ingress_default_deny: self.chance(60),
             egress_default_deny: self.chance(60),

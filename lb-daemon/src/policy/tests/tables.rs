@@ -164,6 +164,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
     Wanted {
         fqdn: Default::default(),
         endpoints: endpoints.collect(),
+        host: None,
         nodes: [("172.31.0.1".parse().expect("an address"), 1)].into(),
         rules: Arc::new(rules),
         enforcement,
@@ -222,7 +223,10 @@ impl Question {
             Way::In => Direction::Ingress,
             Way::Out => Direction::Egress,
         };
-        let subject = wanted.subject(&wanted.endpoints[self.subject].0);
+        let subject = match (&wanted.host, self.subject == HOST_AT as usize) {
+            (Some((host, _)), true) => Subject { host: true, ..wanted.subject(host) },
+            _ => wanted.subject(&wanted.endpoints[self.subject].0),
+        };
         explain(wanted, subject, direction, other, self.flow).verdict
     }
 
@@ -254,7 +258,7 @@ fn the_kernels_code_says_what_the_rules_say() {
         state.plan(wanted.clone()).expect("room").iter().for_each(|op| fake.apply(op));
         let rows = state.rule_rows();
         for _ in 0..1000 {
-            let question = Question::random(&mut random, 12);
+            let question = Question::random(&mut random, 13);
             let want = question.by_rules(&wanted);
             let (passes, rule) = question.by_tables(&fake).expect("attached");
             assert_eq!(passes, want.passes(), "set {set}");
@@ -298,7 +302,7 @@ fn no_step_between_two_policies_is_neither() {
             }
             let ops = state.plan(new.clone()).expect("room");
             let questions: Vec<Question> =
-                (0..60).map(|_| Question::random(&mut random, 12)).collect();
+                (0..60).map(|_| Question::random(&mut random, 13)).collect();
             for op in &ops {
                 fake.apply(op);
                 steps += 1;
@@ -389,6 +393,12 @@ fn a_change_of_endpoints_touches_what_is_about_them() {
                 let want = Question { subject: b, ..*q }.by_rules(&new);
                 let (passes, _) = q.by_tables(&fake).expect("attached");
                 assert_eq!(passes, want.passes(), "in force");
+            }
+            for _ in 0..10 {
+                let mut of_host = Question::random(&mut random, 12);
+                of_host.subject = HOST_AT as usize;
+                let (passes, _) = of_host.by_tables(&fake).expect("attached");
+                assert_eq!(passes, of_host.by_rules(&new).passes(), "on the host");
             }
             old = new;
         }

@@ -17,7 +17,7 @@ use aya::programs::{
 };
 use nix::net::if_::if_indextoname;
 
-use super::{Kernel, chain, hook};
+use super::{Kernel, chain, hook, role};
 
 /// In front of whatever has another priority.
 const PRIORITY: u16 = 1;
@@ -29,13 +29,12 @@ const PREFIX: &str = "cls-";
 pub(super) fn attach(
     kernel: &mut Kernel,
     links: &Path,
-    name: &str,
-    index: u32,
+    (name, index, host): (&str, u32, bool),
 ) -> Result<(), String> {
     // It may be there already; if it cannot be made, attaching says why.
     let made = tc::qdisc_add_clsact(name);
     for way in [Way::Out, Way::In] {
-        let program = kernel.program(way).map_err(|error| error.to_string())?;
+        let program = kernel.program(role(way, host)).map_err(|error| error.to_string())?;
         put(program, name, way).map_err(|why| match &made {
             Err(error) => format!("attaching policy to {name} by clsact failed: {why} ({error})"),
             Ok(()) => format!("attaching policy to {name} by clsact failed: {why}"),
