@@ -1,12 +1,12 @@
 //! Flat prefix sets: which blocklist an address is in, at the same cost for one prefix and for
 //! millions.
 //!
-//! IPv4: a first level with one entry for each of the 2^24 networks of length 24, sixteen to a
-//! cache line. A network with a single longer prefix, the usual case of lists of addresses, is told
+//! IPv4: one entry for each network of length 24 that has any, sixteen to a cache line; those of 32 neighbours
+//! stand together. A network with a single longer prefix, the usual case of lists of addresses, is told
 //! by its entry alone; one with several of the same list by a bitmap of 32 bytes; any other by a
 //! block with the list of each of its addresses.
 //!
-//! Before it stands a summary that says which entries are there at all ([`summary`]).
+//! Before them stands a summary that says which entries are there at all, and where ([`summary`]).
 //!
 //! IPv6: a hash table of prefixes, each with the strongest list of all that cover it, so that the
 //! longest match is right; it is probed once for each length that prefixes with the address's
@@ -23,16 +23,16 @@ use crate::{
     table::{live, shared},
 };
 
-/// Entries in a line of the first level.
+/// Entries in a line.
 pub const LINE: usize = 16;
-/// Lines of the first level, in each half.
+/// Lines that hold an entry of every network: more are not needed in a half.
 pub const LINES: u32 = (1 << 24) / LINE as u32;
 /// Prefixes in a bucket of the IPv6 table.
 pub const WAYS6: usize = 3;
 /// The filter of the IPv6 table tells lengths from here on; shorter ones are told once for all.
 pub const SHORTEST6: u8 = 32;
 
-/// A line of the first level. Live: each entry, stored as one aligned 32-bit word.
+/// Entries of networks. Live: each, stored as one aligned 32-bit word.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -48,12 +48,12 @@ impl Line {
         self.entries
     }
 
-    /// The word of a network's entry.
+    /// The word of the entry at a place, of which this line is a part.
     #[inline(always)]
     #[must_use]
-    pub fn word(&self, network: u32) -> u32 {
+    pub fn word(&self, place: u32) -> u32 {
         // SAFETY: a reference into the line, in bounds by the mask; volatile because the daemon stores.
-        unsafe { core::ptr::read_volatile(&raw const self.entries[network as usize & (LINE - 1)]) }
+        unsafe { core::ptr::read_volatile(&raw const self.entries[place as usize & (LINE - 1)]) }
     }
 }
 
@@ -117,7 +117,7 @@ impl Default for Block {
     }
 }
 
-/// An entry of the first level.
+/// What the entry of a network says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The whole /24 is of this list; 0: of none.
@@ -378,8 +378,8 @@ impl Net6 {
 pub trait Prefixes {
     /// A word of the summary of both families: [`summary`].
     fn summary(&self, row: u32) -> u64;
-    /// The word of the first level for a network of length 24.
-    fn word(&self, network: u32) -> u32;
+    /// The word of the entry at a place that the summary has given.
+    fn entry(&self, place: u32) -> u32;
     /// Whether a bitmap holds the address that ends in `low`.
     fn bitmap(&self, row: u32, low: u8) -> bool;
     /// The list of the address that ends in `low`.
@@ -400,7 +400,11 @@ pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
 /// The same, when the summary has said that there may be one.
 #[inline(always)]
 pub fn entry_v4(tables: &impl Prefixes, addr: u32) -> u8 {
-    match Entry::from_word(tables.word(addr >> 8)) {
+    let network = addr >> 8;
+    let Some(place) = summary::place(tables.summary(summary::row(network)), network) else {
+        return 0;
+    };
+    match Entry::from_word(tables.entry(place)) {
         Entry::List(n) => n,
         Entry::One(one) => one.list(addr as u8),
         Entry::Block(row) => tables.block(row, addr as u8),

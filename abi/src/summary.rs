@@ -1,19 +1,27 @@
-//! A small front of the prefix sets: which IPv4 networks of length 24 have an entry at all, and which leading
-//! 32 bits IPv6 prefixes have. Its 2 MB for each family and the 256 KB before them stay in a core's own
-//! caches, where the tables do not; most packets need no more.
+//! A small front of the prefix sets: which IPv4 networks of length 24 have an entry, and where, and which leading
+//! 32 bits IPv6 prefixes have. Its few MB stay in a core's own caches, where larger tables do not; most packets
+//! need no more.
 //!
-//! Fine: a bit for each /24. Coarse: a bit for each /21, set when any of its eight /24s has one, that is
-//! when a byte of the fine bits is not 0. IPv6 has the same of 24 bits of a hash. A bit that is set wrongly only
-//! costs a look at the tables; those of IPv6 prefixes that were taken off stay until the next half.
+//! IPv4: a *group* of 32 networks is one word: a bit for each of them that has an entry, and the place of the
+//! first one's. Entries of a group stand together, in order, so that a network's place is found by counting the
+//! bits before its own ([`place`]). A group changes by one store. IPv6: a *fine* bit for each value of 24 bits of a
+//! hash.
+//!
+//! Coarse: a bit for each eight networks, set when any of them has a bit. A bit that is set wrongly only costs a
+//! look at the tables; those of prefixes that were taken off stay until the next half.
 
-/// Words of the coarse bits; they stand first.
+/// Words of the coarse bits of a family; they stand first.
 pub const COARSE: u32 = 1 << 15;
-/// Words of the fine bits.
+/// Words of the IPv4 groups.
+pub const GROUPS: u32 = 1 << 19;
+/// Networks of a group.
+pub const GROUP: usize = 32;
+/// Words of the fine bits of IPv6.
 pub const FINE: u32 = 1 << 18;
-/// Words of a family.
-pub const FAMILY: u32 = COARSE + FINE;
-/// Words of each half: IPv4, then IPv6.
-pub const WORDS: u32 = FAMILY * 2;
+/// Words of IPv4, which stand before those of IPv6.
+pub const V4: u32 = COARSE + GROUPS;
+/// Words of each half.
+pub const WORDS: u32 = V4 + COARSE + FINE;
 
 /// Whether a network (an address without its last 8 bits) may have an entry.
 #[inline(always)]
@@ -22,61 +30,86 @@ pub fn may_have(word: impl Fn(u32) -> u64, network: u32) -> bool {
     let bit = word(coarse >> 6) >> (coarse & 63) & 1;
     // Where it is 0, the first word, which is in the cache: a branch here would have the verifier follow what
     // comes after it once more.
-    let row = (COARSE + (network >> 6)) * bit as u32;
-    bit & (word(row) >> (network & 63)) != 0
+    let row = row(network) * bit as u32;
+    bit & (word(row) >> (network & 31)) != 0
+}
+
+/// The row of a network's group.
+#[inline(always)]
+#[must_use]
+pub const fn row(network: u32) -> u32 {
+    COARSE + (network >> 5)
+}
+
+/// A group: the bits of its networks, and the place of the first entry.
+#[must_use]
+pub const fn group(bits: u32, first: u32) -> u64 {
+    bits as u64 | (first as u64) << 32
+}
+
+/// The bits of a group's networks, and the place of the first entry.
+#[must_use]
+pub const fn parts(group: u64) -> (u32, u32) {
+    (group as u32, (group >> 32) as u32)
+}
+
+/// The place of a network's entry, if its group has one.
+#[inline(always)]
+#[must_use]
+pub const fn place(group: u64, network: u32) -> Option<u32> {
+    let (bit, bits) = (1u32 << (network & 31), group as u32);
+    if bits & bit == 0 {
+        return None;
+    }
+    Some(((group >> 32) as u32).wrapping_add((bits & (bit - 1)).count_ones()))
+}
+
+/// Stores a group that has got a bit: from then on the entry of `network` is found. For one writer, who may end at
+/// any moment; entries stand before.
+pub fn note4(network: u32, group: u64, read: impl Fn(u32) -> u64, store: impl Fn(u32, u64)) {
+    let coarse = network >> 3;
+    let (at, bit) = (coarse >> 6, 1 << (coarse & 63));
+    let word = read(at);
+    if word & bit == 0 {
+        store(at, word | bit);
+    }
+    store(row(network), group);
+}
+
+/// The coarse word of sixteen groups.
+#[must_use]
+pub fn coarse4(groups: &[u64; 16]) -> u64 {
+    let mut word = 0;
+    let mut n = 0;
+    while n < 64 {
+        word |= u64::from(groups[n / 4] as u32 >> (n % 4 * 8) & 0xff != 0) << n;
+        n += 1;
+    }
+    word
 }
 
 /// Whether there may be an IPv6 prefix of at least 32 bits with the leading 32 bits of this hash
 /// ([`crate::hash::leading6`]).
 #[inline(always)]
 pub fn may_have6(word: impl Fn(u32) -> u64, leading: u32) -> bool {
-    may_have(|row| word(FAMILY + row), leading >> 8)
+    let network = leading >> 8;
+    let coarse = network >> 3;
+    let bit = word(V4 + (coarse >> 6)) >> (coarse & 63) & 1;
+    let row = (V4 + COARSE + (network >> 6)) * bit as u32;
+    bit & (word(row) >> (network & 63)) != 0
 }
 
 /// Notes that there is one.
 pub fn note6(leading: u32, read: impl Fn(u32) -> u64, mut store: impl FnMut(u32, u64)) {
-    note(leading >> 8, true, |row| read(FAMILY + row), |row, word| store(FAMILY + row, word));
-}
-
-/// Notes that a network has an entry now, or none: `read` and `store` are of words. For one writer, who may
-/// end at any moment: before an entry is stored, and after one is taken away. Then no bit is ever missing.
-pub fn note(network: u32, has: bool, read: impl Fn(u32) -> u64, mut store: impl FnMut(u32, u64)) {
-    let with = |word: u64, bit: u64, on: bool| if on { word | bit } else { word & !bit };
-    let row = COARSE + (network >> 6);
-    let fine = (row, with(read(row), 1 << (network & 63), has));
-    let any = fine.1 >> (network & 56) & 0xff != 0;
-    let number = network >> 3;
-    let row = number >> 6;
-    let coarse = (row, with(read(row), 1 << (number & 63), any));
-    for (row, word) in if has { [coarse, fine] } else { [fine, coarse] } {
-        if read(row) != word {
-            store(row, word);
+    let network = leading >> 8;
+    let coarse = network >> 3;
+    for (row, bit) in [(coarse >> 6, coarse & 63), (COARSE + (network >> 6), network & 63)] {
+        let (row, bit) = (V4 + row, 1 << bit);
+        let word = read(row);
+        if word & bit == 0 {
+            store(row, word | bit);
         }
     }
-}
-
-/// The fine word of 64 networks, of their entries.
-#[must_use]
-pub fn fine(entries: &[u32; 64]) -> u64 {
-    let mut word = 0;
-    let mut n = 0;
-    while n < 64 {
-        word |= u64::from(entries[n] != 0) << n;
-        n += 1;
-    }
-    word
-}
-
-/// The coarse word of eight fine ones.
-#[must_use]
-pub fn coarse(fine: &[u64; 8]) -> u64 {
-    let mut word = 0;
-    let mut n = 0;
-    while n < 64 {
-        word |= u64::from(fine[n / 8] >> (n % 8 * 8) & 0xff != 0) << n;
-        n += 1;
-    }
-    word
 }
 
 #[cfg(test)]
@@ -89,35 +122,28 @@ mod tests {
 
     use super::*;
 
-    /// A front of the networks below 512, made at once.
-    fn made(entries: &[u32]) -> Vec<u64> {
-        let mut words = vec![0; WORDS as usize];
-        let fine: Vec<u64> = entries.chunks(64).map(|c| fine(c.try_into().unwrap())).collect();
-        words[COARSE as usize..][..8].copy_from_slice(&fine);
-        words[0] = coarse(fine[..8].try_into().unwrap());
-        words
-    }
-
     proptest! {
         #[test]
-        fn what_is_noted_one_by_one_is_what_is_made_at_once(
-            changes in prop::collection::vec((0u32..512, any::<bool>()), 0..600),
+        fn what_is_noted_is_found_and_nothing_else(
+            networks in prop::collection::btree_set(0u32..1024, 0..200),
         ) {
             let words = RefCell::new(vec![0u64; WORDS as usize]);
-            let mut entries = vec![0u32; 512];
-            for (network, has) in changes {
-                entries[network as usize] = u32::from(has);
-                note(
-                    network,
-                    has,
-                    |row| words.borrow()[row as usize],
-                    |row, word| words.borrow_mut()[row as usize] = word,
-                );
+            let read = |row: u32| words.borrow()[row as usize];
+            for &network in &networks {
+                let (bits, _) = parts(read(row(network)));
+                let all = group(bits | 1 << (network & 31), network >> 5 << 5);
+                note4(network, all, read, |row, word| words.borrow_mut()[row as usize] = word);
             }
-            prop_assert_eq!(&*words.borrow(), &made(&entries));
-            for network in 0..512 {
-                let held = may_have(|row| words.borrow()[row as usize], network);
-                prop_assert_eq!(held, entries[network as usize] != 0);
+            let groups: Vec<u64> = (0..32).map(|n| read(COARSE + n)).collect();
+            for at in [0, 16] {
+                let coarse = coarse4(groups[at..][..16].try_into().unwrap());
+                prop_assert_eq!(coarse, read(at as u32 / 16));
+            }
+            for network in 0..1024 {
+                prop_assert_eq!(may_have(read, network), networks.contains(&network));
+                let before = networks.range(network & !31..network).count() as u32;
+                let place = networks.contains(&network).then_some((network & !31) + before);
+                prop_assert_eq!(super::place(read(row(network)), network), place);
             }
         }
     }
@@ -126,15 +152,16 @@ mod tests {
     fn the_last_network() {
         let words = RefCell::new(BTreeMap::new());
         let read = |row: u32| words.borrow().get(&row).copied().unwrap_or(0);
+        let store = |row: u32, word: u64| {
+            words.borrow_mut().insert(row, word);
+        };
         let last = (1 << 24) - 1;
-        note(last, true, read, |row, word| {
-            words.borrow_mut().insert(row, word);
-        });
-        assert_eq!(*words.borrow(), [(COARSE - 1, 1 << 63), (FAMILY - 1, 1 << 63)].into());
+        note4(last, group(1 << 31, 7), read, store);
+        let stored = [(COARSE - 1, 1 << 63), (V4 - 1, 7 << 32 | 1 << 31)];
+        assert_eq!(*words.borrow(), stored.into());
         assert!(may_have(read, last) && !may_have(read, last - 1) && !may_have(read, 0));
-        note6(u32::MAX, read, |row, word| {
-            words.borrow_mut().insert(row, word);
-        });
+        assert_eq!(place(read(row(last)), last), Some(7));
+        note6(u32::MAX, read, store);
         assert_eq!(words.borrow().last_key_value(), Some((&(WORDS - 1), &(1 << 63))));
         assert!(may_have6(read, u32::MAX) && !may_have6(read, 0x7fff_ffff));
     }

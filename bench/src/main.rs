@@ -33,6 +33,8 @@ struct Options {
 enum What {
     /// Cost of a packet
     Packets,
+    /// Blocklists: time from text to in force, of a replacement and of a ban, and memory
+    Lists,
     /// What blocklists cost a packet
     Prefilter,
     /// What identity policy costs a packet, and a change of it
@@ -52,6 +54,12 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Ring) {
         let rounds = if quick { 15 } else { 51 };
         ring::measure(rounds)?.publish(Some(&out), &name("ring"))?;
+    }
+    // Before those that bind this process to one CPU.
+    if wanted(What::Lists) {
+        let effort =
+            if quick { prefilter::load::Effort::QUICK } else { prefilter::load::Effort::FULL };
+        prefilter::load::measure(effort)?.publish(Some(&out), &name("lists"))?;
     }
     if wanted(What::Packets) {
         let effort = if quick { Effort::QUICK } else { Effort::FULL };

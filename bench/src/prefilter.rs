@@ -5,6 +5,7 @@
 //! it. Net cost is that above a program of ours without the prefilter: what asking for the list adds. For
 //! the trie it is that above the same program with a trie that holds nothing.
 
+pub mod load;
 mod sets;
 
 use std::collections::BTreeMap;
@@ -293,8 +294,9 @@ fn ours(list: &PrefixSet, reason: Reason) -> anyhow::Result<Target> {
     };
     let wanted = Prefilter { lists: vec![std::sync::Arc::new(list)], ..Prefilter::default() };
     let mut prefixes = Prefixes::default();
-    let Needs { bitmaps, blocks, leading6, nets6, .. } = prefixes.needs(&wanted)?;
+    let Needs { lines, bitmaps, blocks, leading6, nets6, .. } = prefixes.needs(&wanted)?;
     let capacity = Capacity {
+        lines: lines as u32 + 1024,
         bitmaps: bitmaps as u32 + 4096,
         blocks: blocks as u32 + 1024,
         filter6: (leading6 as u32 * 2).max(1024).next_power_of_two(),

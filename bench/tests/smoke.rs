@@ -21,6 +21,13 @@ fn blocklists_are_measured() {
 }
 
 #[test]
+fn lists_are_loaded_and_replaced_under_traffic() {
+    need_root();
+    let report = prefilter::load::measure(prefilter::load::Effort::TINY).expect("a tiny round");
+    report.publish(None, "").expect("prints");
+}
+
+#[test]
 fn policy_is_measured() {
     need_root();
     let effort = policy::Effort::TINY;

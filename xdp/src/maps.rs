@@ -71,6 +71,9 @@ static FRONTEND_ROWS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static BACKEND_ROWS: Global<u32> = Global::new(1);
 
+/// Rows of [`LINES`] in each half.
+#[unsafe(no_mangle)]
+static LINE_ROWS: Global<u32> = Global::new(0);
 /// Rows of [`BITMAPS`] in each half.
 #[unsafe(no_mangle)]
 static BITMAP_ROWS: Global<u32> = Global::new(1);
@@ -426,9 +429,9 @@ impl Prefixes for Half {
     }
 
     #[inline(always)]
-    fn word(&self, network: u32) -> u32 {
-        let line = LINES.get(self.0 * prefix::LINES + network / prefix::LINE as u32);
-        line.map_or(0, |line| line.word(network))
+    fn entry(&self, place: u32) -> u32 {
+        let line = LINES.get(self.0 * LINE_ROWS.load() + place / prefix::LINE as u32);
+        line.map_or(0, |line| line.word(place))
     }
 
     #[inline(always)]

@@ -386,7 +386,7 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         slots: room("SLOTS", slots, 1 << 16, MAX_SLOTS)?,
         backends: room("BACKENDS", backends, 1024, MAX_BACKENDS)?,
         egress: MAX_EGRESS,
-        lines: if lists.any { abi::prefix::LINES } else { 0 },
+        lines: room("LINES", lists.lines, 1 << 12, abi::prefix::LINES)? * u32::from(lists.any),
         bitmaps: room("BITMAPS", lists.bitmaps, 4096, MAX_BITMAPS)? * u32::from(lists.any),
         blocks: room("BLOCKS", lists.blocks, 1024, MAX_BLOCKS)? * u32::from(lists.any),
         // Half full at most.

@@ -12,6 +12,7 @@ mod load;
 mod mapped;
 mod nat;
 mod prefixes;
+mod runs;
 mod sock;
 
 pub use active::Recount;
@@ -20,6 +21,7 @@ pub use events::Events;
 use load::{Instance, instance, pinned_capacity};
 pub(crate) use mapped::Mapped;
 use mapped::bytes_of;
+use runs::Runs;
 pub use sock::Sock;
 
 use std::{
@@ -35,7 +37,7 @@ use abi::{
     guard::Limit,
     limits::ABI_VERSION,
     nat::Entry,
-    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, LINES, Line, ListRow},
+    prefix::{Bitmap, Block, Bucket6, Filter6, LINE, Line, ListRow},
     scope::Scope,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, Way},
 };
@@ -168,6 +170,8 @@ pub struct Bpf {
     scopes: Mapped<Scope>,
     limits: Mapped<Limit>,
     syn_ports: Mapped<u64>,
+    /// Of each half; `None` until an entry needs a place in what another process has written.
+    runs: [Option<Runs>; 2],
 }
 
 impl Bpf {
@@ -220,6 +224,7 @@ impl Bpf {
             scopes: source.mapped("SCOPES")?,
             limits: source.mapped("LIMITS")?,
             syn_ports: source.mapped("SYN_PORTS")?,
+            runs: [None, None],
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
         };
@@ -451,7 +456,7 @@ impl Tables for Bpf {
     }
 
     fn line(&self, index: u32) -> [u32; LINE] {
-        self.lines.read(self.half() * LINES + index).words()
+        self.entries_of(index)
     }
 
     fn bitmap(&self, row: u32) -> [u64; 4] {
@@ -533,7 +538,7 @@ impl Bpf {
                 let row = self.half() * self.capacity.blocks + row;
                 self.blocks.write(row, &Block::new(**lists));
             }
-            Op::Line(network, entry) => self.store_entry(network, entry.to_word()),
+            Op::Line(network, entry) => self.store_entry(network, entry.to_word())?,
             Op::Bucket6(row, ref bucket) => self.store_bucket6(row, bucket),
             Op::Filter6(row, filter) => {
                 let row = self.half() * self.capacity.filter6 + row;

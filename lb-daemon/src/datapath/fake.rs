@@ -228,22 +228,32 @@ impl Tables for Fake {
     }
 }
 
+impl Fake {
+    /// The words of the networks of a group.
+    fn group(&self, row: u32) -> &[u32] {
+        let at = row as usize * summary::GROUP;
+        self.half().and_then(|half| half.words.get(at..at + summary::GROUP)).unwrap_or_default()
+    }
+}
+
 impl prefix::Prefixes for Fake {
     /// Made when it is asked for: a fake does not keep one.
     fn summary(&self, row: u32) -> u64 {
-        let fine = |row: u32| {
-            let entries =
-                self.half().and_then(|half| half.words.get(row as usize * 64..)?.first_chunk());
-            entries.map_or(0, summary::fine)
+        let group = |row: u32| {
+            let entries = self.group(row);
+            let bits = (0..).zip(entries).map(|(n, word)| u32::from(*word != 0) << n);
+            summary::group(bits.sum(), row * summary::GROUP as u32)
         };
         match row.checked_sub(summary::COARSE) {
-            Some(row) => fine(row),
-            None => summary::coarse(&std::array::from_fn(|n| fine(row * 8 + n as u32))),
+            Some(row) => group(row),
+            None => summary::coarse4(&std::array::from_fn(|n| group(row * 16 + n as u32))),
         }
     }
 
-    fn word(&self, network: u32) -> u32 {
-        self.half().map_or(0, |half| half.words[network as usize])
+    fn entry(&self, place: u32) -> u32 {
+        let entries = self.group(place / summary::GROUP as u32);
+        let mut there = entries.iter().filter(|word| **word != 0);
+        there.nth(place as usize % summary::GROUP).copied().unwrap_or(0)
     }
 
     fn bitmap(&self, row: u32, low: u8) -> bool {

@@ -30,7 +30,7 @@ pub struct Capacity {
     pub backends: u32,
     /// Egress rows.
     pub egress: u32,
-    /// Lines of the IPv4 prefix set's first level; 0 or [`abi::prefix::LINES`].
+    /// Lines of entries of the IPv4 prefix set, in each half; at most [`abi::prefix::LINES`].
     pub lines: u32,
     /// Second-level bitmaps of the IPv4 prefix set, in each half.
     pub bitmaps: u32,
@@ -91,7 +91,8 @@ pub trait Tables {
     fn limit(&self, row: u32) -> Limit;
     /// A word of the set of ports of the SYN proxy.
     fn syn_ports(&self, word: u32) -> u64;
-    /// The words of a line of the IPv4 prefix set's first level; of the half in force, as all that follow.
+    /// The entries of sixteen networks, of which this is the number, as words; of the half in force, as all that
+    /// follow.
     fn line(&self, index: u32) -> [u32; LINE];
     /// The words of a second-level bitmap.
     fn bitmap(&self, row: u32) -> [u64; 4];

@@ -17,7 +17,7 @@ use std::{
 
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, PrefixList, Service},
+    model::{ListAction, Prefilter, PrefixList, Scope, ScopeProtocol, Service},
 };
 use ipnet::IpNet;
 
@@ -25,6 +25,8 @@ use crate::{links::Links, plan::prefixes::lookup, view::View};
 
 /// How long what was read of the surroundings is good: bans should not wait for it each time.
 const FRESH: Duration = Duration::from_secs(10);
+/// Where an SSH server listens, if nobody has told it otherwise.
+const SSH: u16 = 22;
 /// Covered addresses that are listed.
 pub const MAX_LISTED: usize = 20;
 
@@ -45,6 +47,29 @@ pub enum Role {
     Local,
     /// It is a backend of this service.
     Backend(String),
+}
+
+impl Role {
+    /// Whether a list that drops these packets of an address may cut off one that has this role. What is not known
+    /// counts as yes: the interface that its packets come in by, and the ports of a session.
+    fn is_cut_off_by(&self, scope: &Scope) -> bool {
+        let Scope { interfaces: _, destination, protocol, ports } = scope;
+        if *destination {
+            // What comes in goes to addresses of this machine, and through it to backends.
+            return matches!(self, Self::Local | Self::Backend(_));
+        }
+        let any_of = |known: &[ScopeProtocol]| protocol.is_none_or(|own| known.contains(&own));
+        let to = |low, high| ports.is_empty() || ports.iter().any(|(a, b)| *a <= high && *b >= low);
+        match self {
+            Self::Session => any_of(&[ScopeProtocol::Tcp]),
+            Self::Ssh => any_of(&[ScopeProtocol::Tcp]) && to(SSH, SSH),
+            // Answers, to ports that nobody has chosen.
+            Self::NameServer => {
+                any_of(&[ScopeProtocol::Udp, ScopeProtocol::Tcp]) && to(1024, u16::MAX)
+            }
+            Self::Gateway | Self::Local | Self::Backend(_) => true,
+        }
+    }
 }
 
 impl fmt::Display for Role {
@@ -127,16 +152,23 @@ impl Protected {
         found
     }
 
-    /// The addresses that these prefixes would cover on a list.
+    /// The addresses that these prefixes would cover on a list of this scope.
     #[must_use]
-    pub fn covered_by(&self, list: &str, set: &PrefixSet, allow: &PrefixSet) -> Vec<Covered> {
-        let covered = |(address, prefix): (IpAddr, IpNet)| Covered {
-            address,
-            roles: self.0.get(&address).into_iter().flatten().cloned().collect(),
-            prefix,
-            list: list.to_owned(),
+    pub fn covered_by(
+        &self,
+        list: &str,
+        scope: &Scope,
+        set: &PrefixSet,
+        allow: &PrefixSet,
+    ) -> Vec<Covered> {
+        let covered = |(address, prefix): (IpAddr, IpNet)| {
+            let roles = self.0.get(&address).into_iter().flatten();
+            let roles: Vec<Role> =
+                roles.filter(|role| role.is_cut_off_by(scope)).cloned().collect();
+            let list = list.to_owned();
+            (!roles.is_empty()).then_some(Covered { address, roles, prefix, list })
         };
-        self.within(set, allow).into_iter().map(covered).collect()
+        self.within(set, allow).into_iter().filter_map(covered).collect()
     }
 
     /// The addresses whose packets `after` drops and `before` did not, but for lists that force it.
@@ -149,7 +181,7 @@ impl Protected {
             if list.action != ListAction::Drop || list.force || (same_allow && is_old(list)) {
                 continue;
             }
-            covered.extend(self.covered_by(&list.name, &list.prefixes, &after.allow));
+            covered.extend(self.covered_by(&list.name, &list.scope, &list.prefixes, &after.allow));
         }
         covered.retain(|covered| !is_dropped(before, covered.address));
         covered
@@ -236,8 +268,11 @@ impl Guard {
             own.add(session, Role::Session);
         }
         let allow = &view.prefilter.allow;
+        let own_scope = view.prefilter.lists.iter().find(|known| known.name == list);
+        let scope = own_scope.map(|known| known.scope.clone()).unwrap_or_default();
         let all = [&*self.around(), &*self.backends(view), &own];
-        let all = all.into_iter().flat_map(|protected| protected.covered_by(list, set, allow));
+        let all =
+            all.into_iter().flat_map(|protected| protected.covered_by(list, &scope, set, allow));
         let mut covered: BTreeMap<IpAddr, Covered> = BTreeMap::new();
         for mut one in all {
             match covered.get_mut(&one.address) {
@@ -308,14 +343,54 @@ mod tests {
         let gateway = "192.0.2.1 (a gateway, a name server) is in 192.0.2.0/28 of the list \"l\"";
         // Fewer prefixes than addresses, and more.
         let few = set(&["192.0.2.0/28"]);
-        assert_eq!(names(&protected().covered_by("l", &few, &set(&[]))), [gateway]);
+        assert_eq!(
+            names(&protected().covered_by("l", &Scope::default(), &few, &set(&[]))),
+            [gateway]
+        );
         let many =
             set(&["192.0.2.0/24", "192.0.2.0/28", "198.51.100.0/24", "127.0.0.0/8", "::1/128"]);
-        assert_eq!(names(&protected().covered_by("l", &many, &set(&[]))), [gateway]);
+        assert_eq!(
+            names(&protected().covered_by("l", &Scope::default(), &many, &set(&[]))),
+            [gateway]
+        );
         let all = set(&["0.0.0.0/0", "::/0"]);
-        assert_eq!(protected().covered_by("l", &all, &set(&[])).len(), 2);
-        assert_eq!(protected().covered_by("l", &all, &set(&["192.0.0.0/8"])).len(), 1);
-        assert!(protected().covered_by("l", &set(&["192.0.2.2/32"]), &set(&[])).is_empty());
+        assert_eq!(protected().covered_by("l", &Scope::default(), &all, &set(&[])).len(), 2);
+        assert_eq!(
+            protected().covered_by("l", &Scope::default(), &all, &set(&["192.0.0.0/8"])).len(),
+            1
+        );
+        assert!(
+            protected()
+                .covered_by("l", &Scope::default(), &set(&["192.0.2.2/32"]), &set(&[]))
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_list_of_some_packets_cuts_off_whom_these_are_of() {
+        let scope = |protocol, ports: &[(u16, u16)], destination| Scope {
+            protocol,
+            ports: ports.to_vec(),
+            destination,
+            ..Scope::default()
+        };
+        let of = |role: Role, scope: &Scope| {
+            let mut protected = Protected::default();
+            protected.add("192.0.2.1".parse().unwrap(), role);
+            !protected.covered_by("l", scope, &set(&["0.0.0.0/0"]), &set(&[])).is_empty()
+        };
+        let (tcp, udp) = (Some(ScopeProtocol::Tcp), Some(ScopeProtocol::Udp));
+        let mail = scope(tcp, &[(25, 25)], false);
+        assert!(!of(Role::Ssh, &mail) && !of(Role::NameServer, &mail) && of(Role::Session, &mail));
+        assert!(of(Role::Ssh, &scope(tcp, &[(80, 80), (20, 30)], false)));
+        assert!(
+            !of(Role::Ssh, &scope(udp, &[], false)) && !of(Role::Session, &scope(udp, &[], false))
+        );
+        assert!(of(Role::NameServer, &scope(udp, &[(1, 65_535)], false)));
+        assert!(!of(Role::NameServer, &scope(Some(ScopeProtocol::Icmp), &[], false)));
+        let to = scope(None, &[], true);
+        assert!(of(Role::Local, &to) && of(Role::Backend("web".to_owned()), &to));
+        assert!(!of(Role::Gateway, &to) && !of(Role::Ssh, &to) && !of(Role::NameServer, &to));
     }
 
     #[test]

@@ -82,6 +82,8 @@ struct Compiled {
 pub struct Needs {
     /// Whether there is any prefix.
     pub any: bool,
+    /// Lines of entries of IPv4 networks.
+    pub lines: u64,
     /// Bitmaps of IPv4 networks.
     pub bitmaps: u64,
     /// Blocks of IPv4 networks.
@@ -179,6 +181,7 @@ impl Prefixes {
         }
         let needs = Needs {
             any,
+            lines: compiled.v4.lines(),
             bitmaps: compiled.v4.bitmaps.len() as u64,
             blocks: compiled.v4.blocks.len() as u64,
             nets6: compiled.v6.len() as u64,
@@ -280,11 +283,7 @@ impl Prefixes {
         let compiled = self.compiled(wanted, numbers)?;
         let capacity = tables.capacity();
         let fits = [
-            (
-                "LINES",
-                u64::from(capacity.lines == 0 && compiled.v4.words.iter().any(|w| *w != 0)),
-                0,
-            ),
+            ("LINES", compiled.v4.lines(), capacity.lines),
             ("BITMAPS", compiled.v4.bitmaps.len() as u64, capacity.bitmaps),
             ("BLOCKS", compiled.v4.blocks.len() as u64, capacity.blocks),
         ];
@@ -527,7 +526,7 @@ fn stands(
 ) -> Option<(Vec<bool>, Vec<bool>)> {
     let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = tables.capacity();
     let (mut bitmaps, mut blocks) = (vec![false; bitmaps as usize], vec![false; blocks as usize]);
-    for index in 0..LINES.min(lines) {
+    for index in 0..if lines == 0 { 0 } else { LINES } {
         let words = tables.line(index);
         let wanted = &v4.words[index as usize * LINE..][..LINE];
         for (&word, &wanted) in words.iter().zip(wanted) {

@@ -177,8 +177,7 @@ impl Owner {
         self.parts.kernel.apply(&ops)?;
         self.parts.samples.set_rates(self.wanted.node.samples);
         self.note_interfaces();
-        let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
-        self.parts.kernel.apply(&ops)?;
+        self.put_prefixes()?;
         self.put_decap()?;
         self.enforce_policy()
     }
@@ -209,11 +208,12 @@ impl Owner {
         twice(&mut needs.slots, now.slots, "SLOTS");
         twice(&mut needs.backends, now.backends, "BACKENDS");
         twice(&mut needs.egress, now.egress, "EGRESS");
+        twice(&mut needs.lines, now.lines, "LINES");
+        needs.lines = needs.lines.min(abi::prefix::LINES);
         twice(&mut needs.bitmaps, now.bitmaps, "BITMAPS");
         twice(&mut needs.blocks, now.blocks, "BLOCKS");
         twice(&mut needs.filter6, now.filter6, "FILTER6");
         twice(&mut needs.buckets6, now.buckets6, "BUCKETS6");
-        needs.lines = needs.lines.max(now.lines);
         if needs.nat == 1 {
             needs.nat = now.nat;
         }

@@ -13,7 +13,7 @@ use crate::{
     bans::{Change, Done, MAX_ENTRIES},
     command::Refusal,
     datapath::Op,
-    plan::Full,
+    plan::prefixes::Prefixes,
 };
 
 /// The clock on the wall may be set meanwhile: an end that is further away is looked at again.
@@ -133,11 +133,11 @@ impl Owner {
         if self.retry.is_some() || self.parts.kernel.tables().capacity().lines == 0 {
             return self.enforce(noticed);
         }
-        let ops = match self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables()) {
-            Ok(ops) => ops,
-            Err(Full(_)) => return self.enforce(noticed),
-        };
-        self.parts.kernel.apply(&ops)?;
+        match self.put_prefixes() {
+            Ok(()) => {}
+            Err(Failure::Full(_)) => return self.enforce(noticed),
+            Err(failure) => return Err(failure),
+        }
         let next = self.parts.kernel.tables().control().generation() + 1;
         self.parts.kernel.apply(&[Op::Generation(next)])?;
         self.last_apply = Some(noticed.elapsed());
@@ -146,6 +146,22 @@ impl Owner {
             self.release();
         }
         Ok(())
+    }
+
+    /// Stores what makes the wanted lists stand in the tables. Where stores find no place among the gaps that earlier
+    /// ones left, a new half has none of these.
+    pub(super) fn put_prefixes(&mut self) -> Result<(), Failure> {
+        let ops = self.prefixes.plan(&self.wanted.prefilter, self.parts.kernel.tables())?;
+        match self.parts.kernel.apply(&ops) {
+            Err(error) if error.source.raw_os_error() == Some(libc::ENOSPC) => {}
+            done => return Ok(done?),
+        }
+        let tables = self.parts.kernel.tables();
+        let names = self.wanted.prefilter.lists.iter().map(|list| list.name.as_str());
+        let before = std::mem::take(&mut self.prefixes);
+        self.prefixes = Prefixes::adopt(tables, names).keep_compiled(before);
+        let ops = self.prefixes.plan(&self.wanted.prefilter, tables)?;
+        Ok(self.parts.kernel.apply(&ops)?)
     }
 
     /// When an entry ends next, or it is time to look again.

@@ -6,7 +6,6 @@ use abi::{
     event::STREAMS,
     guard::LIMIT_ROWS,
     limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS, behind, feature},
-    prefix::LINES,
     summary,
     table::Control,
 };
@@ -61,14 +60,13 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
         let map = MapData::from_pin(dir.join(name)).map_err(|_| BpfError::Map(name))?;
         Ok(map.info().map_err(|_| BpfError::Map(name))?.max_entries())
     };
-    let lines = entries("LINES")?;
     Ok(Capacity {
         buckets: entries("BUCKETS")?,
         frontends: entries("FRONTENDS")?,
         slots: entries("SLOTS")?,
         backends: entries("BACKENDS")?,
         egress: entries("EGRESS")?,
-        lines: if lines == 2 * LINES { LINES } else { 0 },
+        lines: entries("LINES")? / 2,
         bitmaps: entries("BITMAPS")? / 2,
         blocks: entries("BLOCKS")? / 2,
         filter6: entries("FILTER6")? / 2,
@@ -123,12 +121,13 @@ pub(super) fn instance(
         .map_max_entries("SLOTS", slots)
         .map_max_entries("BACKENDS", backends)
         .map_max_entries("EGRESS", egress)
+        .override_global("LINE_ROWS", &lines, true)
         .override_global("BITMAP_ROWS", &bitmaps, true)
         .override_global("BLOCK_ROWS", &blocks, true)
         .override_global("FILTER6_ROWS", &filter6, true)
         .override_global("BUCKET6_ROWS", &buckets6, true)
         // Two halves each.
-        // Whether or not there is a first level: IPv6 prefixes have none.
+        // Whether or not there are entries: IPv6 prefixes have none.
         .map_max_entries("SUMMARY", summary::WORDS * 2)
         .map_max_entries("LINES", (lines * 2).max(1))
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))

@@ -5,13 +5,13 @@ use std::sync::atomic::{Ordering, fence};
 
 use abi::{
     hash,
-    prefix::{Bucket6, LINE, LINES, SHORTEST6, WAYS6},
+    prefix::{Bucket6, LINE, SHORTEST6, WAYS6},
     scope::Scope,
     summary,
     table::Control,
 };
 
-use super::{Bpf, Capacity, Image, bytes_of};
+use super::{ApplyError, Bpf, Capacity, Image, bytes_of, grace, runs::Runs};
 
 impl Bpf {
     /// The half of the prefix sets in force.
@@ -20,13 +20,13 @@ impl Bpf {
     }
 
     /// Writes the half that no program reads.
-    pub(super) fn write_half(&self, Image { words, bitmaps, blocks, filter, buckets }: &Image) {
+    pub(super) fn write_half(&mut self, Image { words, bitmaps, blocks, filter, buckets }: &Image) {
         let idle = 1 - self.half();
         let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
-        if lines > 0 {
-            self.lines.fill(idle * LINES, bytes_of(words));
-        }
-        self.summary.fill(idle * summary::WORDS, bytes_of(&summary_of(words, buckets)));
+        let (front, entries) = summary_of(words, buckets);
+        self.lines.fill(idle * lines, bytes_of(&entries));
+        self.summary.fill(idle * summary::WORDS, bytes_of(&front));
+        self.runs[idle as usize] = Some(Runs::new(entries.len() as u32, lines * LINE as u32));
         self.bitmaps.fill(idle * own_bitmaps, bytes_of(bitmaps));
         self.blocks.fill(idle * own_blocks, bytes_of(blocks));
         self.filter6.fill(idle * self.capacity.filter6, bytes_of(filter));
@@ -46,23 +46,88 @@ impl Bpf {
         }
     }
 
-    pub(super) fn store_entry(&self, network: u32, entry: u32) {
-        let (line, place) = (self.half() * LINES + network / LINE as u32, network as usize % LINE);
-        let note = |has| {
-            summary::note(
-                network,
-                has,
-                |row| self.summary(row),
-                |row, word| self.summarize(row, word),
-            );
-        };
-        if entry != 0 {
-            note(true);
+    /// Stores the entry of a network. Where it had none, its group moves to another run.
+    pub(super) fn store_entry(&mut self, network: u32, entry: u32) -> Result<(), ApplyError> {
+        let group = self.summary(summary::row(network));
+        if let Some(place) = summary::place(group, network) {
+            let (line, at) = self.place(place);
+            self.lines.store_half_word(line, at, entry);
+            return Ok(());
         }
-        self.lines.store_half_word(line, place * 4, entry);
         if entry == 0 {
-            note(false);
+            return Ok(());
         }
+        let (before, first) = summary::parts(group);
+        let bits = before | 1 << (network % summary::GROUP as u32);
+        let run = self.take_run(bits.count_ones())?;
+        let (mut from, mut to) = (first, run);
+        for n in (0..summary::GROUP as u32).filter(|n| bits >> n & 1 != 0) {
+            let mut word = entry;
+            if before >> n & 1 != 0 {
+                word = self.entry(from);
+                from += 1;
+            }
+            let (line, at) = self.place(to);
+            self.lines.store_half_word(line, at, word);
+            to += 1;
+        }
+        let group = summary::group(bits, run);
+        summary::note4(network, group, |r| self.summary(r), |r, word| self.summarize(r, word));
+        if let Some(runs) = &mut self.runs[self.half() as usize] {
+            runs.give(first, before.count_ones());
+        }
+        Ok(())
+    }
+
+    /// A free run of places; waits for programs where all others have just been left.
+    fn take_run(&mut self, length: u32) -> Result<u32, ApplyError> {
+        let half = self.half() as usize;
+        let mut runs = self.runs[half].take().unwrap_or_else(|| {
+            // Programs may still be in what the process before this one has left.
+            grace();
+            self.runs_in_use()
+        });
+        let mut run = runs.take(length);
+        if run.is_none() && runs.waits() {
+            grace();
+            runs.release();
+            run = runs.take(length);
+        }
+        self.runs[half] = Some(runs);
+        run.ok_or_else(|| ApplyError {
+            what: "a network's entry".to_owned(),
+            source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+        })
+    }
+
+    fn runs_in_use(&self) -> Runs {
+        let groups = (0..summary::GROUPS).map(|n| self.summary(summary::COARSE + n));
+        let used = groups.map(summary::parts).filter(|(bits, _)| *bits != 0);
+        let used = used.map(|(bits, first)| (first, bits.count_ones())).collect();
+        Runs::with_used(used, self.capacity.lines * LINE as u32)
+    }
+
+    /// Sixteen entries of networks, of which this is the number, as words.
+    pub(super) fn entries_of(&self, index: u32) -> [u32; LINE] {
+        let first = index * LINE as u32;
+        let group = self.summary(summary::row(first));
+        if summary::parts(group).0 == 0 {
+            return [0; LINE];
+        }
+        std::array::from_fn(|n| {
+            summary::place(group, first + n as u32).map_or(0, |place| self.entry(place))
+        })
+    }
+
+    fn entry(&self, place: u32) -> u32 {
+        let (line, _) = self.place(place);
+        self.lines.read(line).word(place)
+    }
+
+    /// Row and byte offset of a place in the half in force.
+    fn place(&self, place: u32) -> (u32, usize) {
+        let line = self.half() * self.capacity.lines + place / LINE as u32;
+        (line, place as usize % LINE * 4)
     }
 
     /// A word of the summary of the half in force.
@@ -93,27 +158,32 @@ impl Bpf {
     }
 }
 
-/// The summary of a half.
-fn summary_of(words: &[u32], buckets: &[Bucket6]) -> Vec<u64> {
+/// The summary of a half, and the entries of its networks in the order of their places.
+fn summary_of(words: &[u32], buckets: &[Bucket6]) -> (Vec<u64>, Vec<u32>) {
     let mut all = vec![0; summary::WORDS as usize];
-    let (v4, v6) = all.split_at_mut(summary::FAMILY as usize);
-    let v6 = std::cell::RefCell::new(v6);
-    let first = summary::FAMILY;
+    let front = std::cell::RefCell::new(&mut all);
     for leading in buckets.iter().flat_map(leading) {
         summary::note6(
             leading,
-            |row| v6.borrow()[(row - first) as usize],
-            |row, word| v6.borrow_mut()[(row - first) as usize] = word,
+            |row| front.borrow()[row as usize],
+            |row, word| front.borrow_mut()[row as usize] = word,
         );
     }
-    let (coarse, fine) = v4.split_at_mut(summary::COARSE as usize);
-    for (word, entries) in fine.iter_mut().zip(words.as_chunks().0) {
-        *word = summary::fine(entries);
+    let mut entries = Vec::new();
+    let (coarse, groups) = all[..summary::V4 as usize].split_at_mut(summary::COARSE as usize);
+    for (group, words) in groups.iter_mut().zip(words.as_chunks::<{ summary::GROUP }>().0) {
+        if words.iter().fold(0, |all, word| all | word) == 0 {
+            continue;
+        }
+        let first = entries.len() as u32;
+        let bits = (0..).zip(words).map(|(n, word)| u32::from(*word != 0) << n).sum();
+        entries.extend(words.iter().filter(|word| **word != 0));
+        *group = summary::group(bits, first);
     }
-    for (word, fine) in coarse.iter_mut().zip(fine.as_chunks().0) {
-        *word = summary::coarse(fine);
+    for (word, groups) in coarse.iter_mut().zip(groups.as_chunks().0) {
+        *word = summary::coarse4(groups);
     }
-    all
+    (all, entries)
 }
 
 /// Hashes of the leading 32 bits of a bucket's prefixes that have as many.

@@ -319,7 +319,8 @@ fn what_finds_no_room_changes_nothing_and_says_what_it_needs() {
     assert_eq!(prefixes.plan(&p, &small), Err(Full("BITMAPS")));
     assert_eq!(prefixes.number_of("l"), None);
     let needs = prefixes.needs(&p).unwrap();
-    assert_eq!(needs, Needs { any: true, bitmaps: 5, blocks: 0, nets6: 1, leading6: 1 });
+    let wants = Needs { any: true, lines: 1, bitmaps: 5, blocks: 0, nets6: 1, leading6: 1 };
+    assert_eq!(needs, wants);
     assert_eq!(prefixes.plan(&p, &tables()).unwrap().len(), 3, "list, half, flags");
 
     let mut prefixes = Prefixes::default();

@@ -2,7 +2,7 @@
 
 use abi::{
     limits::{MAX_BITMAPS, MAX_BLOCKS},
-    prefix::{Bitmap, Block, Entry, One},
+    prefix::{Bitmap, Block, Entry, LINE, One},
 };
 use config::Net4;
 
@@ -200,6 +200,12 @@ impl Painted {
         };
         self.free_bitmaps.push(row);
         Entry::List(uniform)
+    }
+
+    /// Lines that the entries need.
+    pub(super) fn lines(&self) -> u64 {
+        let entries = self.words.iter().filter(|word| **word != 0).count();
+        entries.div_ceil(LINE) as u64
     }
 
     pub(super) fn lists(&self, entry: Entry) -> [u8; 256] {
