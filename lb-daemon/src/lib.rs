@@ -6,6 +6,7 @@ pub mod bans;
 pub mod command;
 pub mod ctl;
 pub mod datapath;
+mod doctor;
 pub mod events;
 pub mod fetch;
 pub mod guard;

@@ -18,6 +18,9 @@ use aya_obj::generated::{
 
 use crate::netns;
 
+/// `BPF_F_XDP_HAS_FRAGS`: it takes frames in several buffers, and so does not bound the MTU.
+const FRAGS: u32 = 1 << 5;
+
 /// Verdict of `enum xdp_action` in `linux/bpf.h`.
 const XDP_PASS: i32 = 2;
 
@@ -43,6 +46,7 @@ impl Pass {
         load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
         load.insns = code.as_ptr() as u64;
         load.insn_cnt = code.len() as u32;
+        load.prog_flags = FRAGS;
         load.license = licence.as_ptr() as u64;
         let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("cannot load an XDP program")?;
         // SAFETY: the kernel has just opened it for us alone.

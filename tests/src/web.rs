@@ -108,7 +108,7 @@ daemon off;
 master_process off;
 error_log stderr notice;
 pid {directory}/nginx.pid;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     access_log off;
     default_type text/plain;

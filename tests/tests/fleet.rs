@@ -19,10 +19,11 @@ use lb_tests::{
     lab::{CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, Lab, at},
     web,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Connections that are alive while a node is lost and a backend added.
-const CONNECTIONS: usize = 3000;
-const THREADS: usize = 6;
+const CONNECTIONS: usize = 10_000;
+const THREADS: usize = 8;
 
 /// Nodes and their addresses.
 const NODES: [(&str, &str, &str); 3] = [
@@ -100,6 +101,9 @@ fn converse(count: usize, shared: &Shared) -> anyhow::Result<(usize, Vec<String>
 /// node, and by the router's hash others as well, come to nodes that have never seen them.
 #[test]
 fn a_node_is_lost_while_a_backend_is_added() -> anyhow::Result<()> {
+    // One descriptor for each connection, here and in the servers, which inherit the bound.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let mut lab = Lab::start()?;
     for (name, v4, v6) in &NODES[1..] {
         lab.add_balancer(name, &[v4, v6])?;
@@ -133,7 +137,7 @@ fn a_node_is_lost_while_a_backend_is_added() -> anyhow::Result<()> {
         .collect();
     let wait_rounds = |more: u64| {
         let wanted = shared.rounds.load(Ordering::Relaxed) + more * THREADS as u64;
-        eventually(Duration::from_secs(60), || {
+        eventually(Duration::from_secs(120), || {
             ensure!(threads.iter().all(|t| !t.is_finished()), "a thread of the client has ended");
             let rounds = shared.rounds.load(Ordering::Relaxed);
             ensure!(rounds >= wanted, "{rounds} of {wanted} rounds");

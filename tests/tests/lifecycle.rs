@@ -135,8 +135,8 @@ fn an_interface_that_is_taken_says_so() -> anyhow::Result<()> {
     let status = edge.lb.status()?;
     assert_eq!(status["ready"], false);
     let why = status["interfaces"][0]["reason"].to_string();
-    for word in ["another XDP program", &theirs.program.to_string(), "ip link set dev eth0 xdp off"]
-    {
+    let title = format!("id {}, name ", theirs.program);
+    for word in ["another XDP program", &title, "ip link set dev eth0 xdp off"] {
         assert!(why.contains(word), "{word} is not in {why}");
     }
     assert_eq!(edge.lb.loaded()?, theirs);
@@ -150,6 +150,44 @@ fn an_interface_that_is_taken_says_so() -> anyhow::Result<()> {
     assert_eq!(edge.lb.status()?["interfaces"][0]["attached"], "native");
     eventually(PATIENCE, || edge.lb.ways_known())?;
     expect_answered(&edge.requests(L2_V4, 20)?);
+    Ok(())
+}
+
+/// An interface without native XDP says so, and what to do; in the generic hook the same one works.
+#[test]
+fn an_interface_without_native_xdp_says_so() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    edge.lab
+        .host("lb")?
+        .ip("link add link eth0 name side0 type macvlan mode bridge\nlink set side0 up")?;
+    let with = |mode: &str| {
+        edge::yaml(&L2()).replace(
+            "maglev:",
+            &format!("  - {{name: side0, xdp_mode: {mode}, roles: [prefilter]}}\nmaglev:"),
+        )
+    };
+    let side = |key: &str| -> anyhow::Result<String> {
+        let status = edge.lb.status()?;
+        let found =
+            status["interfaces"].as_array().into_iter().flatten().find(|i| i["name"] == "side0");
+        Ok(found.map(|i| i[key].to_string()).unwrap_or_default())
+    };
+    edge.lb.change_config(&with("native"))?;
+    eventually(PATIENCE, || {
+        let why = side("reason")?;
+        for word in ["a macvlan", "no native XDP", "interface below it"] {
+            anyhow::ensure!(why.contains(word), "{word} is not in {why}");
+        }
+        Ok(())
+    })?;
+    edge.lb.change_config(&with("generic"))?;
+    eventually(PATIENCE, || {
+        anyhow::ensure!(side("attached")? == "\"generic\"", "{}", edge.lb.status()?);
+        Ok(())
+    })?;
+    for vip in [L2_V4, L2_V6] {
+        expect_answered(&edge.requests(vip, 20)?);
+    }
     Ok(())
 }
 

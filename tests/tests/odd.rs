@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
+    capture::Capture,
     edge::{Edge, IPIP, L2, PATIENCE, expect_answered, yaml},
     eventually, http,
     lab::{CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, WEBS, at},
@@ -295,4 +296,40 @@ fn fragments(source: u16, port: u16, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
             out
         })
         .collect()
+}
+
+/// Frames larger than a page, in several buffers: they are forwarded as any other.
+#[test]
+fn jumbo_frames() -> anyhow::Result<()> {
+    let lab = Lab::start()?;
+    let ports: String = ["client", "lb"]
+        .iter()
+        .chain(&WEBS)
+        .map(|host| format!("link set to-{host} mtu 9100\n"))
+        .collect();
+    lab.fabric().ip(&format!("{ports}link set br0 mtu 9100"))?;
+    for host in ["lb"].iter().chain(&WEBS) {
+        lab.host(host)?.ip("link set eth0 mtu 9100")?;
+    }
+    lab.host("client")?.ip("link set eth0 mtu 9000")?;
+    let decap = lab.decap()?;
+    let lb = lab.daemon("lb", &yaml(&IPIP()))?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let edge = Edge { lb, decap, lab };
+    let file = edge.lab.directory().join("lb.pcap");
+    let capture = Capture::start(edge.lab.fabric(), "to-lb", "greater 8000", &file)?;
+    for vip in [IPIP_V4, IPIP_V6] {
+        edge.client()?.enter(|| -> anyhow::Result<()> {
+            let mut kept = http::Kept::connect(at(vip, web::PORT))?;
+            assert!(kept.post("/", &vec![b'y'; 4 * web::LARGE])?.starts_with(b"web-"));
+            assert_eq!(kept.get("/large")?.len(), web::LARGE);
+            Ok(())
+        })??;
+    }
+    // In and out again, each four megabytes in frames of nine kilobytes.
+    capture.until(|packets| {
+        ensure!(packets.len() > 1500, "{} large frames", packets.len());
+        Ok(())
+    })?;
+    edge.lb.expect_quiet()
 }

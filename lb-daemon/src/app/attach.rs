@@ -17,26 +17,26 @@ use config::model::{DesiredState, Interface, InterfaceSelect, Roles, SynProxy, X
 
 use crate::{
     datapath::bpf::Bpf,
-    links::{AttachedMode, Link},
-    refusal::{RIGHTS, chain},
+    links::{AttachedMode, Link, hindrance},
+    refusal::chain,
     view::{Attachment, InterfaceView},
 };
 
 /// Which interface gets what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) name: String,
+pub(crate) struct Wanted {
+    pub(crate) name: String,
     /// `None`: it is named and does not exist.
-    pub(super) link: Option<Link>,
-    pub(super) mode: XdpMode,
-    pub(super) roles: Roles,
+    pub(crate) link: Option<Link>,
+    pub(crate) mode: XdpMode,
+    pub(crate) roles: Roles,
     /// Bits of the program's load-time constant.
-    pub(super) features: u32,
+    pub(crate) features: u32,
 }
 
 /// The interfaces that the configuration names or matches; the first entry that fits an interface
 /// counts.
-pub(super) fn wanted(state: &DesiredState, links: &BTreeMap<u32, Link>) -> Vec<Wanted> {
+pub(crate) fn wanted(state: &DesiredState, links: &BTreeMap<u32, Link>) -> Vec<Wanted> {
     let mut out: Vec<Wanted> = Vec::new();
     for Interface { select, xdp_mode, roles } in &state.interfaces {
         let mut add = |name: &str, link: Option<&Link>| {
@@ -185,7 +185,8 @@ fn try_attach(
         XdpMode::Auto | XdpMode::Native => AyaMode::Driver,
         XdpMode::Generic => AyaMode::Skb,
     };
-    let made = program.attach_to_if_index(link.index, mode).map_err(|e| explain(&e, link))?;
+    let made =
+        program.attach_to_if_index(link.index, mode).map_err(|e| explain(&e, link, want.mode))?;
     let made = program.take_link(made).map_err(|e| chain(&e))?;
     let made = FdLink::try_from(made).map_err(|_| {
         format!(
@@ -208,38 +209,10 @@ fn in_mode(link: &Link, mode: XdpMode) -> bool {
 }
 
 /// What stands in the way, and the command that mends it.
-fn explain(error: &ProgramError, link: &Link) -> String {
-    let name = &link.name;
+fn explain(error: &ProgramError, link: &Link, mode: XdpMode) -> String {
     let code = match error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
         _ => None,
     };
-    match code {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            let ids: Vec<String> = link.xdp.iter().map(|x| x.program.to_string()).collect();
-            format!(
-                "another XDP program is attached to {name} (id {}): `bpftool prog show id N` says \
-                 whose; `ip link set dev {name} xdp off` removes one that was attached with ip",
-                if ids.is_empty() { "unknown".to_owned() } else { ids.join(", ") }
-            )
-        }
-        Some(libc::EOPNOTSUPP) => {
-            let driver = link.driver.as_deref().unwrap_or("unknown");
-            let hint = match link.kind.as_str() {
-                "vlan" => "attach to the interface below it: tags are parsed there",
-                "bond" => "attach to the bond's ports, or use a bond mode that has XDP",
-                _ => "`xdp_mode: generic` works with every driver, and is slower",
-            };
-            format!("{name} (a {}, driver {driver}) has no native XDP: {hint}", link.kind)
-        }
-        Some(libc::EPERM | libc::EACCES) => {
-            format!("the kernel refuses to attach to {name}: {RIGHTS}")
-        }
-        Some(libc::ENODEV) => format!("{name} has gone"),
-        _ => format!(
-            "attaching to {name} failed: {}; `dmesg` may say more (an MTU too large for the driver, \
-             too many queues)",
-            chain(error)
-        ),
-    }
+    hindrance::explain(code, &chain(error), link, mode, &hindrance::program_name)
 }

@@ -328,7 +328,7 @@ fn make(dir: &Path, needs: Capacity, seed: u64, features: u32) -> Result<Bpf, Ke
 }
 
 /// Whether this process has the capabilities that loading needs; unknown counts as yes.
-fn may_load() -> bool {
+pub(crate) fn may_load() -> bool {
     const NET_ADMIN: u32 = 12;
     const SYS_ADMIN: u32 = 21;
     const PERFMON: u32 = 38;
@@ -342,7 +342,7 @@ fn may_load() -> bool {
     has(NET_ADMIN) && (has(SYS_ADMIN) || (has(BPF) && has(PERFMON)))
 }
 
-pub(super) fn is_bpffs(path: &Path) -> bool {
+pub(crate) fn is_bpffs(path: &Path) -> bool {
     nix::sys::statfs::statfs(path)
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }

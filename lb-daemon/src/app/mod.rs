@@ -17,6 +17,11 @@ mod synproxy;
 mod tasks;
 mod views;
 
+pub(crate) use self::{
+    attach::{Wanted as WantedInterface, wanted as wanted_interfaces},
+    kernel::{is_bpffs, may_load},
+};
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},

@@ -14,6 +14,7 @@ use crate::api::ApiAddr;
 mod backend;
 mod client;
 mod configuration;
+mod doctor;
 mod events;
 mod generate;
 mod node;
@@ -89,6 +90,8 @@ enum Verb {
     Reason(node::ReasonVerb),
     /// Prometheus metrics, as they are scraped.
     Metrics,
+    /// What stands in the way of a good data path, and what mends it.
+    Doctor(doctor::Doctor),
     /// The configuration's files.
     #[command(subcommand)]
     Config(configuration::Verb),
@@ -143,6 +146,7 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Map(verb) => verb.run(client, output),
         Verb::Reason(verb) => verb.run(client, output),
         Verb::Metrics => output.text(&client.text("/metrics")?),
+        Verb::Doctor(verb) => verb.run(client, output),
         Verb::Config(verb) => verb.run(output),
         Verb::Cleanup { bpffs } => node::cleanup(&bpffs, output),
         Verb::Version => generate::version(client, output),

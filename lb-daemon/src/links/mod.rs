@@ -3,7 +3,9 @@
 //! Owns what is known of interfaces: names, drivers, queues, attached XDP programs, addresses. Changes
 //! none of it; attaching belongs to the data path, routes and neighbours to [`crate::nexthop`].
 
-mod ethtool;
+pub(crate) mod ethtool;
+pub(crate) mod features;
+pub(crate) mod hindrance;
 mod parse;
 mod watch;
 

@@ -19,6 +19,7 @@ pub mod ranges;
 mod services;
 pub(crate) mod vips;
 pub use services::keys as service_keys;
+pub(crate) use services::mode;
 #[cfg(test)]
 mod tests;
 

@@ -377,7 +377,7 @@ impl Planner {
     }
 }
 
-pub(super) const fn mode(forwarding: Forwarding) -> Mode {
+pub(crate) const fn mode(forwarding: Forwarding) -> Mode {
     match forwarding {
         Forwarding::L2 => Mode::L2,
         Forwarding::Ipip => Mode::Ipip,

@@ -1,0 +1,214 @@
+//! Services that want something else than their ring: real connections, and servers that packets name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, UdpSocket},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use lb_tests::{
+    edge::{Edge, PATIENCE, expect_all_answer, spec},
+    eventually,
+    http::{self, Kept},
+    lab::{L2_V4, L2_V6, Lab, SPARE_V4, WEBS, at, web_v4},
+    process::{Log, Process},
+    web,
+};
+
+/// Open connections with the name of the server at the other end.
+type Open = Vec<(String, Kept)>;
+
+fn open(edge: &Edge, vip: &str, count: usize) -> anyhow::Result<Open> {
+    edge.client()?.enter(|| {
+        (0..count)
+            .map(|_| -> anyhow::Result<(String, Kept)> {
+                let mut kept = Kept::connect(at(vip, web::PORT))?;
+                Ok((String::from_utf8_lossy(&kept.get("/")?).trim().to_owned(), kept))
+            })
+            .collect()
+    })?
+}
+
+fn of<'a>(open: &'a Open, web: &'a str) -> impl Iterator<Item = &'a (String, Kept)> {
+    open.iter().filter(move |(name, _)| name == web)
+}
+
+/// What the daemon has counted, by server.
+fn counted(edge: &Edge, service: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+    let backends = edge.lb.backends(service)?;
+    Ok(backends
+        .into_iter()
+        .map(|(name, b)| (name, b["active_connections"].as_u64().unwrap_or_default()))
+        .collect())
+}
+
+#[test]
+fn affinity_random_and_least_connections() -> anyhow::Result<()> {
+    let mut specs = vec![
+        spec("affine", SPARE_V4, "l2", false),
+        spec("random", L2_V6, "l2", true),
+        spec("least", L2_V4, "l2", false),
+    ];
+    for (spec, more) in specs.iter_mut().zip([
+        "affinity: {client_ip: 1h}",
+        "scheduling: random",
+        "scheduling: least-connections",
+    ]) {
+        spec.more = format!("    {more}\n");
+    }
+    let edge = Edge::with(&specs)?;
+    affinity(&edge)?;
+    random(&edge)?;
+    least_connections(&edge)?;
+    edge.lb.expect_quiet()
+}
+
+/// Every client has one server for all of its connections, and not all clients the same.
+fn affinity(edge: &Edge) -> anyhow::Result<()> {
+    let mut all = BTreeSet::new();
+    for n in 0..12 {
+        let source = format!("192.0.2.{}", 100 + n);
+        edge.client()?.ip(&format!("addr add {source}/32 dev eth0"))?;
+        for web in WEBS {
+            let back = format!("route replace {source}/32 dev eth0");
+            edge.lab.host(web)?.ip(&back)?;
+        }
+        let source: IpAddr = source.parse()?;
+        let servers = edge.client()?.enter(|| -> anyhow::Result<BTreeSet<Vec<u8>>> {
+            let request =
+                || http::get_from(source, at(SPARE_V4, web::PORT), "/", Duration::from_secs(5));
+            (0..6).map(|_| request()).collect()
+        })??;
+        assert_eq!(servers.len(), 1, "client {source} was answered by {servers:?}");
+        all.extend(servers);
+    }
+    assert!(all.len() > 1, "all clients have one server: {all:?}");
+    Ok(())
+}
+
+/// Connections go everywhere, each stays, and the daemon counts them.
+fn random(edge: &Edge) -> anyhow::Result<()> {
+    expect_all_answer(&edge.requests(L2_V6, 60)?);
+    let mut open = open(edge, L2_V6, 30)?;
+    for (name, kept) in &mut open {
+        assert_eq!(String::from_utf8_lossy(&kept.get("/")?).trim(), name);
+    }
+    eventually(PATIENCE, || {
+        for (web, count) in counted(edge, "random")? {
+            let wanted = of(&open, &web).count() as u64;
+            ensure!(count == wanted, "{web}: {count} of {wanted} open connections");
+        }
+        Ok(())
+    })
+}
+
+/// New connections go where the fewest are: also after the others have ended.
+fn least_connections(edge: &Edge) -> anyhow::Result<()> {
+    let mut kept = open(edge, L2_V4, 60)?;
+    let spread: Vec<usize> = WEBS.iter().map(|web| of(&kept, web).count()).collect();
+    assert!(spread.iter().all(|n| (17..=23).contains(n)), "{spread:?}");
+    // All but those of one server end.
+    kept.retain(|(name, _)| name == WEBS[2]);
+    let busy = kept.len();
+    eventually(PATIENCE, || {
+        let counted = counted(edge, "least")?;
+        ensure!(counted[WEBS[0]] + counted[WEBS[1]] == 0, "{counted:?}");
+        ensure!(counted[WEBS[2]] == busy as u64, "{counted:?}");
+        Ok(())
+    })?;
+    let more = open(edge, L2_V4, 30)?;
+    let spread: Vec<usize> = WEBS.iter().map(|web| of(&more, web).count()).collect();
+    assert!(spread[2] <= 1, "{busy} at {} before, and now {spread:?}", WEBS[2]);
+    Ok(())
+}
+
+/// Where the example of docs/steering.md listens.
+const HEADER_PORT: u16 = 4000;
+const QUIC_PORT: u16 = 4433;
+
+/// The example's servers answer what names them, from wherever it comes.
+#[test]
+fn packets_find_the_server_that_they_name() -> anyhow::Result<()> {
+    let lab = Lab::start()?;
+    let backends: String = (1..=3)
+        .map(|n| {
+            format!("      - {{name: web-{n}, address: {}, server_id: {}}}\n", web_v4(n), 10 + n)
+        })
+        .collect();
+    let lb = lab.daemon(
+        "lb",
+        &format!(
+            "interfaces:\n  - {{name: eth0, roles: [balance]}}\nservices:\n  - name: named\n    \
+             address: {L2_V4}\n    forwarding: l2\n    ports:\n      - {{name: own, port: {HEADER_PORT}, \
+             protocol: udp}}\n      - {{name: h3, port: {QUIC_PORT}, protocol: udp, quic: true}}\n    \
+             server_ids: [udp-header]\n    backends:\n{backends}"
+        ),
+    )?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let mut servers = Vec::new();
+    for n in 1..=3 {
+        for (port, form) in [(HEADER_PORT, "header"), (QUIC_PORT, "quic")] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_server-id"));
+            command.args([&at(L2_V4, port).to_string(), &(10 + n).to_string(), form]);
+            let log = Log::default();
+            servers.push(Process::spawn(lab.host(WEBS[n - 1])?, command, &log)?);
+            log.wait_line("listening", 0, PATIENCE)?;
+        }
+    }
+    lab.host("client")?.enter(|| {
+        by_header()?;
+        by_connection_id()
+    })?
+}
+
+/// Sends from a socket of its own, so from another port than before.
+fn ask(port: u16, packet: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let socket = UdpSocket::bind(at("0.0.0.0", 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(at(L2_V4, port))?;
+    socket.send(packet)?;
+    let mut answer = vec![0; 2048];
+    let length = socket.recv(&mut answer).context("no server answers")?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+fn by_header() -> anyhow::Result<()> {
+    let mut met = BTreeSet::new();
+    for _ in 0..12 {
+        let first = ask(HEADER_PORT, b"hello")?;
+        let (header, words) = first.split_at(8);
+        for _ in 0..8 {
+            let again = ask(HEADER_PORT, &[header, b"hello"].concat())?;
+            assert_eq!(String::from_utf8_lossy(&again[8..]), String::from_utf8_lossy(words));
+        }
+        met.insert(first);
+    }
+    assert!(met.len() > 1, "one server answers all");
+    Ok(())
+}
+
+fn by_connection_id() -> anyhow::Result<()> {
+    let initial = {
+        // Version 1, eight bytes that the client made up, an empty id of its own.
+        let mut packet = vec![0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0];
+        packet.resize(1200, 0);
+        packet
+    };
+    let mut met = BTreeSet::new();
+    for _ in 0..12 {
+        let first = ask(QUIC_PORT, &initial)?;
+        // Flags, version, our empty id, then the length of theirs.
+        let id = &first[7..7 + usize::from(first[6])];
+        let words = String::from_utf8_lossy(&first[7 + id.len()..]).into_owned();
+        for _ in 0..8 {
+            let again = ask(QUIC_PORT, &[&[0x40][..], id, &[0; 24]].concat())?;
+            assert_eq!(String::from_utf8_lossy(&again[1..]), words);
+        }
+        met.insert(words);
+    }
+    assert!(met.len() > 1, "one server answers all");
+    Ok(())
+}
