@@ -28,7 +28,8 @@ fn samples(samples: &file::Samples, context: &Context<'_, '_>, fragment: &mut Fr
 }
 
 pub(super) fn node(node: &Field<file::Node>, context: &Context<'_, '_>, fragment: &mut Fragment) {
-    let Some(file::Node { name, tunnel_source, unserved, samples, nat, labels }) = node.get() else {
+    let Some(file::Node { name, tunnel_source, unserved, samples, nat, labels }) = node.get()
+    else {
         return;
     };
     if let Some((text, at)) = name.placed() {

@@ -17,7 +17,7 @@ const OURS: &str = "lb";
 
 pub(super) fn checks(facts: &Facts, state: &DesiredState) -> Vec<Check> {
     let mut out = Vec::new();
-    for want in wanted_interfaces(&state.interfaces, &facts.links) {
+    for want in wanted_interfaces(state, &facts.links) {
         let subject = format!("interface {}", want.name);
         let Some(link) = &want.link else {
             out.push(Check::fail(

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) fn checks(facts: &Facts, state: &DesiredState) -> Vec<Check> {
-    let interfaces = wanted_interfaces(&state.interfaces, &facts.links);
+    let interfaces = wanted_interfaces(state, &facts.links);
     let balancing = || interfaces.iter().filter(|w| w.roles.balance);
     let client_mtu = balancing().filter_map(|w| w.link.as_ref()).map(|l| l.mtu).max();
     let mut out = Vec::new();

@@ -63,6 +63,7 @@ impl Role {
         match self {
             Self::Session => any_of(&[ScopeProtocol::Tcp]),
             Self::Ssh => any_of(&[ScopeProtocol::Tcp]) && to(SSH, SSH),
+            Self::Client(port) => any_of(&[ScopeProtocol::Tcp]) && to(*port, *port),
             // Answers, to ports that nobody has chosen.
             Self::NameServer => {
                 any_of(&[ScopeProtocol::Udp, ScopeProtocol::Tcp]) && to(1024, u16::MAX)

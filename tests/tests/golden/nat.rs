@@ -21,6 +21,7 @@ fn behind(vip: &str, backend: &str) -> Service {
         .map(|(port, protocol, target_port)| Port {
             name: format!("p{port}"),
             port,
+            last: port,
             protocol,
             target_port,
             quic: false,
