@@ -96,9 +96,9 @@ pub(super) fn prefilter(
 fn syn_proxy(proxy: &file::SynProxy, at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) {
     let file::SynProxy { ports, stray_acks } = proxy;
     let ranges = ports.elements().map(|(&file::ScopePorts(first, last), _)| (first, last));
-    let before = fragment.syn_proxy.ports.len();
     fragment.syn_proxy.ports.extend(ranges);
-    if fragment.syn_proxy.ports.len() == before {
+    // A port that is none has been reported where it stands.
+    if ports.is_absent() || ports.get().is_some_and(Vec::is_empty) {
         context.report.missing(at, "ports", "allowed: TCP ports of listeners, such as [443]");
     }
     fragment.syn_proxy.drop_stray_acks |= stray_acks.get() == Some(&file::StrayAcks::Drop);

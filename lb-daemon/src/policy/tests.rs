@@ -71,7 +71,7 @@ fn the_tables_say_what_the_rules_say() {
             }] += 1;
         }
     }
-    assert!(seen.iter().all(|n| *n > 200), "every verdict is exercised: {seen:?}");
+    assert!(seen.iter().all(|n| *n > 100), "every verdict is exercised: {seen:?}");
 }
 
 /// The number of the host among endpoints.
