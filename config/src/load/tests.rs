@@ -327,7 +327,7 @@ fn the_syn_proxy_and_what_is_wrong_with_it() {
         ("{syn_proxy: {ports: []}}", "`ports` is missing"),
         ("{syn_proxy: {ports: [0]}}", "neither a port nor a range"),
         ("{syn_proxy: {ports: [9-8]}}", "neither a port nor a range"),
-        ("{syn_proxy: {ports: [80], stray_acks: reset}}", "`pass`"),
+        ("{syn_proxy: {ports: [80], stray_acks: reset}}", "not a known value of `stray_acks`"),
         ("{syn_proxy: {port: 80}}", "port"),
     ] {
         let faults = prefilter(yaml).unwrap_err();
