@@ -108,16 +108,33 @@ impl Packet {
         if failed { Err(Reason::AdjustFailed) } else { Ok(()) }
     }
 
-    /// Sends the packet back to where it came from: MAC and IP addresses change places, and it has all
-    /// its hops again.
+    /// MAC addresses change places.
     #[inline(always)]
-    pub(crate) fn turn_round<const L3: usize, const V4: bool>(&mut self, ip: &Ip) -> Option<()> {
+    pub(crate) fn swap_macs(&mut self) -> Option<()> {
         let link = self.bytes_mut::<12>(0)?;
         let mut i = 0;
         while i < 6 {
             link.swap(i, i + 6);
             i += 1;
         }
+        Some(())
+    }
+
+    /// Has the packet sent out of this interface.
+    #[inline(always)]
+    pub(crate) fn send(&self, ifindex: u32) -> Reason {
+        if ifindex == self.ingress() {
+            return Reason::ForwardedTx;
+        }
+        self.redirect(ifindex);
+        Reason::ForwardedRedirect
+    }
+
+    /// Sends the packet back to where it came from: MAC and IP addresses change places, and it has all
+    /// its hops again.
+    #[inline(always)]
+    pub(crate) fn turn_round<const L3: usize, const V4: bool>(&mut self, ip: &Ip) -> Option<()> {
+        self.swap_macs()?;
         if V4 {
             let h = self.bytes_mut::<20>(L3)?;
             let old = u16::from_ne_bytes([h[8], h[9]]);

@@ -124,11 +124,5 @@ fn put<const L3: usize, const V4: bool>(
     let header = synproxy::answer(ports, seq, cookie as u32, (cookie >> 32) as u16, pseudo);
     *packet.bytes_mut::<24>(transport::<L3, V4>())? = header;
     put_ip::<L3, V4>(packet, ip, protocol::TCP, synproxy::HEADER)?;
-    let link = packet.bytes_mut::<12>(0)?;
-    let mut i = 0;
-    while i < 6 {
-        link.swap(i, i + 6);
-        i += 1;
-    }
-    Some(())
+    packet.swap_macs()
 }

@@ -56,6 +56,17 @@ pub enum ApiAddr {
     Tcp(SocketAddr),
 }
 
+impl ApiAddr {
+    /// The TCP port.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(address) => Some(address.port()),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// Text that is no [`ApiAddr`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is no address; allowed are unix:/PATH and IP:PORT, as 127.0.0.1:9870")]

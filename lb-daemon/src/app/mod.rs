@@ -123,17 +123,7 @@ pub async fn run(
     let features = wanted.interfaces.first().map_or(0, |i| attach::features(i.roles, proxy));
     let (kernel, adopted) = Kernel::open(&options.bpffs, needs, seed, features)?;
     let counters = kernel.counters();
-    let guard = Guard::new(
-        links.clone(),
-        options
-            .api
-            .iter()
-            .filter_map(|address| match address {
-                ApiAddr::Tcp(address) => Some(address.port()),
-                ApiAddr::Unix(_) => None,
-            })
-            .collect(),
-    );
+    let guard = Guard::new(links.clone(), options.api.iter().filter_map(ApiAddr::port).collect());
     let (copied, new_copies) = mpsc::channel(1);
     let fetches = fetch::Shared::default();
     let fetcher = Fetcher::open(&copies, fetches.clone(), copied, guard.clone())

@@ -74,8 +74,7 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        let check = Self::ok(subject, check, found);
-        Self { verdict: Verdict::Warn, remedy: Some(remedy.into()), ..check }
+        Self::ok(subject, check, found).but(Verdict::Warn, remedy.into())
     }
 
     pub(crate) fn fail(
@@ -84,8 +83,11 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        let check = Self::ok(subject, check, found);
-        Self { verdict: Verdict::Fail, remedy: Some(remedy.into()), ..check }
+        Self::ok(subject, check, found).but(Verdict::Fail, remedy.into())
+    }
+
+    fn but(self, verdict: Verdict, remedy: String) -> Self {
+        Self { verdict, remedy: Some(remedy), ..self }
     }
 }
 

@@ -30,21 +30,7 @@ fn edge() -> DesiredState {
 }
 
 fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        kind: "ethernet".to_owned(),
-        driver: Some("ixgbe".to_owned()),
-        mac: None,
-        mtu: 1500,
-        up: true,
-        running: true,
-        master: None,
-        lower: None,
-        rx_queues: 4,
-        tx_queues: 4,
-        xdp: Vec::new(),
-    }
+    Link::example(index, name, "ethernet", "ixgbe")
 }
 
 fn hop(ifindex: u32, interface: &str, mtu: u32) -> NextHop {

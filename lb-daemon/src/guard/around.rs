@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Protected, Role, host::SSH};
+use super::{Protected, Role, SSH};
 
 /// A route over a gateway, in the kernel's tables (`RTF_GATEWAY`).
 const RTF_GATEWAY: u32 = 2;

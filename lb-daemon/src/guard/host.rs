@@ -12,7 +12,7 @@ use config::{
     policy::{Direction, Entity},
 };
 
-use super::{MAX_LISTED, Protected, Role};
+use super::{MAX_LISTED, Protected, Role, SSH};
 use crate::policy::{
     Flow,
     state::Wanted,
@@ -21,8 +21,6 @@ use crate::policy::{
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// The port that `sshd` listens on.
-pub(super) const SSH: u16 = 22;
 const DNS: u16 = 53;
 
 /// A connection that this machine has to be able to make or take.

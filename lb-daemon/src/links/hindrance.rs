@@ -124,21 +124,7 @@ mod tests {
     }
 
     fn link(kind: &str) -> Link {
-        Link {
-            index: 2,
-            name: "eth0".to_owned(),
-            kind: kind.to_owned(),
-            driver: Some("e1000e".to_owned()),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            master: None,
-            lower: None,
-            rx_queues: 4,
-            tx_queues: 4,
-            xdp: Vec::new(),
-        }
+        Link::example(2, "eth0", kind, "e1000e")
     }
 
     #[track_caller]

@@ -49,6 +49,28 @@ pub struct Link {
     pub xdp: Vec<AttachedXdp>,
 }
 
+#[cfg(test)]
+impl Link {
+    /// An interface with nothing in the way, for tests.
+    pub(crate) fn example(index: u32, name: &str, kind: &str, driver: &str) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            driver: Some(driver.to_owned()),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            master: None,
+            lower: None,
+            rx_queues: 4,
+            tx_queues: 4,
+            xdp: Vec::new(),
+        }
+    }
+}
+
 /// An XDP program attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachedXdp {

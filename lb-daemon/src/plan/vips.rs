@@ -1,5 +1,5 @@
-//! Addresses as a whole: a row for each VIP of any service, its ranges of ports, and the filter that tells other addresses from
-//! them at one load.
+//! Addresses as a whole: a row for each VIP of any service, its ranges of ports, and the filter that tells other
+//! addresses from them at one load.
 
 use std::collections::BTreeMap;
 

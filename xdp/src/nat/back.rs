@@ -8,11 +8,11 @@ use abi::{
     wire::Ip,
 };
 
-use super::{Segment, forth::nat_note, whole, write};
+use super::{L3, Segment, forth::nat_note, header, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
-    stage::forward::split,
+    stage::{forward::put_macs, service},
 };
 
 #[inline(always)]
@@ -35,7 +35,7 @@ pub(super) fn run<const V4: bool>(
     if !own {
         return Err(nobody(ip));
     }
-    whole::<V4>(packet, ip)?;
+    service::sendable::<L3>(packet, ip, header::<V4>())?;
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
     if ip.total > way.mtu() {
@@ -61,12 +61,8 @@ pub(super) fn run<const V4: bool>(
 
     write::translate::<V4>(packet, ip, &segment, &to)?;
     let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
-    let src = split(way.mac());
-    place[0..4].copy_from_slice(&(link as u32).to_ne_bytes());
-    place[4..6].copy_from_slice(&((link >> 32) as u16).to_ne_bytes());
-    place[6..10].copy_from_slice(&src.0.to_ne_bytes());
-    place[10..12].copy_from_slice(&src.1.to_ne_bytes());
-    Ok(write::send(packet, way.ifindex()))
+    put_macs(place, (link as u32, (link >> 32) as u16), way.mac());
+    Ok(packet.send(way.ifindex()))
 }
 
 /// Not of a connection that is translated: the host's, unless the address is also a VIP.

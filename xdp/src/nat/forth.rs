@@ -9,13 +9,13 @@ use abi::{
     wire::{Eth, Frame, Ip, Transport, tcp_flags},
 };
 
-use super::{Segment, whole, write};
+use super::{L3, Segment, header, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
     stage::{
         forward,
-        service::{frontend, permit},
+        service::{frontend, permit, sendable},
     },
 };
 
@@ -33,7 +33,7 @@ pub(super) fn run<const V4: bool>(
         return Err(Reason::NatRefused);
     }
     permit(frontend, ip.src)?;
-    whole::<V4>(packet, ip)?;
+    sendable::<L3>(packet, ip, header::<V4>())?;
 
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
@@ -96,7 +96,7 @@ pub(super) fn run<const V4: bool>(
     forward::macs(place, hop, egress);
     maps::count_frontend(cpu, row, bytes, opening);
     maps::count_backend(cpu, backend_row, bytes, opening);
-    Ok(write::send(packet, egress.ifindex()))
+    Ok(packet.send(egress.ifindex()))
 }
 
 /// The connection's state; and replies go to whoever sent the client's last packet.

@@ -89,13 +89,3 @@ fn parse<const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Segment> {
     let flags = if udp { 0 } else { packet.header::<Tcp>(at)?.flags()[0] };
     Some(Segment { ports, flags, udp })
 }
-
-/// Whether all that the lengths promise is there, and the packet may go one hop further.
-#[inline(always)]
-fn whole<const V4: bool>(packet: &Packet, ip: &Ip) -> Result<(), Reason> {
-    let least = header::<V4>() + wire::transport_len(ip.protocol);
-    if !packet.holds(L3 + ip.total as usize) || (ip.total as usize) < least {
-        return Err(Reason::BadLength);
-    }
-    if ip.ttl <= 1 { Err(Reason::TtlExpired) } else { Ok(()) }
-}

@@ -75,13 +75,3 @@ fn transport<const V4: bool>(
     }
     Ok(())
 }
-
-/// Has the packet sent out of this interface.
-#[inline(always)]
-pub(super) fn send(packet: &Packet, ifindex: u32) -> Reason {
-    if ifindex == packet.ingress() {
-        return Reason::ForwardedTx;
-    }
-    packet.redirect(ifindex);
-    Reason::ForwardedRedirect
-}

@@ -73,7 +73,7 @@ pub(crate) fn twice<const L3: usize, const V4: bool>(
         put64(&mut place[4..12], other.hi());
         put64(&mut place[12..20], other.lo());
     }
-    Ok(sent(packet, egress))
+    Ok(packet.send(egress.ifindex()))
 }
 
 /// Without a way out: the backend is this machine, or its next hop is not known.
@@ -108,17 +108,7 @@ fn by<const L3: usize, const V4: bool>(
         Mode::Nat => return Err(Reason::NatNoEntry),
     }
 
-    Ok(sent(packet, egress))
-}
-
-#[inline(always)]
-fn sent(packet: &Packet, egress: &Egress) -> Reason {
-    if egress.ifindex() == packet.ingress() {
-        Reason::ForwardedTx
-    } else {
-        packet.redirect(egress.ifindex());
-        Reason::ForwardedRedirect
-    }
+    Ok(packet.send(egress.ifindex()))
 }
 
 /// `SHIM`: bytes between the outer IP header and the inner one, which tell the encapsulation.
@@ -277,9 +267,15 @@ pub(crate) const fn split(mac: [u8; 6]) -> (u32, u16) {
 
 #[inline(always)]
 pub(crate) fn macs(link: &mut [u8; 12], hop: HopWord, egress: &Egress) {
-    link[0..4].copy_from_slice(&hop.mac_head().to_ne_bytes());
-    link[4..6].copy_from_slice(&hop.mac_tail().to_ne_bytes());
-    let src = split(egress.src_mac());
+    put_macs(link, (hop.mac_head(), hop.mac_tail()), egress.src_mac());
+}
+
+/// Both MAC addresses of a frame; the destination's first four bytes and last two, as they stand there.
+#[inline(always)]
+pub(crate) fn put_macs(link: &mut [u8; 12], dst: (u32, u16), src: [u8; 6]) {
+    link[0..4].copy_from_slice(&dst.0.to_ne_bytes());
+    link[4..6].copy_from_slice(&dst.1.to_ne_bytes());
+    let src = split(src);
     link[6..10].copy_from_slice(&src.0.to_ne_bytes());
     link[10..12].copy_from_slice(&src.1.to_ne_bytes());
 }
