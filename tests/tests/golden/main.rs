@@ -31,8 +31,12 @@ mod synproxy;
 mod tunnels;
 mod vlan;
 
+fn web(forwarding: Forwarding, backend: &str) -> config::model::Service {
+    service("web", &[VIP4, VIP6], forwarding, &[backend])
+}
+
 fn rig(forwarding: Forwarding, backend: &str) -> Rig {
-    Rig::with(vec![service("web", &[VIP4, VIP6], forwarding, &[backend])], INGRESS, 1500)
+    Rig::with(vec![web(forwarding, backend)], INGRESS, 1500)
 }
 
 #[test]

@@ -66,6 +66,8 @@ fn diameter(forwarding: Forwarding, backends: &[&str]) -> Service {
 
 #[test]
 fn in_every_mode() {
+    let mut rig = Rig::with(Vec::new(), INGRESS, 1500);
+    let mut receiver = Rig::new(feature::DECAP);
     for (forwarding, backend) in [
         (Forwarding::L2, "10.0.1.11"),
         (Forwarding::Ipip, "10.0.1.11"),
@@ -76,8 +78,8 @@ fn in_every_mode() {
         (Forwarding::Geneve, "10.0.1.11"),
         (Forwarding::Geneve, "2001:db8:2::11"),
     ] {
-        let mut rig = Rig::with(vec![diameter(forwarding, &[backend])], INGRESS, 1500);
-        let mut receiver = Rig::new(feature::DECAP);
+        rig.put(Vec::new());
+        rig.fill(vec![diameter(forwarding, &[backend])], INGRESS, 1500);
         receiver.decap_at(backend);
         for chunk in [INIT, DATA] {
             let payload = sctp(40000, PORT, chunk);

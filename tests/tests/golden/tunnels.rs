@@ -3,11 +3,11 @@
 use abi::{limits::feature, reason::Reason};
 use config::model::Forwarding;
 use etherparse::{Ipv4Header, Ipv6Header, UdpHeader};
-use lb_tests::rig::Rig;
+use lb_tests::rig::{INGRESS, Rig};
 
 use crate::{
     packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, one_hop_later, v4, v6},
-    rig,
+    rig, web,
 };
 
 /// Whatever is sent, to a backend of either family.
@@ -47,10 +47,12 @@ fn outer_udp<'f>(frame: &'f [u8], backend: &str) -> (UdpHeader, &'f [u8]) {
 
 #[test]
 fn there_and_back_in_every_combination_of_families() {
+    let mut sender = Rig::with(Vec::new(), INGRESS, 1500);
+    let mut receiver = Rig::new(feature::DECAP);
     for backend in ["10.0.1.11", "2001:db8:2::11"] {
         for forwarding in [Forwarding::Ipip, Forwarding::Gue, Forwarding::Geneve] {
-            let mut sender = rig(forwarding, backend);
-            let mut receiver = Rig::new(feature::DECAP);
+            sender.put(Vec::new());
+            sender.fill(vec![web(forwarding, backend)], INGRESS, 1500);
             receiver.decap_at(backend);
             for frame in frames() {
                 let sent = sender.run(&frame);
@@ -179,10 +181,13 @@ fn what_the_tunnel_headers_say() {
 
 #[test]
 fn senders_that_are_not_listed() {
+    let mut sender = Rig::with(Vec::new(), INGRESS, 1500);
+    let mut receiver = Rig::new(feature::DECAP);
     for backend in ["10.0.1.11", "2001:db8:2::11"] {
         for forwarding in [Forwarding::Ipip, Forwarding::Gue, Forwarding::Geneve] {
-            let sent = rig(forwarding, backend).run(&frames()[0]).frame;
-            let mut receiver = Rig::new(feature::DECAP);
+            sender.put(Vec::new());
+            sender.fill(vec![web(forwarding, backend)], INGRESS, 1500);
+            let sent = sender.run(&frames()[0]).frame;
             receiver.decap_from(backend, &["10.0.0.1/32", "2001:db8:f::/64"]);
             assert_eq!(receiver.run(&sent).reason, Reason::Decapsulated);
             receiver.decap_from(backend, &["10.0.0.2/32", "2001:db8:e::/64"]);

@@ -1,12 +1,15 @@
 //! 802.1Q and QinQ: whatever becomes of a packet becomes of it with its tags too, and they stay as they came.
 
 use abi::{limits::feature, reason::Reason, table::Unserved};
-use config::model::{Forwarding, Service};
+use config::model::Forwarding;
 use etherparse::PacketBuilder;
 use lb_daemon::datapath::Op;
-use lb_tests::rig::{CLIENT_MAC, INGRESS, OUR_MAC, Rig, service};
+use lb_tests::rig::{CLIENT_MAC, INGRESS, OUR_MAC, Rig};
 
-use crate::packets::{L4, VIP4, VIP6, frame4, frame6, v4, v6};
+use crate::{
+    packets::{L4, VIP4, VIP6, frame4, frame6, v4, v6},
+    web,
+};
 
 /// One tag; a service tag alone; a service tag and a customer's, with priorities and drop eligibility.
 const TAGS: [&[u8]; 4] = [
@@ -31,12 +34,10 @@ fn all_the_same(rig: &mut Rig, frame: &[u8]) -> (Reason, Vec<u8>) {
     (plain.reason, plain.frame)
 }
 
-fn web(forwarding: Forwarding, backend: &str) -> Service {
-    service("web", &[VIP4, VIP6], forwarding, &[backend])
-}
-
 #[test]
 fn in_every_mode_there_and_back() {
+    let mut rig = Rig::with(Vec::new(), INGRESS, 1500);
+    let mut receiver = Rig::new(feature::DECAP);
     for (forwarding, backend) in [
         (Forwarding::L2, "10.0.1.11"),
         (Forwarding::Ipip, "10.0.1.11"),
@@ -48,8 +49,8 @@ fn in_every_mode_there_and_back() {
         (Forwarding::Geneve, "10.0.1.11"),
         (Forwarding::Geneve, "2001:db8:2::11"),
     ] {
-        let mut rig = Rig::with(vec![web(forwarding, backend)], INGRESS, 1500);
-        let mut receiver = Rig::new(feature::DECAP);
+        rig.put(Vec::new());
+        rig.fill(vec![web(forwarding, backend)], INGRESS, 1500);
         receiver.decap_at(backend);
         for frame in [
             frame4("198.51.100.7", VIP4, L4::Syn(80), 64, b"hello"),
