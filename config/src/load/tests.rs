@@ -23,6 +23,46 @@ services:
       - {address: \"2001:db8::12\", weight: 0, state: draining}
 ";
 
+/// In the order of the files; what is next to a range, of another protocol or address, and port 0 are none of it.
+#[test]
+fn ranges_of_ports_overlap_over_files() {
+    let service = |name: &str, address: &str, port: &str| {
+        format!(
+            "services:\n  - {{name: {name}, address: {address}, ports: [{port}], forwarding: ipip, \
+             backends: [{{address: 10.0.1.11}}]}}\n"
+        )
+    };
+    let range = service("range", "203.0.113.10", "{port: 8000-8999}");
+    let faults = |address: &str, port: &str| {
+        let other = service("other", address, port);
+        let files = directory(&[("a.yaml", &range), ("b.yaml", &other)]);
+        match Loader::new(files.path()).load() {
+            Ok(_) => Vec::new(),
+            Err(faults) => faults.iter().map(ToString::to_string).collect(),
+        }
+    };
+    for port in ["8000", "8999", "8500-9500", "1-8000", "1-65535"] {
+        let found = faults("203.0.113.10", &format!("{{port: {port}}}"));
+        assert_eq!(found.len(), 1, "{port}: {found:?}");
+        let words =
+            ["b.yaml:2:", "ports 8000-8999/tcp of the service `range` at ", "a.yaml:2:", "divide"];
+        assert!(words.iter().all(|word| found[0].contains(word)), "{port}: {found:?}");
+    }
+    let behind_nat = range.replace("ipip", "nat");
+    let behind_nat = directory(&[("a.yaml", &behind_nat)]);
+    let refused = Loader::new(behind_nat.path()).load().unwrap_err();
+    assert!(refused[0].to_string().contains("a range of ports behind NAT"), "{refused:?}");
+    for (address, port) in [
+        ("203.0.113.10", "{port: 7999}"),
+        ("203.0.113.10", "{port: 9000-9999}"),
+        ("203.0.113.10", "{port: 0}"),
+        ("203.0.113.10", "{port: 8000-8999, protocol: udp}"),
+        ("203.0.113.11", "{port: 8000-8999}"),
+    ] {
+        assert_eq!(faults(address, port), [""; 0], "{address} {port}");
+    }
+}
+
 #[test]
 fn loads_a_service() {
     let directory = directory(&[("web.yaml", WEB)]);
