@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use aya::programs::ProgramFd;
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, PrefixList, Source},
+    model::{Prefilter, PrefixList, Source},
 };
 use lb_daemon::{
     datapath::Capacity,
@@ -281,17 +281,7 @@ fn small() -> Capacity {
 }
 
 fn ours(list: &PrefixSet, reason: Reason) -> anyhow::Result<Target> {
-    let list = PrefixList {
-        name: "l".to_owned(),
-        source: Source::Api,
-        action: ListAction::Drop,
-        prefixes: list.clone(),
-        skipped: Vec::new(),
-        skipped_lines: 0,
-        remote: None,
-        force: false,
-        scope: config::model::Scope::default(),
-    };
+    let list = PrefixList::new("l", Source::Api, list.clone());
     let wanted = Prefilter { lists: vec![std::sync::Arc::new(list)], ..Prefilter::default() };
     let mut prefixes = Prefixes::default();
     let Needs { lines, bitmaps, blocks, leading6, nets6, .. } = prefixes.needs(&wanted)?;

@@ -377,6 +377,24 @@ pub struct PrefixList {
     pub scope: Scope,
 }
 
+impl PrefixList {
+    /// A list that drops every packet from these prefixes.
+    #[must_use]
+    pub fn new(name: impl Into<String>, source: Source, prefixes: PrefixSet) -> Self {
+        Self {
+            name: name.into(),
+            source,
+            action: ListAction::Drop,
+            prefixes,
+            skipped: Vec::new(),
+            skipped_lines: 0,
+            remote: None,
+            force: false,
+            scope: Scope::default(),
+        }
+    }
+}
+
 /// Which packets from or to its addresses a list is about; by default all that come from there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {

@@ -108,17 +108,7 @@ pub struct List {
 
 impl List {
     fn new(name: &str) -> Self {
-        let compact = Arc::new(PrefixList {
-            name: name.to_owned(),
-            source: Source::Api,
-            action: ListAction::Drop,
-            prefixes: PrefixSet::default(),
-            skipped: Vec::new(),
-            skipped_lines: 0,
-            remote: None,
-            force: false,
-            scope: config::model::Scope::default(),
-        });
+        let compact = Arc::new(PrefixList::new(name, Source::Api, PrefixSet::default()));
         Self { entries: BTreeMap::new(), compact }
     }
 

@@ -16,7 +16,7 @@ use abi::{limits::feature, reason::Reason};
 use anyhow::{Context as _, anyhow, ensure};
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, PrefixList, Source},
+    model::{Prefilter, PrefixList, Source},
 };
 use lb_daemon::{
     datapath::{Capacity, Datapath as _, bpf::grace},
@@ -263,17 +263,7 @@ fn capacity(text: &str) -> anyhow::Result<Capacity> {
 }
 
 fn empty() -> PrefixList {
-    PrefixList {
-        name: "l".to_owned(),
-        source: Source::Api,
-        action: ListAction::Drop,
-        prefixes: PrefixSet::default(),
-        skipped: Vec::new(),
-        skipped_lines: 0,
-        remote: None,
-        force: false,
-        scope: config::model::Scope::default(),
-    }
+    PrefixList::new("l", Source::Api, PrefixSet::default())
 }
 
 fn of(prefixes: PrefixSet) -> Prefilter {

@@ -142,15 +142,14 @@ impl GeoCache {
             return Arc::clone(list);
         }
         let list = Arc::new(model::PrefixList {
-            name: name.clone(),
-            source: source.clone(),
             action: *action,
-            prefixes: self.geo.prefixes(&wanted.countries, &wanted.asns),
-            skipped: Vec::new(),
-            skipped_lines: 0,
-            remote: None,
             force: *force,
             scope: scope.clone(),
+            ..model::PrefixList::new(
+                name.clone(),
+                source.clone(),
+                self.geo.prefixes(&wanted.countries, &wanted.asns),
+            )
         });
         self.lists.retain(|(geo, _, old)| Arc::ptr_eq(geo, &self.geo) && old.name != *name);
         self.lists.push((Arc::clone(&self.geo), wanted.clone(), Arc::clone(&list)));

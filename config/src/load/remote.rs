@@ -40,15 +40,11 @@ fn empty(
     cache: &mut ListCache,
 ) -> Arc<model::PrefixList> {
     let list = model::PrefixList {
-        name: entry.name.clone(),
-        source: entry.source.clone(),
         action: entry.action,
-        prefixes: PrefixSet::default(),
-        skipped: Vec::new(),
-        skipped_lines: 0,
         remote: Some(Arc::clone(remote)),
         force: entry.force,
         scope: entry.scope.clone(),
+        ..model::PrefixList::new(entry.name.clone(), entry.source.clone(), PrefixSet::default())
     };
     let key = (copy.path.clone(), copy.format, copy.on_error);
     if let Some(cached) = cache.get_mut(&key)

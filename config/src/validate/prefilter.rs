@@ -136,17 +136,7 @@ fn bogons(at: Loc, context: &Context<'_, '_>, fragment: &mut Fragment) -> ListEn
     let (name, source) = ("bogons".to_owned(), context.source(at));
     fragment.names.push((Kind::PrefixList, name.clone(), at));
     let prefixes = BOGONS.iter().filter_map(|text| text.parse::<IpNet>().ok());
-    let list = model::PrefixList {
-        name: name.clone(),
-        source: source.clone(),
-        action: model::ListAction::Drop,
-        prefixes: prefixes.collect(),
-        skipped: Vec::new(),
-        skipped_lines: 0,
-        remote: None,
-        force: false,
-        scope: model::Scope::default(),
-    };
+    let list = model::PrefixList::new(name.clone(), source.clone(), prefixes.collect());
     ListEntry {
         name,
         source,
@@ -192,15 +182,14 @@ fn list(
         }
         (None, None, None) if !is_inline => return None,
         (None, None, None) => ListBody::Inline(Arc::new(model::PrefixList {
-            name: name.clone(),
-            source: source.clone(),
             action,
-            prefixes: cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
-            skipped: Vec::new(),
-            skipped_lines: 0,
-            remote: None,
             force,
             scope: scope.clone(),
+            ..model::PrefixList::new(
+                name.clone(),
+                source.clone(),
+                cidrs.elements().map(|(cidr, _)| cidr.0).collect(),
+            )
         })),
     };
     Some(ListEntry { name, source, action, force, scope, body })

@@ -313,17 +313,7 @@ mod tests {
     }
 
     fn list(name: &str, action: ListAction, force: bool, nets: &[&str]) -> Arc<PrefixList> {
-        Arc::new(PrefixList {
-            name: name.to_owned(),
-            source: Source::Api,
-            action,
-            prefixes: set(nets),
-            skipped: Vec::new(),
-            skipped_lines: 0,
-            remote: None,
-            force,
-            scope: config::model::Scope::default(),
-        })
+        Arc::new(PrefixList { action, force, ..PrefixList::new(name, Source::Api, set(nets)) })
     }
 
     fn protected() -> Protected {
