@@ -25,6 +25,7 @@ use crate::{
     view::{Counters, View},
 };
 
+pub mod conntrack;
 pub mod events;
 mod extract;
 pub mod limits;
@@ -126,6 +127,8 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(policy::names))
         .routes(routes!(policy::documents))
         .routes(routes!(policy::put_document, policy::delete_document))
+        .routes(routes!(conntrack::connections, conntrack::remove_connections))
+        .routes(routes!(conntrack::connection))
         .routes(routes!(read::reasons))
         .routes(routes!(events::events))
         .routes(routes!(events::top))

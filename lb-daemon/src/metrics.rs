@@ -95,6 +95,10 @@ metrics! {
         "Connections of a backend whose service has an entry for each: random, least-connections or tracked.";
     NOT_ADMITTED: Counter "lb_flows_not_admitted_total" []
         "Packets of flows that should have got an entry and got none, as there were too many new ones at once.";
+    NAT_ENTRIES: Gauge "lb_nat_entries" []
+        "Entries of the NAT table in use: connections that have not expired. Absent without services behind NAT.";
+    NAT_CAPACITY: Gauge "lb_nat_capacity_entries" []
+        "Entries that the NAT table was made for.";
     BACKEND_HEALTHY: Gauge "lb_backend_healthy" ["service", "backend", "address"]
         "0 when the health check found the backend down, else 1.";
     BACKEND_RESOLVED: Gauge "lb_backend_next_hop_resolved" ["service", "backend", "address"]
@@ -251,6 +255,11 @@ fn backends(page: &mut Page, view: &View, counters: &dyn Counters) {
         }
     }
     page.family(&NOT_ADMITTED).value(counters.not_admitted());
+    let nat = counters.nat();
+    if nat.capacity > 0 {
+        page.family(&NAT_ENTRIES).value(nat.used);
+        page.family(&NAT_CAPACITY).value(nat.capacity);
+    }
     let gauges: [(&Metric, Read); 3] = [
         (&BACKEND_HEALTHY, |_, backend| u64::from(backend.health != Health::Down)),
         (&BACKEND_RESOLVED, |_, backend| {

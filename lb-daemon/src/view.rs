@@ -19,6 +19,8 @@ use config::{
     policy::{Enforcement, Labels},
 };
 
+use crate::conntrack;
+
 /// The daemon's state as of one moment. Cheap to clone behind `Arc`.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -311,6 +313,12 @@ pub trait Counters: Send + Sync {
     /// Flows that should have got an entry and did not, as there were too many at once.
     fn not_admitted(&self) -> u64 {
         0
+    }
+    /// Shows every entry of a connection, and removes those that the caller has no use for.
+    fn connections(&self, _visit: &mut dyn FnMut(&conntrack::Connection) -> conntrack::Visit) {}
+    /// The room that NAT has.
+    fn nat(&self) -> conntrack::NatUse {
+        conntrack::NatUse::default()
     }
     /// Counters of a blocklist row; `new_connections` is 0.
     fn list(&self, row: u32) -> Count;

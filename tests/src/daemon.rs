@@ -340,6 +340,15 @@ impl Daemon {
         if lines.is_empty() { Ok(()) } else { bail!("logged:\n{}", lines.join("\n")) }
     }
 
+    /// Waits until it has logged a line that contains `text`.
+    ///
+    /// # Errors
+    ///
+    /// It has not after a while.
+    pub fn wait_line(&self, text: &str) -> anyhow::Result<String> {
+        self.log.wait_line(text, 0, PATIENCE)
+    }
+
     fn socket(&self) -> PathBuf {
         self.directory.join("api.sock")
     }

@@ -137,6 +137,15 @@ impl Kept {
         Ok(body)
     }
 
+    /// Its own address and port.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn local(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.stream.get_ref().local_addr()?)
+    }
+
     /// How long an answer may take, in place of [`PATIENCE`].
     ///
     /// # Errors

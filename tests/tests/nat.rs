@@ -1,5 +1,7 @@
 //! `forwarding: nat`: servers that answer the balancer, and see nobody else.
 
+use std::{net::TcpStream, time::Duration};
+
 use anyhow::ensure;
 use lb_tests::{
     capture::{Capture, Checksums},
@@ -46,6 +48,73 @@ fn every_server_answers_the_balancer() -> anyhow::Result<()> {
         assert_eq!(named, None);
     }
     edge.lb.expect_quiet()
+}
+
+/// What stands in the tables, and one connection that is cut off there.
+#[test]
+fn conntrack() -> anyhow::Result<()> {
+    let edge = Edge::start(NAT)?;
+    let mut kept = kept(&edge)?;
+    for kept in &mut kept {
+        kept.get("/")?;
+    }
+    let list = |query: &str| edge.lb.get(&format!("/v1/conntrack?{query}"));
+    let all = list("state=established")?;
+    assert_eq!((&all["total"], all["items"].as_array().map(Vec::len)), (&40.into(), Some(40)));
+    for (query, total) in [
+        ("service=nat-v4", 20),
+        ("service=nat-v4&family=ipv6", 0),
+        ("family=ipv6", 20),
+        ("port=80&table=nat", 40),
+        ("table=flows", 0),
+    ] {
+        assert_eq!(list(query)?["total"], total, "{query}");
+    }
+    assert!((40.0..60.0).contains(&edge.lb.metric("lb_nat_entries")?));
+
+    let of = |n: usize, key: &str| all["items"][n][key].as_str().unwrap_or_default().to_owned();
+    let (client, vip, nat, web) = (of(0, "client"), of(0, "vip"), of(0, "nat"), of(0, "backend"));
+    assert!(all["items"][0]["idle_seconds"].as_u64().is_some_and(|idle| idle < 20), "{all}");
+    let page = edge.lb.lbctl(&["conntrack", "get", "tcp", &web, &nat])?;
+    assert!(page.contains(&client) && page.contains("established"), "{page}");
+
+    let (address, port) = client.rsplit_once(':').unwrap_or_default();
+    let address = address.trim_matches(['[', ']']);
+    let said = edge.lb.lbctl(&["conntrack", "flush", "--address", address, "--port", port])?;
+    assert_eq!(said.trim(), "removed: 1 connection");
+    assert!(edge.lb.lbctl(&["conntrack", "get", "tcp", &client, &vip]).is_err());
+    for kept in &mut kept {
+        if kept.local()?.to_string() == client {
+            kept.set_patience(Duration::from_secs(1))?;
+            assert!(kept.get("/").is_err());
+        } else {
+            kept.get("/")?;
+        }
+    }
+    edge.lb.expect_quiet()
+}
+
+/// Four ports and one server: what does not fit is said where somebody looks.
+#[test]
+fn ports_that_run_out_are_seen() -> anyhow::Result<()> {
+    let mut services = NAT();
+    services[0].webs = vec![1];
+    let edge = Edge::with(&services[1..])?;
+    let few = "node: {name: edge, nat: {ports: 2000-2003}}";
+    let text = yaml(&services).replace("node: {name: edge}", few);
+    edge.lb.change_config(&text)?;
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    let (vip, mut held) = (at(SPARE_V4, web::PORT), Vec::new());
+    edge.client()?.enter(|| {
+        for _ in 0..6 {
+            held.extend(TcpStream::connect_timeout(&vip, Duration::from_secs(1)));
+        }
+    })?;
+    assert!((1..=4).contains(&held.len()), "{}", held.len());
+    edge.lb.wait_line("NAT: connections get no port")?;
+    let page = edge.lb.lbctl(&["status"])?;
+    assert!(page.contains("\nwarning     NAT: "), "{page}");
+    Ok(())
 }
 
 /// A megabyte, in either direction.

@@ -35,6 +35,9 @@ pub const CONNECTION_AGE: Duration = Duration::from_secs(300);
 /// Time for requests under way to end once the listener shuts down.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Entries of connections in one answer.
+pub const CONNECTIONS_SHOWN: usize = 100_000;
+
 /// Requests per second that one listener answers in the long run.
 pub const REQUESTS_PER_SECOND: u32 = 200;
 

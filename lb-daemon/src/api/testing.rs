@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::ApiState;
 use crate::{
     command::{Command, Refusal},
+    conntrack::{Connection, NatUse, Table, Visit},
     guard::Guard,
     view::{
         Attachment, BackendView, ConfigView, Count, Counters, EndpointView, FrontendView, Health,
@@ -52,6 +53,40 @@ impl Counters for FakeCounters {
 
     fn limit(&self, row: u32) -> Count {
         Count { new_connections: 0, ..Self::of(4, row) }
+    }
+
+    fn connections(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        let end = |text: &str| text.parse().unwrap();
+        let translated = Connection {
+            table: Table::Nat,
+            protocol: Some(Protocol::Tcp),
+            client: end("[2001:db8:9::7]:40000"),
+            vip: Some(end("[2001:db8::10]:443")),
+            nat: Some(end("[2001:db8:f::1]:2000")),
+            backend: end("[2001:db8::12]:8443"),
+            row: 11,
+            state: "established",
+            idle: Some(3),
+            expires: Some(7997),
+        };
+        let moved = Connection {
+            table: Table::Flows,
+            protocol: Some(Protocol::Udp),
+            client: end("198.51.100.7:50000"),
+            vip: Some(end("203.0.113.20:443")),
+            nat: None,
+            backend: end("10.0.1.11:443"),
+            row: 0,
+            state: "moved",
+            idle: None,
+            expires: None,
+        };
+        visit(&translated);
+        visit(&moved);
+    }
+
+    fn nat(&self) -> NatUse {
+        NatUse { used: 4, capacity: 8, refused: 2 }
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {

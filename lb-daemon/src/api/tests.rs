@@ -76,6 +76,95 @@ async fn health_and_readiness() {
 }
 
 #[tokio::test]
+async fn connections_by_what_they_are() {
+    let state = read_only(view());
+    let all = get(&state, "/v1/conntrack").await.body;
+    assert_eq!(all["total"], 2);
+    let first = &all["items"][0];
+    assert_eq!(
+        [&first["service"], &first["client"], &first["nat"], &first["state"]],
+        ["web", "[2001:db8:9::7]:40000", "[2001:db8:f::1]:2000", "established"]
+    );
+    assert_eq!(all["items"][1]["backend_name"], "web-1");
+    for (query, found) in [
+        ("service=web", 1),
+        ("service=api&protocol=udp", 1),
+        ("service=api&protocol=tcp", 0),
+        ("address=2001:db8:f::1", 1),
+        ("address=10.0.1.11&port=50000", 1),
+        ("port=443", 2),
+        ("port=8443", 1),
+        ("family=ipv4", 1),
+        ("state=moved&table=flows", 1),
+        ("state=moved&table=nat", 0),
+    ] {
+        let body = get(&state, &format!("/v1/conntrack?{query}")).await.body;
+        assert_eq!(body["total"], found, "{query}");
+        assert_eq!(body["items"].as_array().unwrap().len(), found, "{query}");
+    }
+    let bounded = get(&state, "/v1/conntrack?limit=1").await.body;
+    assert_eq!((&bounded["total"], bounded["items"].as_array().unwrap().len()), (&json!(2), 1));
+    for (query, status) in [
+        ("service=none", 404),
+        ("state=bored", 422),
+        ("family=5", 422),
+        ("protocol=icmp", 422),
+        ("limit=100001", 422),
+        ("port=x", 400),
+        ("colour=red", 400),
+    ] {
+        let answer = get(&state, &format!("/v1/conntrack?{query}")).await;
+        assert_eq!(answer.status.as_u16(), status, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_by_either_side_and_direction() {
+    let state = read_only(view());
+    let (client, vip) = ("[2001:db8:9::7]:40000", "[2001:db8::10]:443");
+    let (nat, web) = ("[2001:db8:f::1]:2000", "[2001:db8::12]:8443");
+    for (source, destination) in [(client, vip), (vip, client), (nat, web), (web, nat)] {
+        let query = |protocol| {
+            format!(
+                "/v1/conntrack/entry?protocol={protocol}&source={source}&destination={destination}"
+            )
+        };
+        assert_eq!(get(&state, &query("tcp")).await.body["client"], client);
+        assert_eq!(get(&state, &query("udp")).await.status, 404);
+    }
+    let mixed = format!("/v1/conntrack/entry?protocol=tcp&source={client}&destination={web}");
+    assert_eq!(get(&state, &mixed).await.status, 404);
+}
+
+#[tokio::test]
+async fn removing_connections_wants_a_condition() {
+    let state = read_only(view());
+    for (query, status, removed) in [
+        ("", 422, None),
+        ("?all=true", 200, Some(2)),
+        ("?service=web", 200, Some(1)),
+        ("?service=web&all=true", 422, None),
+        ("?service=web&limit=1", 422, None),
+    ] {
+        let path = format!("/v1/conntrack{query}");
+        let answer = send(&state, request("DELETE", &path, None, &Value::Null)).await;
+        assert_eq!(answer.status.as_u16(), status, "{query}");
+        assert_eq!(answer.body["removed"].as_u64(), removed, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn ports_that_run_out_are_a_warning() {
+    let body = get(&read_only(view()), "/v1/status").await.body;
+    let warning = body["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("2 packets") && warning.contains("4 of 8"), "{warning}");
+    let metrics = get(&read_only(view()), "/metrics").await.body;
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.contains("\nlb_nat_entries 4\n"), "{metrics}");
+    assert!(metrics.contains("\nlb_nat_capacity_entries 8\n"));
+}
+
+#[tokio::test]
 async fn status_is_one_page() {
     let body = get(&read_only(view()), "/v1/status").await.body;
     assert_eq!(body["node"], "edge-1");
@@ -311,7 +400,11 @@ async fn the_description_is_of_this_api() {
         if methods.get("get").is_some() && !path.contains('{') {
             let lookup = format!("{path}?ip=192.0.2.1");
             let trace = format!("{path}?from=host&to=id%3Da&dport=80/tcp");
+            let entry = format!(
+                "{path}?protocol=tcp&source=[2001:db8:9::7]:40000&destination=[2001:db8::10]:443"
+            );
             let full = match path.as_str() {
+                path if path.ends_with("/conntrack/entry") => &entry,
                 path if path.ends_with("/lookup") => &lookup,
                 path if path.ends_with("/policy-trace") => &trace,
                 _ => path,

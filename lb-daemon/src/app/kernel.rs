@@ -11,7 +11,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use abi::{
@@ -26,6 +26,7 @@ use config::model::{DesiredState, Forwarding};
 
 use super::policy;
 use crate::{
+    conntrack::{Connection, Growth, NatUse, Visit},
     datapath::{
         ApplyError, Capacity, Datapath, Op, Tables,
         bpf::{Bpf, BpfError, Events, MappedCounters},
@@ -44,6 +45,8 @@ pub(super) const LINKS: &str = "links";
 /// Counters of whichever set of tables is in force.
 pub(super) struct LiveCounters {
     own: ArcSwap<MappedCounters>,
+    /// Connections that got no NAT port.
+    pub(super) nat_refused: Mutex<Growth>,
     /// Those of identity policy.
     pub(super) policy: Arc<policy::LiveCounters>,
 }
@@ -63,6 +66,16 @@ impl Counters for LiveCounters {
 
     fn not_admitted(&self) -> u64 {
         self.own.load().not_admitted()
+    }
+
+    fn connections(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        // Not guarded: that would hold up a table's replacement for as long.
+        self.own.load_full().connections(visit);
+    }
+
+    fn nat(&self) -> NatUse {
+        let refused = self.nat_refused.lock().unwrap_or_else(PoisonError::into_inner).lately();
+        NatUse { refused, ..self.own.load_full().nat() }
     }
 
     fn list(&self, row: u32) -> Count {
@@ -164,6 +177,7 @@ impl Kernel {
         };
         let counters = Arc::new(LiveCounters {
             own: ArcSwap::from_pointee(bpf.counters()?),
+            nat_refused: Mutex::default(),
             policy: Arc::default(),
         });
         let kernel = Self { root: root.to_owned(), number, features, bpf, counters };

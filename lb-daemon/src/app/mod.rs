@@ -9,6 +9,7 @@ mod attach;
 mod cleanup;
 mod kept;
 mod kernel;
+mod nat;
 mod notify;
 mod owner;
 mod policy;
@@ -188,6 +189,7 @@ pub async fn run(
         guard: guard.clone(),
     };
     tasks.spawn_sure("the bouncers", bouncers.run(tasks.stop()));
+    tasks.spawn_sure("the watch on NAT", nat::watch(Arc::clone(&counters), tasks.stop()));
     let state = ApiState { view, commands, counters, guard };
     tasks.spawn_sure("the API", bound.serve(state, tasks.stop()));
     give_memory_back();

@@ -14,6 +14,7 @@ use crate::api::ApiAddr;
 mod backend;
 mod client;
 mod configuration;
+mod conntrack;
 mod doctor;
 mod events;
 mod generate;
@@ -79,6 +80,9 @@ enum Verb {
     /// Numbers that stand for labels.
     #[command(subcommand)]
     Identity(policy::IdentityVerb),
+    /// Connections that have entries: translated ones, and those that the ring would send elsewhere.
+    #[command(subcommand)]
+    Conntrack(conntrack::Verb),
     /// Interfaces and what is attached to them.
     #[command(subcommand)]
     Interface(node::InterfaceVerb),
@@ -142,6 +146,7 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Policy(verb) => verb.run(client, output),
         Verb::Endpoint(verb) => verb.run(client, output),
         Verb::Identity(verb) => verb.run(client, output),
+        Verb::Conntrack(verb) => verb.run(client, output),
         Verb::Interface(verb) => verb.run(client, output),
         Verb::Map(verb) => verb.run(client, output),
         Verb::Reason(verb) => verb.run(client, output),

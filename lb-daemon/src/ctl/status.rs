@@ -42,6 +42,9 @@ impl Status {
         for reason in &status.not_ready {
             line("", reason.clone());
         }
+        for warning in &status.warnings {
+            line("warning", warning.clone());
+        }
         line("config", config(&status.config));
         for fault in &status.config.faults {
             line("  fault", fault.clone());

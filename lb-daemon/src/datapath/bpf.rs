@@ -5,6 +5,7 @@
 //! release ordering. Decides nothing.
 
 mod active;
+mod conntrack;
 mod counters;
 mod events;
 mod grow;
@@ -16,6 +17,7 @@ mod runs;
 mod sock;
 
 pub use active::Recount;
+use conntrack::Connections;
 pub use counters::MappedCounters;
 pub use events::Events;
 use load::{Instance, instance, pinned_capacity};
@@ -286,6 +288,12 @@ impl Bpf {
             rows: source.mapped("BACKENDS")?,
             admission: PerCpuArray::try_from(Map::PerCpuArray(source.open("ADMISSION")?))
                 .map_err(|_| BpfError::Map("ADMISSION"))?,
+            connections: Connections::new(
+                source.mapped("NAT")?,
+                source.mapped("NAT_ADDRESSES")?,
+                source.mapped("BACKENDS")?,
+                source.open("FLOWS")?,
+            )?,
         })
     }
 

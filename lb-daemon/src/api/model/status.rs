@@ -9,7 +9,10 @@ use utoipa::ToSchema;
 use super::{
     BackendCounts, Interface, Map, PrefilterStatus, ReasonCount, Traffic, rfc3339, serves,
 };
-use crate::view::{self, Counters, View};
+use crate::{
+    conntrack::NatUse,
+    view::{self, Counters, View},
+};
 
 /// State of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -53,6 +56,9 @@ pub struct Status {
     pub services: ServicesStatus,
     /// Blocklists, counted.
     pub prefilter: PrefilterStatus,
+    /// What does not keep the appliance from its work, and wants to be seen to.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Reasons with at least one packet that was dropped.
     pub drops: Vec<ReasonCount>,
     /// Tables.
@@ -100,6 +106,7 @@ impl Status {
             interfaces: view.interfaces.iter().map(Interface::from).collect(),
             services,
             prefilter: PrefilterStatus::of(view, counters),
+            warnings: warnings(counters),
             drops: counters
                 .reasons()
                 .into_iter()
@@ -109,6 +116,18 @@ impl Status {
             maps: view.maps.iter().map(Map::from).collect(),
         }
     }
+}
+
+/// What does not keep the appliance from its work, and wants to be seen to.
+fn warnings(counters: &dyn Counters) -> Vec<String> {
+    let NatUse { used, capacity, refused } = counters.nat();
+    let exhausted = (refused > 0).then(|| {
+        format!(
+            "NAT: {refused} packets that open a connection got no port in the last minute, with {used} of {capacity} \
+             entries in use; more of node.nat: addresses, ports or entries mend it"
+        )
+    });
+    exhausted.into_iter().collect()
 }
 
 impl From<&view::ConfigView> for ConfigStatus {

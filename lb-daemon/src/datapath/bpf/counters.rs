@@ -8,8 +8,11 @@ use abi::{
 };
 use aya::maps::{MapData, PerCpuArray};
 
-use super::{super::Capacity, Mapped};
-use crate::view::{Count, Counters};
+use super::{super::Capacity, Mapped, conntrack::Connections};
+use crate::{
+    conntrack::{Connection, NatUse, Visit},
+    view::{Count, Counters},
+};
 
 /// Counters in shared memory: reading them asks nobody.
 pub struct MappedCounters {
@@ -22,6 +25,7 @@ pub struct MappedCounters {
     pub(super) reasons: Mapped<ReasonCounter>,
     pub(super) rows: Mapped<Backend>,
     pub(super) admission: PerCpuArray<MapData, [u64; 2]>,
+    pub(super) connections: Connections,
 }
 
 impl MappedCounters {
@@ -56,6 +60,15 @@ impl Counters for MappedCounters {
     fn not_admitted(&self) -> u64 {
         let cpus = self.admission.get(&0, 0);
         cpus.map_or(0, |cpus| cpus.iter().map(|[_, refused]| refused).sum())
+    }
+
+    fn connections(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        self.connections.visit(visit);
+    }
+
+    fn nat(&self) -> NatUse {
+        let (used, capacity) = self.connections.nat_use();
+        NatUse { used, capacity, refused: 0 }
     }
 
     fn list(&self, row: u32) -> Count {

@@ -77,7 +77,7 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
 }
 
 /// 2^32 divided by the ticks of the kernel's clock in a second.
-fn tick() -> u64 {
+pub(super) fn tick() -> u64 {
     // The resolution of the coarse clock is a tick.
     let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
     let nanos = resolution.map_or(4_000_000, |r| r.tv_nsec().max(1)) as u64;

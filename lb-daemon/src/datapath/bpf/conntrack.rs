@@ -1,0 +1,190 @@
+//! Entries of connections, read and removed while programs use them: on mappings of their own, so that nobody
+//! waits for the owner, nor the owner for a table of millions.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use abi::{
+    choice,
+    flow::{FlowEntry, FlowKey, Stage},
+    nat::{Entry, Phase, Stamp},
+    table::{Backend, NatAddress},
+    wire::protocol,
+};
+use aya::maps::{HashMap, Map, MapData};
+use config::model::Protocol;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{BpfError, Mapped, load};
+use crate::conntrack::{Connection, Table, Visit};
+
+/// The tables of connections, and what their entries name.
+pub(super) struct Connections {
+    nat: Mapped<Entry>,
+    addresses: Mapped<NatAddress>,
+    backends: Mapped<Backend>,
+    flows: Mutex<HashMap<MapData, FlowKey, FlowEntry>>,
+    most_flows: u32,
+}
+
+impl Connections {
+    pub(super) fn new(
+        nat: Mapped<Entry>,
+        addresses: Mapped<NatAddress>,
+        backends: Mapped<Backend>,
+        flows: MapData,
+    ) -> Result<Self, BpfError> {
+        let most_flows = flows.info().map_or(0, |info| info.max_entries());
+        let flows = HashMap::try_from(Map::LruHashMap(flows));
+        let flows = Mutex::new(flows.map_err(|_| BpfError::Map("FLOWS"))?);
+        Ok(Self { nat, addresses, backends, flows, most_flows })
+    }
+
+    /// Shows every entry. Those that come or go meanwhile may be missed.
+    pub(super) fn visit(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        self.visit_nat(visit);
+        self.visit_flows(visit);
+    }
+
+    /// Entries of the NAT table that are in use, and all.
+    pub(super) fn nat_use(&self) -> (u64, u64) {
+        if self.nat.len <= 1 {
+            return (0, 0);
+        }
+        let now = seconds();
+        let stamps = (0..self.nat.len).map(|row| self.stamp(row));
+        (stamps.filter(|stamp| !stamp.is_free(now)).count() as u64, self.nat.len.into())
+    }
+
+    fn stamp(&self, row: u32) -> Stamp {
+        Stamp::from_word(self.nat.word(row, Entry::STATE).load(Ordering::Acquire))
+    }
+
+    fn visit_nat(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        let now = seconds();
+        for row in 0..self.nat.len {
+            let stamp = self.stamp(row);
+            if !stamp.stands() || stamp.is_free(now) {
+                continue;
+            }
+            let entry = self.nat.read(row);
+            // Another connection may have taken the place while it was read.
+            if self.stamp(row).turn() != stamp.turn() {
+                continue;
+            }
+            let Some(connection) = self.translated(&entry, stamp, now) else { continue };
+            if visit(&connection) == Visit::Remove {
+                self.remove(row, stamp.turn());
+            }
+        }
+    }
+
+    /// Removes what stands in a row, if it still is the same connection.
+    fn remove(&self, row: u32, turn: u16) {
+        let word = self.nat.word(row, Entry::STATE);
+        let removed = |word: u64| {
+            let stamp = Stamp::from_word(word);
+            let same = stamp.stands() && stamp.turn() == turn;
+            same.then(|| stamp.with_phase(Phase::Removed).to_word())
+        };
+        // Somebody else's removal, or the next connection: either way it is gone.
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed);
+    }
+
+    fn translated(&self, entry: &Entry, stamp: Stamp, now: u32) -> Option<Connection> {
+        let row = entry.backend();
+        let backend = self.backend(row, entry.epoch())?;
+        let port = |n: u32| u16::from_be((entry.ports() >> (16 * n)) as u16);
+        let nat: IpAddr = self.addresses.read(stamp.address().into()).addr.into();
+        let idle = now.saturating_sub(stamp.seen());
+        Some(Connection {
+            table: Table::Nat,
+            protocol: Some(if stamp.is_udp() { Protocol::Udp } else { Protocol::Tcp }),
+            client: SocketAddr::new(entry.client().into(), port(0)),
+            vip: Some(SocketAddr::new(entry.vip().into(), port(1))),
+            nat: Some(SocketAddr::new(nat, port(2))),
+            backend: SocketAddr::new(backend, port(3)),
+            row,
+            state: stamp.phase().name(),
+            idle: Some(idle),
+            expires: Some(stamp.lifetime().saturating_sub(idle)),
+        })
+    }
+
+    /// The address in this use of a row.
+    fn backend(&self, row: u32, epoch: u32) -> Option<IpAddr> {
+        let backend = (row < self.backends.len).then(|| self.backends.read(row))?;
+        (backend.epoch() == epoch).then(|| backend.addr().into())
+    }
+
+    fn visit_flows(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = monotonic().as_nanos() as u64;
+        let mut removed = Vec::new();
+        // Where a key goes meanwhile, the kernel begins anew.
+        for (key, entry) in flows.iter().take(2 * self.most_flows as usize).flatten() {
+            let Some(connection) = self.flow(&key, &entry, now) else { continue };
+            if visit(&connection) == Visit::Remove {
+                removed.push(key);
+            }
+        }
+        for key in removed {
+            // Gone already is as good.
+            let _ = flows.remove(&key);
+        }
+    }
+
+    fn flow(&self, key: &FlowKey, entry: &FlowEntry, now: u64) -> Option<Connection> {
+        let backend = self.backend(entry.backend(), entry.epoch())?;
+        let tuple = key.tuple();
+        let port = |n: u32| u16::from_be((tuple.ports >> (16 * n)) as u16);
+        let moved = entry.seen() == 0;
+        let affinity = key.protocol() == 0;
+        let backends = self.backends.read(entry.backend());
+        if !moved && !affinity && !choice::is_active(key, entry, &backends, now) {
+            return None;
+        }
+        let idle = now.saturating_sub(entry.seen()) / 1_000_000_000;
+        Some(Connection {
+            table: Table::Flows,
+            protocol: match tuple.protocol {
+                protocol::TCP => Some(Protocol::Tcp),
+                protocol::UDP => Some(Protocol::Udp),
+                protocol::SCTP => Some(Protocol::Sctp),
+                _ => None,
+            },
+            client: SocketAddr::new(tuple.src.into(), port(0)),
+            vip: (!affinity).then(|| SocketAddr::new(tuple.dst.into(), port(1))),
+            nat: None,
+            backend: SocketAddr::new(backend, port(1)),
+            row: entry.backend(),
+            state: match entry.stage() {
+                _ if affinity => "affinity",
+                _ if moved => "moved",
+                Stage::Opening => "opening",
+                Stage::Open => "open",
+                Stage::Closed => "closed",
+            },
+            idle: (!moved).then_some(idle.min(u32::MAX.into()) as u32),
+            expires: None,
+        })
+    }
+}
+
+fn monotonic() -> Duration {
+    // The clock that programs read.
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).unwrap_or_default()
+}
+
+/// What [`abi::nat`]'s entries count in, to a second: the kernel's ticks begin five minutes before they, as 32
+/// bits, wrap around (`INITIAL_JIFFIES` of include/linux/jiffies.h).
+fn seconds() -> u32 {
+    let tick = load::tick();
+    let hz = (1 << 32) / tick.max(1);
+    let since_boot = monotonic().as_nanos() * u128::from(hz) / 1_000_000_000;
+    let ticks = (1u64 << 32) - 300 * hz + since_boot as u64;
+    (ticks.wrapping_mul(tick) >> 32) as u32
+}
