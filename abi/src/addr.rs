@@ -65,15 +65,6 @@ impl Addr {
         ]
     }
 
-    /// The same behind a word for its family, so that no IPv6 prefix holds an IPv4 address; behind the
-    /// length that a kernel's trie has first, words are aligned then.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with_family(self) -> [u32; 5] {
-        let family = if self.is_v4() { 4 } else { 6 };
-        [family, self.hi as u32, (self.hi >> 32) as u32, self.lo as u32, (self.lo >> 32) as u32]
-    }
-
     /// The four bytes of an IPv4 address as they stand in a header. Meaningless for IPv6.
     #[inline(always)]
     #[must_use]

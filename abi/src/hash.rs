@@ -86,7 +86,14 @@ pub const fn prefix6(hi: u64, lo: u64, len: u64) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn leading6(hi: u64) -> u32 {
-    ((hi >> 32).wrapping_mul(P1) >> 32) as u32
+    leading(hi >> 32)
+}
+
+/// Hash of some leading bits of an address, which are the lowest of this word.
+#[inline(always)]
+#[must_use]
+pub const fn leading(bits: u64) -> u32 {
+    (bits.wrapping_mul(P1) >> 32) as u32
 }
 
 /// Scales the high half of a flow's hash to `0..size`, without a division.

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 16;
+pub const ABI_VERSION: u32 = 17;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -139,6 +139,8 @@ pub mod policy {
     pub const WORLD_V4: u32 = 9;
     /// The identity of IPv6 addresses that are nobody's.
     pub const WORLD_V6: u32 = 10;
+    /// Identities of prefixes are from here on, up to twice this.
+    pub const FIRST_CIDR: u32 = 1 << 24;
     /// Identities fit 25 bits of an entry.
     pub const MAX_IDENTITY: u32 = (1 << 25) - 1;
     /// Rules with counters of their own; rows, less the one that an entry's 0 takes.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! interface -> policy row, one side per direction
-//! address of the other end -> identity          (AddressRow, else a prefix, else the world)
+//! address of the other end -> identity          (AddressRow, else a prefix: nets, else the world)
 //! protocol and port -> class                    (Top, Page)
 //! identity and class -> verdict                 (Entries: one probe, two where a rule is about all)
 //! ```
@@ -11,7 +11,10 @@
 //! immutable afterwards; an interface's word and the words of buckets are stored live.
 
 mod connection;
+pub mod nets;
 mod packet;
+
+use core::ops::DerefMut;
 
 use crate::{
     addr::Addr,
@@ -353,8 +356,22 @@ impl RuleRow {
     }
 }
 
+/// Which packet is spoken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Which {
+    /// The one that came.
+    Outer = 0,
+    /// The one that an ICMP error in it is about.
+    Inner = 1,
+}
+
 /// Read access to the tables; connections are written too.
 pub trait Tables {
+    /// See [`Tables::settled`].
+    type Place<'p>: DerefMut<Target = Head>
+    where
+        Self: 'p;
     /// Whose interface it is.
     fn interface(&self, index: u32) -> u64;
     /// A policy.
@@ -383,9 +400,10 @@ pub trait Tables {
     fn remember_fragment(&self, key: &ConnectionKey, ports: u64);
     /// Nanoseconds of a monotonic clock.
     fn now(&self) -> u64;
-    /// The same, by way of memory: the kernel's verifier then takes each field for any value, and does
-    /// not follow every way in which it can have been found.
-    fn settled(&self, head: Head) -> Head;
+    /// Puts what is known of a packet into memory of its own, one place for each nesting: the kernel's verifier
+    /// takes each field for any value there, and does not follow every way in which it can have been found; and
+    /// the stack has no copy. `None`: there is no such memory.
+    fn settled(&self, which: Which, head: Head) -> Option<Self::Place<'_>>;
 }
 
 /// Why a packet goes the way it goes.
@@ -494,7 +512,10 @@ pub fn decide(
     head: Head,
     frame: &(impl Frame + ?Sized),
 ) -> Decision {
-    let head = &tables.settled(head);
+    let Some(mut place) = tables.settled(Which::Outer, head) else {
+        return Decision::of(Reason::PolicyMalformed);
+    };
+    let head = &mut *place;
     let Some(interface) = Interface::from_word(tables.interface(index)) else {
         return Decision::of(Reason::NoEndpoint);
     };
@@ -520,9 +541,10 @@ pub fn decide(
     } else {
         index
     };
-    let Some(head) = &assembled(tables, index, way, head) else {
+    if !assemble(tables, index, way, head) {
         return Decision::of(Reason::PolicyFragment);
-    };
+    }
+    let head = &*head;
     let remote = match way {
         Way::In => head.src,
         Way::Out => head.dst,
@@ -544,7 +566,8 @@ pub fn decide(
     }
     if head.is_error()
         && let Some(inner) = embedded(frame, head)
-        && is_related(tables, index, way, head, &tables.settled(inner), row)
+        && let Some(inner) = tables.settled(Which::Inner, inner)
+        && is_related(tables, index, way, head, &inner, row)
     {
         return Decision { reason: Reason::PolicyRelated, rule: 0, peer };
     }
@@ -559,21 +582,21 @@ pub fn decide(
     Decision { reason, rule, peer }
 }
 
-/// With the ports of the first fragment. `None`: that was not seen.
+/// Gives it the ports of the first fragment. `false`: that was not seen.
 #[inline(always)]
-fn assembled(tables: &impl Tables, index: u32, way: Way, head: &Head) -> Option<Head> {
-    let mut head = *head;
-    if head.part as u8 != Part::Whole as u8 {
-        let key = ConnectionKey::fragment(&head, way, index);
-        if head.part as u8 == Part::First as u8 {
-            tables.remember_fragment(&key, u64::from(head.ports) | u64::from(head.kind) << 32);
-        } else {
-            let known = tables.fragment(&key)?;
-            head.ports = known as u32;
-            head.kind = (known >> 32) as u8;
-        }
+fn assemble(tables: &impl Tables, index: u32, way: Way, head: &mut Head) -> bool {
+    if head.part as u8 == Part::Whole as u8 {
+        return true;
     }
-    Some(head)
+    let key = ConnectionKey::fragment(head, way, index);
+    if head.part as u8 == Part::First as u8 {
+        tables.remember_fragment(&key, u64::from(head.ports) | u64::from(head.kind) << 32);
+        return true;
+    }
+    let Some(known) = tables.fragment(&key) else { return false };
+    head.ports = known as u32;
+    head.kind = (known >> 32) as u8;
+    true
 }
 
 /// Notes that the connection was seen; `make`: one that is not known is made.

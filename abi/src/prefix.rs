@@ -441,17 +441,17 @@ pub fn list_v6(tables: &impl Prefixes, [hi, lo]: [u64; 2], filter: [u64; 2], sho
 
 /// Lengths of prefixes that an address may have, as bits: of length 128 and less, of 64 and less, of 31 and
 /// less, lowest bit first.
-struct Lengths {
-    long: u64,
-    middle: u64,
-    short: u64,
+pub(crate) struct Lengths {
+    pub(crate) long: u64,
+    pub(crate) middle: u64,
+    pub(crate) short: u64,
 }
 
 impl Lengths {
     /// Takes the longest away. In a loop, the verifier follows what branches and comes together again in
     /// each round anew, so there is none of that here.
     #[inline(always)]
-    fn next(&mut self) -> Option<u8> {
+    pub(crate) fn next(&mut self) -> Option<u8> {
         let is_long = is_not_zero(self.long);
         let is_middle = is_not_zero(self.middle) & !is_long;
         let is_short = !(is_long | is_middle);

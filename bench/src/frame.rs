@@ -5,6 +5,7 @@
 
 use std::{os::fd::AsFd as _, time::Duration};
 
+use abi::policy::Way;
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader,
@@ -12,12 +13,17 @@ use aya::{
         Map, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
+use config::Net4;
+use lb_daemon::policy::kernel::Kernel;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::packet::Flow;
+use crate::{
+    packet::{Flow, PORT},
+    policy::{ACK, tcp},
+};
 
 pub(crate) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-ebpf.o"));
@@ -161,6 +167,81 @@ impl Frame {
     }
 }
 
+/// An IPv4 TCP segment from one source after another, for a TC program.
+pub struct TcFrame {
+    ebpf: Ebpf,
+    state: MmapRaw,
+    frame: Vec<u8>,
+    target: ProgramFd,
+    nothing: ProgramFd,
+    /// What the target reads lives as long.
+    _kernel: Option<Kernel>,
+}
+
+impl TcFrame {
+    /// For what comes in to `dst` through the policy program; the number of sources is a power of two.
+    ///
+    /// # Errors
+    /// The kernel refuses a program or a map.
+    pub fn load(sources: &[[u8; 4]], dst: [u8; 4], mut kernel: Kernel) -> anyhow::Result<Self> {
+        let target = kernel.program(Way::In)?.fd()?.try_clone()?;
+        Ok(Self { _kernel: Some(kernel), ..Self::new(sources, dst, &[], Some(target))? })
+    }
+
+    /// The same sources through the kernel's trie of these prefixes.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn trie(sources: &[[u8; 4]], dst: [u8; 4], nets: &[Net4]) -> anyhow::Result<Self> {
+        Self::new(sources, dst, nets, None)
+    }
+
+    fn new(
+        sources: &[[u8; 4]],
+        dst: [u8; 4],
+        nets: &[Net4],
+        target: Option<ProgramFd>,
+    ) -> anyhow::Result<Self> {
+        ensure!(sources.len().is_power_of_two(), "{} sources", sources.len());
+        let count = u32::try_from(sources.len())?;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("FLOW_MASK", &(count - 1), true)
+            .map_max_entries("FLOWS", count)
+            .map_max_entries("TRIE", u32::try_from(nets.len())?.max(1))
+            .load(OBJECT)?;
+        fill(&mut ebpf, nets.iter())?;
+        let mut of = |name: &str| -> anyhow::Result<ProgramFd> {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load().with_context(|| format!("program {name}"))?;
+            Ok(program.fd()?.try_clone()?)
+        };
+        let (nothing, trie) = (of("nothing")?, of("tc_trie")?);
+        of("tc_frame")?;
+        let state = mapped(&ebpf, "STATE", STATE_WORDS * 8)?;
+        let table = mapped(&ebpf, "FLOWS", sources.len() * 16)?;
+        for (n, source) in sources.iter().enumerate() {
+            store(&table, n * 2, u32::from_ne_bytes(*source).into());
+        }
+        let frame = tcp(sources[0], dst, 4000, PORT, ACK);
+        Ok(Self { ebpf, state, frame, target: target.unwrap_or(trie), nothing, _kernel: None })
+    }
+
+    /// Nanoseconds of CPU time for each of `packets`, through the program or one that does nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the last packet got another verdict than `action`.
+    pub fn run(&mut self, own: bool, packets: u32, action: u32) -> anyhow::Result<f64> {
+        let target = if own { &self.target } else { &self.nothing };
+        let map = self.ebpf.map_mut("TC_TARGET").context("no map TC_TARGET")?;
+        ProgramArray::try_from(map)?.set(0, target, 0).context("the program cannot be called")?;
+        store(&self.state, NEXT, 0);
+        let frame: &mut SchedClassifier =
+            self.ebpf.program_mut("tc_frame").context("no program tc_frame")?.try_into()?;
+        crate::policy::one(frame, &self.frame, action, packets)
+    }
+}
+
 /// A program that drops what the kernel's trie has and lets pass the rest, with a trie of these IPv4
 /// prefixes.
 ///
@@ -169,16 +250,21 @@ impl Frame {
 pub fn trie(list: &config::PrefixSet) -> anyhow::Result<ProgramFd> {
     let entries = u32::try_from(list.len())?.max(1);
     let mut ebpf = EbpfLoader::new().map_max_entries("TRIE", entries).load(OBJECT)?;
-    let map = ebpf.map_mut("TRIE").context("no map TRIE")?;
-    let mut trie = LpmTrie::<_, [u8; 4], u32>::try_from(map)?;
-    for net in list.v4() {
-        let key = Key::new(net.bits().into(), net.first().to_be_bytes());
-        trie.insert(&key, 1, 0)?;
-    }
+    fill(&mut ebpf, list.v4().iter())?;
     let program = program(&mut ebpf, "trie")?;
     program.load().context("program trie")?;
     // The program keeps the map.
     Ok(program.fd()?.try_clone()?)
+}
+
+fn fill<'n>(ebpf: &mut Ebpf, nets: impl Iterator<Item = &'n Net4>) -> anyhow::Result<()> {
+    let map = ebpf.map_mut("TRIE").context("no map TRIE")?;
+    let mut trie = LpmTrie::<_, [u8; 4], u32>::try_from(map)?;
+    for net in nets {
+        let key = Key::new(net.bits().into(), net.first().to_be_bytes());
+        trie.insert(&key, 1, 0)?;
+    }
+    Ok(())
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {

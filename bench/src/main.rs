@@ -73,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         let effort = if quick { policy::Effort::QUICK } else { policy::Effort::FULL };
         policy::measure(effort)?.publish(Some(&out), &name("policy"))?;
         policy::change::measure(effort)?.publish(Some(&out), &name("policy-change"))?;
+        policy::identities::measure(effort)?.publish(Some(&out), &name("policy-identities"))?;
     }
     if wanted(What::Scale) {
         let effort = if quick { scale::Effort::QUICK } else { scale::Effort::FULL };

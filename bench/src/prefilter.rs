@@ -6,7 +6,7 @@
 //! the trie it is that above the same program with a trie that holds nothing.
 
 pub mod load;
-mod sets;
+pub(crate) mod sets;
 
 use std::collections::BTreeMap;
 

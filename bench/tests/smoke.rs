@@ -33,6 +33,7 @@ fn policy_is_measured() {
     let effort = policy::Effort::TINY;
     policy::measure(effort).expect("a tiny round").publish(None, "").expect("prints");
     policy::change::measure(effort).expect("a change").publish(None, "").expect("prints");
+    policy::identities::measure(effort).expect("a table").publish(None, "").expect("prints");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! is counted and turned into an action. A packet that may pass goes on to the programs of others.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the classifier macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 

@@ -12,8 +12,11 @@ use abi::{
     },
     names,
     policy::{
-        AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, RuleRow, Tables, Top,
+        AddressRow, Connection, ConnectionKey, Entries, Head, Page, PolicyRow, RuleRow, Tables,
+        Top, Which,
+        nets::{self, Known, NetBucket, Nets},
     },
+    prefix::Filter6,
     reason::Reason,
     table::{Bucket, Counter, ReasonCounter},
 };
@@ -22,7 +25,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU},
     helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LpmTrie, LruHashMap, RingBuf, lpm_trie::Key},
+    maps::{Array, LruHashMap, RingBuf},
 };
 
 /// Buckets of the address table, less one; the number is a power of two.
@@ -31,6 +34,12 @@ static ADDRESS_MASK: Global<u32> = Global::new(0);
 /// Salt of the address table.
 #[unsafe(no_mangle)]
 static ADDRESS_SALT: Global<u64> = Global::new(0);
+/// Rows of the filter of prefixes, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static NET_FILTER_MASK: Global<u32> = Global::new(0);
+/// Buckets of prefixes, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static NET_MASK: Global<u32> = Global::new(0);
 /// Nanoseconds between two ticks of the kernel's clock.
 #[unsafe(no_mangle)]
 static TICK_NS: Global<u64> = Global::new(4_000_000);
@@ -52,11 +61,13 @@ static ENTRIES: Array<Entries> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "P_ADDRESSES")]
 static ADDRESSES: Array<AddressRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Whether there are prefixes, and whether rules select names.
+/// [`Known`], and whether rules select names.
 #[map(name = "P_FLAGS")]
 static FLAGS: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
-#[map(name = "P_PREFIXES")]
-static PREFIXES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1, 0);
+#[map(name = "P_NET_FILTER")]
+static NET_FILTER: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map(name = "P_NETS")]
+static NETS: Array<NetBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Each CPU has its own share of the places, and makes room among those that it filled: an insertion takes
 /// 60 ns less than with one list for all, and no lock that others hold. All CPUs find all entries.
@@ -91,7 +102,7 @@ pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(names::RING_BYTES, 0)
 #[map(name = "P_NAMES_LOST")]
 static NAMES_LOST: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A place for each CPU; see [`Tables::settled`].
+/// Two places for each CPU; see [`Tables::settled`].
 #[map(name = "P_SCRATCH")]
 static SCRATCH: Array<[u64; 8]> = Array::with_max_entries(1, 0);
 
@@ -110,6 +121,8 @@ fn live(table: &Array<u64>, index: u32) -> u64 {
 }
 
 impl Tables for Maps {
+    type Place<'p> = &'p mut Head;
+
     #[inline(always)]
     fn interface(&self, index: u32) -> u64 {
         live(&INTERFACES, index)
@@ -152,10 +165,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn prefix(&self, address: Addr) -> u32 {
-        if live(&FLAGS, 0) == 0 {
+        if !self.known().may_have(address.is_v4()) {
             return 0;
         }
-        PREFIXES.get(Key::new(32 + 128, address.with_family())).copied().unwrap_or(0)
+        let [hi, lo] = nets::place(address);
+        net_of(hi, lo)
     }
 
     #[inline(always)]
@@ -183,15 +197,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn settled(&self, head: Head) -> Head {
+    fn settled(&self, which: Which, head: Head) -> Option<&mut Head> {
         const { assert!(size_of::<Head>() <= 64 && align_of::<Head>() <= 8) };
-        let Some(place) = SCRATCH.get_ptr_mut(self.cpu) else { return head };
-        let place = place.cast::<Head>();
-        // SAFETY: the kernel's lookup returned it, large enough and aligned (asserted); only this CPU
-        // uses this row, as in `count_reason`; what is read is what was written.
+        let mut place = SCRATCH.get_ptr_mut(self.cpu * 2 + which as u32)?.cast::<Head>();
+        // SAFETY: the kernel's lookup returned it, large enough and aligned (asserted); only this CPU uses this
+        // row, as in `count_reason`, and of the two that it has, each nesting another one.
         unsafe {
-            place.write_volatile(head);
-            place.read_volatile()
+            place.write(head);
+            // The compiler knows nothing of what stands there any more. An instruction, though one that does
+            // nothing: the kernel refuses two lines of source for the same.
+            core::arch::asm!("{0} = {0}", inout(reg) place, options(nostack));
+            Some(&mut *place)
         }
     }
 
@@ -201,6 +217,30 @@ impl Tables for Maps {
         // SAFETY: no arguments, no effect.
         unsafe { bpf_jiffies64() }.wrapping_mul(TICK_NS.load())
     }
+}
+
+impl Nets for Maps {
+    #[inline(always)]
+    fn known(&self) -> Known {
+        Known(live(&FLAGS, 0))
+    }
+
+    #[inline(always)]
+    fn filter(&self, row: u32) -> [u64; 2] {
+        NET_FILTER.get(row & NET_FILTER_MASK.load()).map_or([0; 2], Filter6::words)
+    }
+
+    #[inline(always)]
+    fn net_bucket(&self, index: u32) -> Option<&NetBucket> {
+        NETS.get(index & NET_MASK.load())
+    }
+}
+
+/// A global function: the verifier goes through it once, and knows of its answer only that it is a number.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn net_of(hi: u64, lo: u64) -> u32 {
+    nets::longest(&Maps { cpu: 0 }, hi, lo)
 }
 
 impl Maps {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{sys::statfs, unistd::Uid};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs,
+    unistd::Uid,
+};
 
 use crate::{
     daemon::{self, Daemon},
@@ -278,11 +282,7 @@ impl BpfDirectory {
     ///
     /// Not root, or there is one of this name.
     pub fn create(id: &str) -> anyhow::Result<Self> {
-        let kind = statfs::statfs(BPF_FS).with_context(|| format!("no {BPF_FS}"))?;
-        if kind.filesystem_type() != statfs::BPF_FS_MAGIC {
-            netns::run(Command::new("mount").args(["-t", "bpf", "bpf", BPF_FS]))?;
-        }
-        let path = Path::new(BPF_FS).join(id);
+        let path = bpf_file_system()?.join(id);
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path })
     }
@@ -302,6 +302,25 @@ impl Drop for BpfDirectory {
 }
 
 /// Removes what labs of processes that are gone have left behind.
+/// The root of the BPF file system, which is mounted if it is not.
+///
+/// # Errors
+///
+/// Not root.
+pub fn bpf_file_system() -> anyhow::Result<&'static Path> {
+    let root = Path::new(BPF_FS);
+    // Tests that find none at the same moment would each mount one, and hide what is in the others.
+    let parent = File::open("/sys/fs").context("cannot open /sys/fs")?;
+    let _one = Flock::lock(parent, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("cannot lock /sys/fs")?;
+    let kind = statfs::statfs(root).with_context(|| format!("no {BPF_FS}"))?;
+    if kind.filesystem_type() != statfs::BPF_FS_MAGIC {
+        netns::run(Command::new("mount").args(["-t", "bpf", "bpf", BPF_FS]))?;
+    }
+    Ok(root)
+}
+
 fn remove_stale() -> anyhow::Result<()> {
     for (directory, remove) in [
         (Path::new("/run/netns"), None),

@@ -58,7 +58,7 @@ impl Rig {
 
     fn put(&mut self, wanted: Wanted) -> anyhow::Result<()> {
         let ops = self.state.plan(wanted.clone())?;
-        self.kernel.apply(&ops)?;
+        self.kernel.apply(&ops);
         self.words.extend(ops.iter().filter_map(|op| match op {
             Op::Interface(index, word) => Some((*index, *word)),
             _ => None,
@@ -70,7 +70,7 @@ impl Rig {
     /// Runs a packet through the interface of the endpoint with this place in the list.
     fn run(&mut self, subject: usize, way: Way, frame: &[u8]) -> anyhow::Result<(Reason, u32)> {
         let word = self.words[&(subject as u32 + 2)];
-        self.kernel.apply(&[Op::Interface(INTERFACE, word)])?;
+        self.kernel.apply(&[Op::Interface(INTERFACE, word)]);
         let all = |counters: &PolicyCounters| -> Vec<u64> {
             Reason::ALL.iter().map(|reason| counters.reason(*reason).packets).collect()
         };

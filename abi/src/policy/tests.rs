@@ -2,7 +2,7 @@ use core::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{nets::Told, *};
 
 fn address(text: &str) -> Addr {
     text.parse::<IpAddr>().unwrap().into()
@@ -70,6 +70,14 @@ fn frozen() {
     let connection = Connection::new(Way::Out, 9).refreshed(true, 9).unwrap();
     assert_eq!((connection.seen(), connection.flags), (9, 3));
     assert_eq!(Entry::hash(256, 3), 0x609d_3e4c);
+    let net = nets::key("10.1.0.0".parse().unwrap(), 16).unwrap();
+    assert_eq!((net.hi, net.lo, net.len), (0xffff_0a01_0000_0000, 0, 32));
+    assert_eq!(nets::NetBucket::meta(net.len, (1 << 24) + 7), 0x2100_0007);
+    let Told::Row(row, 1, bit) = nets::told(net) else { panic!("{:?}", nets::told(net)) };
+    assert_eq!((bit, row), (1 << 32, nets::rows(net.hi)[0]));
+    let short = nets::key("::".parse().unwrap(), 0).unwrap();
+    assert_eq!(nets::told(short), Told::Short(1 << 31));
+    assert_eq!(nets::key("ffff::".parse().unwrap(), 16), None);
 }
 
 #[test]

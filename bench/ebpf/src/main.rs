@@ -64,6 +64,9 @@ static FLOWS: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static TRIE: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(1, 0);
 #[map(name = "TARGET")]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// An array of programs takes one kind.
+#[map(name = "TC_TARGET")]
+static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Runs the measured program on the next packet.
 #[xdp(frags)]
@@ -217,6 +220,53 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[classifier]
 pub fn nothing(_: TcContext) -> i32 {
     -1
+}
+
+/// As [`frame`], for TC programs: gives an IPv4 packet the next source of the table.
+#[classifier]
+#[inline(always)]
+pub fn tc_frame(ctx: TcContext) -> i32 {
+    let Some(state) = STATE.get_ptr_mut(0) else { return 2 };
+    // SAFETY: the kernel's lookup returned it, and nothing else writes it while a test runs.
+    let state = unsafe { &mut *state };
+    let next = state.next;
+    state.next = next.wrapping_add(1);
+    let Some(flow) = FLOWS.get(next as u32 & FLOW_MASK.load()) else { return 2 };
+    let Some(source) = source(&ctx) else { return 2 };
+    // SAFETY: inside the packet, as `source` checked.
+    unsafe { source.write_unaligned((flow[0] as u32).to_ne_bytes()) };
+    // SAFETY: the context is the one the program was called with.
+    unsafe { TC_TARGET.tail_call(&ctx, 0) };
+    2
+}
+
+/// As [`trie`], for TC; everybody passes.
+#[classifier]
+#[inline(always)]
+pub fn tc_trie(ctx: TcContext) -> i32 {
+    let Some(source) = source(&ctx) else { return 2 };
+    // SAFETY: inside the packet, as `source` checked.
+    let found = TRIE.get(Key::new(32, unsafe { source.read() })).is_some();
+    // Something that depends on the answer, or it would not be asked for.
+    if let (true, Some(state)) = (found, STATE.get_ptr_mut(0)) {
+        // SAFETY: as in `tc_frame`.
+        unsafe { (*state).passes += 1 };
+    }
+    -1
+}
+
+/// Where the source of an IPv4 packet stands.
+#[inline(always)]
+fn source(ctx: &TcContext) -> Option<*mut [u8; 4]> {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context of a running program; volatile, as in `bounds`.
+    let (data, end) = unsafe {
+        (
+            (&raw const (*skb).data).read_volatile() as usize,
+            (&raw const (*skb).data_end).read_volatile() as usize,
+        )
+    };
+    (data + ETH + 20 <= end).then_some((data + ETH + 12) as *mut [u8; 4])
 }
 
 #[panic_handler]

@@ -77,7 +77,7 @@ pub fn measure(effort: Effort) -> anyhow::Result<Report<Times>> {
         ..Wanted::default()
     };
     let began = Instant::now();
-    kernel.apply(&state.plan(wanted.clone())?)?;
+    kernel.apply(&state.plan(wanted.clone())?);
     let first_ms = began.elapsed().as_secs_f64() * 1e3;
     let (mut times, mut written) = (Vec::new(), Vec::new());
     for n in 0..effort.changes {
@@ -87,7 +87,7 @@ pub fn measure(effort: Effort) -> anyhow::Result<Report<Times>> {
         wanted.endpoints[index as usize].0 = endpoint(index, group);
         let began = Instant::now();
         let ops = state.plan(wanted.clone())?;
-        kernel.apply(&ops)?;
+        kernel.apply(&ops);
         lb_daemon::datapath::bpf::grace();
         state.release();
         times.push(began.elapsed().as_secs_f64() * 1e3);

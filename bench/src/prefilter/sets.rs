@@ -8,13 +8,13 @@ use ipnet::Ipv6Net;
 use crate::packet::Flow;
 
 /// SplitMix64 (Steele, Lea, Flood, 2014).
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 const DST4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const DST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +24,7 @@ impl Random {
 
     /// Different prefixes: nine of ten are addresses, the others have 24 to 31 bits. The first is an
     /// address.
-    pub(super) fn nets4(&mut self, count: usize) -> Vec<Net4> {
+    pub(crate) fn nets4(&mut self, count: usize) -> Vec<Net4> {
         let mut nets = Vec::with_capacity(count);
         let mut known = std::collections::HashSet::with_capacity(count);
         while nets.len() < count {

@@ -12,7 +12,11 @@ use std::{
 
 use abi::{
     limits::policy::{CONNECTIONS, HOST, REMOTE_NODE},
-    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top},
+    policy::{
+        AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top,
+        nets::{NET_WAYS, NetBucket},
+    },
+    prefix::Filter6,
     reason::Reason,
     table::{Bucket, Counter},
 };
@@ -33,7 +37,7 @@ use crate::{
     links::Link,
     plan::Full,
     policy::{
-        image::Sizes,
+        image::{Sizes, nets::room},
         kernel::{self, Attachment, Kernel, NameSource, PolicyCounters},
         names,
         state::{Failure, State, Wanted},
@@ -135,10 +139,9 @@ impl Policy {
         let [in_policies, in_entries, in_addresses, in_prefixes] = state.image().used().map(Some);
         let own = self.attached.len() as u32;
         let named = state.wanted().rules.len() as u32;
-        // A trie's entry: key, value and the kernel's own node.
-        const PREFIX: usize = 64;
+        let [net_filter, nets] = room(prefixes);
         let connection = size_of::<ConnectionKey>() + size_of::<Connection>() + 48;
-        let tables: [(&str, u32, usize, Option<u32>); 11] = [
+        let tables: [(&str, u32, usize, Option<u32>); 12] = [
             ("P_INTERFACES", interfaces, size_of::<u64>(), Some(own)),
             ("P_POLICIES", policies, size_of::<PolicyRow>(), in_policies),
             ("P_TOPS", tops, size_of::<Top>(), None),
@@ -146,7 +149,8 @@ impl Policy {
             ("P_ENTRIES", entries, size_of::<Entries>(), in_entries),
             ("P_BUCKETS", buckets, size_of::<Bucket>(), None),
             ("P_ADDRESSES", addresses, size_of::<AddressRow>(), in_addresses),
-            ("P_PREFIXES", prefixes, PREFIX, in_prefixes),
+            ("P_NET_FILTER", net_filter, size_of::<Filter6>(), None),
+            ("P_NETS", nets * NET_WAYS as u32, size_of::<NetBucket>() / NET_WAYS, in_prefixes),
             ("P_CONNECTIONS", CONNECTIONS, connection, None),
             ("P_RULE_COUNT", rules, size_of::<Counter>() * cpus() as usize, Some(named)),
             ("P_RULES", rules, size_of::<RuleRow>(), Some(named)),
@@ -219,7 +223,7 @@ impl Policy {
             match state.plan(wanted.clone()) {
                 Ok(ops) => {
                     // A set that a step of which the kernel refused is left for a new one.
-                    kernel.apply(&ops)?;
+                    kernel.apply(&ops);
                     self.live = Some((kernel, state));
                     return Ok(());
                 }
@@ -235,7 +239,7 @@ impl Policy {
                 Ok(ops) => {
                     let mut kernel = Kernel::make(sizes, salt, Some(&self.root))?;
                     self.attached.clear();
-                    kernel.apply(&ops)?;
+                    kernel.apply(&ops);
                     kernel.count_on(&self.root);
                     self.counters.0.store(Some(Arc::new(kernel.counters()?)));
                     // All sets share these maps: whoever reads those of the first one reads on.
@@ -441,7 +445,7 @@ fn larger(wanted: Sizes, now: Sizes, table: &str) -> Sizes {
         entries: more(wanted.entries, now.entries, "P_ENTRIES"),
         addresses: more(wanted.addresses, now.addresses, "P_ADDRESSES"),
         buckets: more(wanted.buckets, now.buckets, "P_BUCKETS"),
-        prefixes: more(wanted.prefixes, now.prefixes, "P_PREFIXES"),
+        prefixes: more(wanted.prefixes, now.prefixes, "P_NETS"),
         rules: more(wanted.rules, now.rules, "P_RULE_COUNT"),
     }
 }

@@ -22,7 +22,7 @@ pub type Identity = u32;
 /// Numbers of endpoints: from here up to [`FIRST_CIDR`].
 pub const FIRST_ENDPOINT: Identity = 256;
 /// Numbers of prefixes: from here up to twice this.
-pub const FIRST_CIDR: Identity = 1 << 24;
+pub const FIRST_CIDR: Identity = abi::limits::policy::FIRST_CIDR;
 
 /// Reserved identities, with their numbers and names.
 const ENTITIES: [(Identity, &str); 8] = [

@@ -4,6 +4,8 @@
 //! beside the old; an interface's word, an address's row and a bucket's word are single stores. What was
 //! given back is used again only after [`Image::release`].
 
+pub(crate) mod nets;
+
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
@@ -20,6 +22,7 @@ use abi::{
 use config::policy::Direction;
 use ipnet::IpNet;
 
+use self::nets::Nets;
 use super::{Compiled, Identity, compile::Table};
 use crate::plan::{
     Full,
@@ -78,12 +81,35 @@ pub enum Op {
     },
     /// Gives a row of counters to the rule of this number; 0: to nobody.
     Rule(u32, u64),
-    /// Adds or replaces a prefix.
-    Prefix(IpNet, Identity),
-    /// Removes a prefix.
-    RemovePrefix(IpNet),
-    /// Says whether there are prefixes.
-    HasPrefixes(bool),
+    /// Writes the address of a prefix into a way that is nobody's.
+    Net {
+        /// Index of the bucket.
+        bucket: u32,
+        /// Below [`abi::policy::nets::NET_WAYS`].
+        way: usize,
+        /// The prefix's address.
+        words: [u64; 2],
+    },
+    /// Stores what stands for two ways of a bucket of prefixes.
+    NetMeta {
+        /// Index of the bucket.
+        bucket: u32,
+        /// 0 or 1.
+        index: usize,
+        /// Halves as [`abi::policy::nets::NetBucket::meta`] makes them; 0: nobody's.
+        word: u64,
+    },
+    /// Stores a word of the filter of prefixes.
+    NetFilter {
+        /// Of the filter.
+        row: u32,
+        /// 0 or 1.
+        word: usize,
+        /// Lengths in use.
+        bits: u64,
+    },
+    /// Says which prefixes there are: [`abi::policy::nets::Known`].
+    Known(u64),
 }
 
 /// First port, last port, class; disjoint and in order.
@@ -212,7 +238,7 @@ pub struct Image {
     address_rows: Rows,
     addresses: BTreeMap<IpAddr, (u32, Identity)>,
     buckets: HashMap<u32, [u64; 4]>,
-    prefixes: BTreeMap<IpNet, Identity>,
+    nets: Nets,
     waits: bool,
 }
 
@@ -246,7 +272,7 @@ impl Image {
             address_rows: Rows::new(sizes.addresses),
             addresses: BTreeMap::new(),
             buckets: HashMap::new(),
-            prefixes: BTreeMap::new(),
+            nets: Nets::new(sizes.prefixes),
             waits: false,
         }
     }
@@ -255,7 +281,7 @@ impl Image {
     #[must_use]
     pub fn used(&self) -> [u32; 4] {
         let addresses = self.addresses.len() as u32;
-        [self.rows.used(), self.arena.used(), addresses, self.prefixes.len() as u32]
+        [self.rows.used(), self.arena.used(), addresses, self.nets.len() as u32]
     }
 
     /// The programs have left everything given back so far.
@@ -265,13 +291,14 @@ impl Image {
         self.pages.rows.release();
         self.arena.release();
         self.address_rows.release();
+        self.nets.release();
         self.waits = false;
     }
 
     /// Whether anything waits to be released.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.waits
+        self.waits || self.nets.waits()
     }
 
     /// Puts policies behind interfaces, and none behind all others.
@@ -563,35 +590,23 @@ impl Image {
         wanted: &BTreeMap<IpNet, Identity>,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        let before = self.prefixes.is_empty();
         // Wide ones first: an address is never of a wider one than it was.
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort_unstable_by_key(|(net, _)| (net.prefix_len(), **net));
         for (&net, &identity) in sorted {
-            if self.prefixes.insert(net, identity) != Some(identity) {
-                ops.push(Op::Prefix(net, identity));
-            }
+            self.nets.put(net, identity, ops)?;
         }
-        if self.prefixes.len() > self.sizes.prefixes as usize {
-            return Err(Full("P_PREFIXES"));
-        }
-        if before && !self.prefixes.is_empty() {
-            ops.push(Op::HasPrefixes(true));
+        if self.nets.len() > self.sizes.prefixes as usize {
+            return Err(Full("P_NETS"));
         }
         Ok(())
     }
 
     /// Removes all prefixes but these.
     pub fn retain_prefixes(&mut self, wanted: &BTreeMap<IpNet, Identity>, ops: &mut Vec<Op>) {
-        let gone: Vec<IpNet> =
-            self.prefixes.keys().filter(|net| !wanted.contains_key(net)).copied().collect();
-        let any = !gone.is_empty();
+        let gone: Vec<IpNet> = self.nets.iter().filter(|net| !wanted.contains_key(net)).collect();
         for net in gone {
-            self.prefixes.remove(&net);
-            ops.push(Op::RemovePrefix(net));
-        }
-        if any && self.prefixes.is_empty() {
-            ops.push(Op::HasPrefixes(false));
+            self.nets.remove(net, ops);
         }
     }
 }

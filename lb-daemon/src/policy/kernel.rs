@@ -16,40 +16,36 @@ mod counters;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     net::IpAddr,
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
 };
 
 use abi::{
-    addr::Addr,
     event::STREAMS,
     limits::{ABI_VERSION, REASON_ROWS},
     names::Message,
-    policy::{AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top, Way},
+    policy::{
+        AddressRow, Connection, ConnectionKey, Entries, Page, PolicyRow, RuleRow, Top, Way,
+        nets::NetBucket,
+    },
+    prefix::Filter6,
     table::{Bucket, Counter},
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, LpmTrie, Map, MapData, RingBuf, lpm_trie::Key},
+    maps::{HashMap, Map, MapData, RingBuf},
     programs::SchedClassifier,
 };
-use ipnet::IpNet;
 
 pub use self::{
     attach::{Attachment, Method, attach, detach_all_but},
     counters::PolicyCounters,
 };
-use super::{
-    Identity,
-    image::{Op, Sizes},
-};
+use super::image::{Op, Sizes, nets::room};
 use crate::{
-    datapath::{
-        ApplyError,
-        bpf::{BpfError, Mapped, cpus},
-    },
+    datapath::bpf::{BpfError, Mapped, cpus},
     refusal::chain,
 };
 
@@ -67,7 +63,7 @@ const SHARED: [&str; 7] = [
     "P_NAMES_LOST",
 ];
 /// Maps of one set of tables.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     "P_INTERFACES",
     "P_POLICIES",
     "P_TOPS",
@@ -76,7 +72,8 @@ const OWN: [&str; 11] = [
     "P_BUCKETS",
     "P_ADDRESSES",
     "P_FLAGS",
-    "P_PREFIXES",
+    "P_NET_FILTER",
+    "P_NETS",
     "P_RULE_COUNT",
     "P_RULES",
 ];
@@ -96,7 +93,8 @@ pub struct Kernel {
     flags: Mapped<u64>,
     rules: Mapped<RuleRow>,
     rule_count: Mapped<Counter>,
-    prefixes: LpmTrie<MapData, [u32; 5], u32>,
+    filter: Mapped<Filter6>,
+    nets: Mapped<NetBucket>,
 }
 
 impl Kernel {
@@ -107,6 +105,8 @@ impl Kernel {
     pub fn make(sizes: Sizes, salt: u64, root: Option<&Path>) -> Result<Self, BpfError> {
         let directory = root.map(next_directory).transpose()?;
         let Sizes { interfaces, policies, tops, pages, entries, addresses, buckets, .. } = sizes;
+        let [filter, nets] = room(sizes.prefixes);
+        let (filter_mask, net_mask) = (filter - 1, nets - 1);
         let cpus = cpus();
         let mask = buckets - 1;
         let tick = tick();
@@ -114,6 +114,8 @@ impl Kernel {
         loader
             .override_global("ADDRESS_MASK", &mask, true)
             .override_global("ADDRESS_SALT", &salt, true)
+            .override_global("NET_FILTER_MASK", &filter_mask, true)
+            .override_global("NET_MASK", &net_mask, true)
             .override_global("RULE_ROWS", &sizes.rules, true)
             .override_global("TICK_NS", &tick, true)
             .map_max_entries("P_INTERFACES", interfaces)
@@ -123,11 +125,12 @@ impl Kernel {
             .map_max_entries("P_ENTRIES", entries)
             .map_max_entries("P_BUCKETS", buckets)
             .map_max_entries("P_ADDRESSES", addresses)
-            .map_max_entries("P_PREFIXES", sizes.prefixes)
+            .map_max_entries("P_NET_FILTER", filter)
+            .map_max_entries("P_NETS", nets)
             .map_max_entries("P_REASON_COUNT", REASON_ROWS * cpus)
             .map_max_entries("P_RULE_COUNT", sizes.rules * cpus)
             .map_max_entries("P_RULES", sizes.rules)
-            .map_max_entries("P_SCRATCH", cpus)
+            .map_max_entries("P_SCRATCH", 2 * cpus)
             .map_max_entries("P_EVENT", STREAMS * cpus)
             .map_max_entries("P_NAMES_LOST", cpus)
             .map_max_entries("SAMPLERS", STREAMS * cpus);
@@ -144,9 +147,6 @@ impl Kernel {
         for way in [Way::In, Way::Out] {
             program(&mut ebpf, way)?.load().map_err(|e| refused(chain(&e)))?;
         }
-        let Some(Map::LpmTrie(trie)) = ebpf.take_map("P_PREFIXES") else {
-            return Err(BpfError::Map("P_PREFIXES"));
-        };
         Ok(Self {
             sizes,
             interfaces: mapped(&ebpf, "P_INTERFACES")?,
@@ -159,8 +159,8 @@ impl Kernel {
             flags: mapped(&ebpf, "P_FLAGS")?,
             rules: mapped(&ebpf, "P_RULES")?,
             rule_count: mapped(&ebpf, "P_RULE_COUNT")?,
-            prefixes: LpmTrie::try_from(Map::LpmTrie(trie))
-                .map_err(|_| BpfError::Map("P_PREFIXES"))?,
+            filter: mapped(&ebpf, "P_NET_FILTER")?,
+            nets: mapped(&ebpf, "P_NETS")?,
             ebpf,
             directory,
         })
@@ -205,11 +205,8 @@ impl Kernel {
         })
     }
 
-    /// Carries out the steps in order.
-    ///
-    /// # Errors
-    /// At the first that the kernel refuses; those before it are done.
-    pub fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+    /// Carries out the steps in order: stores to memory, which nothing refuses.
+    pub fn apply(&mut self, ops: &[Op]) {
         for op in ops {
             match op {
                 Op::Page(row, page) => self.pages.write(*row, page),
@@ -226,26 +223,17 @@ impl Kernel {
                     self.buckets.store(*index, usize::from(*way) * 8, *word);
                 }
                 Op::Rule(row, id) => self.give_row(*row, *id),
-                Op::Prefix(net, identity) => self.prefix(*net, Some(*identity))?,
-                Op::RemovePrefix(net) => self.prefix(*net, None)?,
-                Op::HasPrefixes(any) => self.flags.store(0, 0, u64::from(*any)),
+                Op::Net { bucket, way, words: [hi, lo] } => {
+                    self.nets.store(*bucket, way * 16, *hi);
+                    self.nets.store(*bucket, way * 16 + 8, *lo);
+                }
+                Op::NetMeta { bucket, index, word } => {
+                    self.nets.store(*bucket, (NetBucket::META + index) * 8, *word);
+                }
+                Op::NetFilter { row, word, bits } => self.filter.store(*row, word * 8, *bits),
+                Op::Known(word) => self.flags.store(0, 0, *word),
             }
         }
-        Ok(())
-    }
-
-    fn prefix(&mut self, net: IpNet, identity: Option<Identity>) -> Result<(), ApplyError> {
-        let more = if net.addr().is_ipv4() { 96 } else { 0 };
-        let bits = u32::from(net.prefix_len()) + more;
-        let key = Key::new(32 + bits, Addr::from(net.addr()).with_family());
-        let done = match identity {
-            Some(identity) => self.prefixes.insert(&key, identity, 0),
-            None => self.prefixes.remove(&key),
-        };
-        done.map_err(|error| ApplyError {
-            what: format!("the prefix {net} of policy"),
-            source: io::Error::other(error),
-        })
     }
 
     /// Removes every set of tables below `root` but this one.

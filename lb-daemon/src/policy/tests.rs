@@ -7,7 +7,6 @@ mod tables;
 use std::{net::IpAddr, path::Path};
 
 use config::policy::{Clause, Direction, Enforcement, Entity, Labels, Peer, Rule, import};
-use ipnet::IpNet;
 
 use self::random::Random;
 use super::{

@@ -99,7 +99,7 @@ impl Site {
         }
         let file = directory.path().join("lb.yaml");
         fs::write(&file, config)?;
-        let bpffs = PathBuf::from("/sys/fs/bpf").join(&unique);
+        let bpffs = lb_tests::lab::bpf_file_system()?.join(&unique);
         let daemon = Daemon::start(&host, &directory.path().join("daemon"), &bpffs, &file)?;
         Ok(Self { daemon, _webs: webs, apps, host, bpffs, directory })
     }

@@ -11,7 +11,8 @@ use abi::{
     limits::policy::WORLD_V4,
     policy::{
         self, AddressRow, Connection, ConnectionKey, Decision, Entries, Head, Interface, Page,
-        Part, PolicyRow, Tables, Top, Way,
+        Part, PolicyRow, Tables, Top, Way, Which,
+        nets::{self, Known, NetBucket, Nets},
     },
     reason::Reason,
     table::Bucket,
@@ -20,8 +21,7 @@ use config::model::{Endpoint, Source};
 
 use super::*;
 use crate::policy::{
-    Identity,
-    image::{Op, Sizes},
+    image::{Op, Sizes, nets::room},
     state::{State, Wanted},
 };
 
@@ -49,8 +49,10 @@ struct Fake {
     buckets: HashMap<u32, [u64; 4]>,
     made: HashMap<u32, Bucket>,
     addresses: HashMap<u32, AddressRow>,
-    prefixes: BTreeMap<IpNet, Identity>,
-    has_prefixes: bool,
+    filter: HashMap<u32, [u64; 2]>,
+    nets: HashMap<u32, [u64; 8]>,
+    made_nets: HashMap<u32, NetBucket>,
+    known: u64,
     connections: RefCell<HashMap<ConnectionKey, Connection>>,
     fragments: RefCell<HashMap<ConnectionKey, u64>>,
     now: u64,
@@ -80,14 +82,29 @@ impl Fake {
                 self.made.insert(*index, Bucket::from_words(*words));
             }
             Op::Rule(..) => {}
-            Op::Prefix(net, identity) => drop(self.prefixes.insert(*net, *identity)),
-            Op::RemovePrefix(net) => drop(self.prefixes.remove(net).expect("it is there")),
-            Op::HasPrefixes(any) => self.has_prefixes = *any,
+            Op::Net { bucket, way, words } => {
+                let stands = self.nets.entry(*bucket).or_default();
+                let meta = (stands[NetBucket::META + way / 2] >> (way % 2 * 32)) as u32;
+                assert_eq!(meta, 0, "an address is written while nobody reads it");
+                stands[way * 2..way * 2 + 2].copy_from_slice(words);
+                self.made_nets.insert(*bucket, NetBucket::from_words(*stands));
+            }
+            Op::NetMeta { bucket, index, word } => {
+                let stands = self.nets.entry(*bucket).or_default();
+                stands[NetBucket::META + index] = *word;
+                self.made_nets.insert(*bucket, NetBucket::from_words(*stands));
+            }
+            Op::NetFilter { row, word, bits } => {
+                self.filter.entry(*row).or_default()[*word] = *bits;
+            }
+            Op::Known(word) => self.known = *word,
         }
     }
 }
 
 impl Tables for Fake {
+    type Place<'p> = Box<Head>;
+
     fn interface(&self, index: u32) -> u64 {
         self.interfaces.get(&index).copied().unwrap_or(0)
     }
@@ -113,10 +130,7 @@ impl Tables for Fake {
         self.addresses.get(&row)
     }
     fn prefix(&self, address: Addr) -> u32 {
-        let address = IpAddr::from(address);
-        let covers = self.prefixes.iter().filter(|(net, _)| net.contains(&address));
-        let longest = covers.max_by_key(|(net, _)| net.prefix_len());
-        longest.filter(|_| self.has_prefixes).map_or(0, |(_, &identity)| identity)
+        nets::identity(self, address)
     }
     fn connection(&self, key: &ConnectionKey) -> Option<Connection> {
         self.connections.borrow().get(key).copied()
@@ -133,8 +147,23 @@ impl Tables for Fake {
     fn now(&self) -> u64 {
         self.now
     }
-    fn settled(&self, head: Head) -> Head {
-        head
+    fn settled(&self, _: Which, head: Head) -> Option<Box<Head>> {
+        Some(Box::new(head))
+    }
+}
+
+impl Nets for Fake {
+    fn known(&self) -> Known {
+        Known(self.known)
+    }
+    fn filter(&self, row: u32) -> [u64; 2] {
+        let mask = room(SIZES.prefixes)[0] - 1;
+        self.filter.get(&(row & mask)).copied().unwrap_or_default()
+    }
+    fn net_bucket(&self, index: u32) -> Option<&NetBucket> {
+        const EMPTY: &NetBucket = &NetBucket::from_words([0; 8]);
+        let mask = room(SIZES.prefixes)[1] - 1;
+        Some(self.made_nets.get(&(index & mask)).unwrap_or(EMPTY))
     }
 }
 
