@@ -78,6 +78,9 @@ impl Side {
     /// Connections that are remembered say when their last packet was seen, also where the way back is open.
     pub const KEEP: u32 = 32;
 
+    /// A connection that was opened and answered goes on when rules no longer allow it.
+    pub const HOLD: u32 = 64;
+
     /// `tops`: row of the port table of TCP, UDP, SCTP, ICMP and ICMPv6, 0 for none; `offset`: first
     /// bucket of the entries; `mask`: their number less one.
     #[must_use]
@@ -561,6 +564,9 @@ pub fn decide(
         let reason = if word == 0 { Reason::PolicyOpen } else { Reason::PolicyAllowed };
         return Decision { reason, rule, peer };
     }
+    if !passes && side.has(Side::HOLD) && is_held(tables, index, way, head) {
+        return Decision { reason: Reason::PolicyHeld, rule, peer };
+    }
     if head.may_be_reply() && is_reply(tables, index, way, head, back, peer) {
         return Decision { reason: Reason::PolicyReply, rule: 0, peer };
     }
@@ -618,6 +624,21 @@ fn remember(tables: &impl Tables, index: u32, way: Way, head: &Head, make: bool)
     if make {
         tables.remember(&key, &Connection::new(way, now));
     }
+}
+
+/// Whether it belongs to a connection that was opened, by either end, and answered.
+#[inline(always)]
+fn is_held(tables: &impl Tables, index: u32, way: Way, head: &Head) -> bool {
+    let key = ConnectionKey::new(head, way, index);
+    let Some(known) = tables.connection(&key) else { return false };
+    let now = tables.now();
+    if head.opening || !known.is_answered() || !known.is_alive(head.protocol, now) {
+        return false;
+    }
+    if let Some(fresh) = known.refreshed(true, now) {
+        tables.remember(&key, &fresh);
+    }
+    true
 }
 
 /// Whether it belongs to a connection that was opened the other way, and still may be. A reply comes

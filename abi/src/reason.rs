@@ -164,6 +164,8 @@ reasons! {
     StrayAck = 50, "stray_ack", Drop;
     /// On an interface of the host firewall, and neither from nor for an address of this machine.
     PolicyNotHost = 51, "policy_not_host", Pass;
+    /// Of a connection that was established while rules allowed it (`policy_established: keep`).
+    PolicyHeld = 52, "policy_held", Pass;
 }
 
 impl Reason {

@@ -27,7 +27,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Fault, Geo, PrefixSet,
-    policy::{Enforcement, Fqdn, Labels, PortName, Rule},
+    policy::{Enforcement, Established, Fqdn, Labels, PortName, Rule},
 };
 
 /// Everything that all sources together ask for.
@@ -51,6 +51,8 @@ pub struct DesiredState {
     pub policies: Arc<Vec<Rule>>,
     /// Whether endpoints without a rule are open.
     pub policy_enforcement: Enforcement,
+    /// What becomes of established connections that rules no longer allow.
+    pub policy_established: Established,
     /// Bounds of what is learned from DNS.
     pub policy_fqdn: Fqdn,
     /// Where rules with a `nodeSelector` are enforced; `None`: nowhere.

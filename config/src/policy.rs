@@ -238,6 +238,16 @@ impl Selector {
     }
 }
 
+/// What becomes of established connections that rules no longer allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Established {
+    /// They end with the next packet.
+    #[default]
+    Reevaluate,
+    /// They go on until they end by themselves or are idle for too long.
+    Keep,
+}
+
 /// Whether endpoints without a rule are open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Enforcement {

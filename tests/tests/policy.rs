@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use aya::programs::{TestRun as _, TestRunOptions};
 use config::{
     model::{Endpoint, Source},
-    policy::{Direction, Enforcement, Entity, Labels, Rule, import},
+    policy::{Direction, Enforcement, Entity, Established, Labels, Rule, import},
 };
 use etherparse::PacketBuilder;
 use lb_daemon::policy::{
@@ -137,6 +137,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
         ports: Vec::new(),
     };
     Wanted {
+        established: Default::default(),
         fqdn: Default::default(),
         endpoints: endpoints.collect(),
         host: Some((Arc::new(host), [labels.len() as u32 + 2].into())),
@@ -310,6 +311,29 @@ fn a_rule_counts_from_its_own_first_packet() -> anyhow::Result<()> {
         assert_eq!(rig.counters.rule(row).packets, 1, "{name}");
     }
     assert_eq!(rows.len(), 2, "rows are used again");
+    Ok(())
+}
+
+/// `policy_established: keep`.
+#[test]
+fn what_was_established_is_held() -> anyhow::Result<()> {
+    let labels = ["app1", "app2"].map(id);
+    let of = |text: &str| {
+        let own = wanted(&labels, rules(text), Enforcement::Default);
+        Wanted { established: Established::Keep, ..own }
+    };
+    let mut rig = Rig::new(of(PUBLISHED))?;
+    let [app1, app2] = [0, 1].map(address_of);
+    let tcp = |src, dst, from, to, syn| {
+        frame(src, dst, Flow { protocol: 6, port: to }, from, syn).expect("one family")
+    };
+    let (syn, more) = (tcp(app2, app1, 4000, 80, true), tcp(app2, app1, 4000, 80, false));
+    let answer = tcp(app1, app2, 80, 4000, false);
+    assert_eq!(rig.run(0, Way::In, &syn)?.0, Reason::PolicyAllowed);
+    assert_eq!(rig.run(0, Way::Out, &answer)?.0, Reason::PolicyOpen);
+    rig.put(of(&PUBLISHED.replace("app2", "app9")))?;
+    assert_eq!(rig.run(0, Way::In, &more)?, (Reason::PolicyHeld, UNSPEC));
+    assert_eq!(rig.run(0, Way::In, &syn)?, (Reason::PolicyDefaultDeny, SHOT));
     Ok(())
 }
 

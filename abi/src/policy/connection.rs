@@ -78,6 +78,12 @@ impl Connection {
         if self.flags & Self::OUT != 0 { Way::Out } else { Way::In }
     }
 
+    /// Whether the other end has answered.
+    #[inline(always)]
+    pub(super) const fn is_answered(&self) -> bool {
+        self.flags & Self::ANSWERED != 0
+    }
+
     /// When its last packet was seen, a little behind. Nanoseconds of the programs' clock.
     #[must_use]
     pub const fn seen(&self) -> u64 {

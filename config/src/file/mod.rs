@@ -133,6 +133,8 @@ pub(crate) struct File {
     pub(crate) policies: List<Policy>,
     /// Whether endpoints without a policy are open.
     pub(crate) policy_enforcement: Field<PolicyEnforcement>,
+    /// What becomes of established connections that rules no longer allow. Default: `reevaluate`.
+    pub(crate) policy_established: Field<PolicyEstablished>,
     /// Bounds of what is learned from DNS for `toFQDNs`.
     pub(crate) policy_fqdn: Field<PolicyFqdn>,
     /// Where policies with a `nodeSelector` are enforced. Without it, nowhere.

@@ -19,6 +19,16 @@ pub(crate) enum PolicyEnforcement {
     Never,
 }
 
+/// What becomes of established connections that rules no longer allow.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PolicyEstablished {
+    /// They end.
+    Reevaluate,
+    /// They go on.
+    Keep,
+}
+
 /// A rule: which endpoints it selects, and who may talk to them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]

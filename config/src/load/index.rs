@@ -275,6 +275,7 @@ pub(super) fn scalars<'f>(
     faults: &mut Vec<Fault>,
 ) {
     let mut seen: HashMap<&str, Owner<()>> = HashMap::new();
+    let mut held = Held::default();
     for (document, fragment) in parts {
         for (name, at) in &fragment.scalars {
             let owner = Owner { document: document.clone(), at: *at, what: () };
@@ -310,6 +311,7 @@ pub(super) fn scalars<'f>(
             endpoints,
             policies,
             enforcement,
+            established,
             fqdn,
             node_labels,
             host_firewall,
@@ -351,7 +353,7 @@ pub(super) fn scalars<'f>(
         }
         state.interfaces.extend(interfaces.iter().cloned());
         for endpoint in endpoints {
-            faults.extend(clash(endpoint, state.endpoints.values()));
+            faults.extend(held.clash(endpoint));
             state.endpoints.insert(endpoint.name.clone(), Arc::clone(endpoint));
         }
         if !policies.is_empty() {
@@ -370,29 +372,44 @@ pub(super) fn scalars<'f>(
         if let Some(enforcement) = enforcement {
             state.policy_enforcement = *enforcement;
         }
+        if let Some(established) = established {
+            state.policy_established = *established;
+        }
     }
 }
 
-/// What keeps an endpoint from standing beside others: an interface and an address are one's.
-fn clash<'e>(
-    endpoint: &model::Endpoint,
-    mut others: impl Iterator<Item = &'e Arc<model::Endpoint>>,
-) -> Option<Fault> {
-    let (other, what) = others.find_map(|other| {
-        if other.interface == endpoint.interface {
-            return Some((other, format!("the interface {}", other.interface)));
+/// Who has which interface and which address: each is one endpoint's.
+#[derive(Default)]
+struct Held<'e> {
+    interfaces: HashMap<&'e str, &'e str>,
+    addresses: HashMap<IpAddr, &'e str>,
+}
+
+impl<'e> Held<'e> {
+    /// Adds an endpoint; what another one has already is a fault.
+    fn clash(&mut self, endpoint: &'e model::Endpoint) -> Option<Fault> {
+        let name = endpoint.name.as_str();
+        let mut taken = None;
+        for &address in &endpoint.addresses {
+            let holder = *self.addresses.entry(address).or_insert(name);
+            if holder != name {
+                taken = Some((holder, format!("the address {address}")));
+            }
         }
-        let shared = other.addresses.iter().find(|own| endpoint.addresses.contains(own))?;
-        Some((other, format!("the address {shared}")))
-    })?;
-    let model::Source::File { path, line, column } = &endpoint.source else { return None };
-    Some(Fault {
-        path: path.to_path_buf(),
-        line: *line,
-        column: *column,
-        message: format!("{} and {} have {what}", other.name, endpoint.name),
-        help: "give each one its own".to_owned(),
-    })
+        let holder = *self.interfaces.entry(&endpoint.interface).or_insert(name);
+        if holder != name {
+            taken = Some((holder, format!("the interface {}", endpoint.interface)));
+        }
+        let (holder, what) = taken?;
+        let model::Source::File { path, line, column } = &endpoint.source else { return None };
+        Some(Fault {
+            path: path.to_path_buf(),
+            line: *line,
+            column: *column,
+            message: format!("{holder} and {name} have {what}"),
+            help: "give each one its own".to_owned(),
+        })
+    }
 }
 
 fn place<T>(Owner { document, at, .. }: &Owner<T>) -> String {

@@ -55,6 +55,7 @@ pub(crate) struct Fragment {
     pub(crate) endpoints: Vec<Arc<model::Endpoint>>,
     pub(crate) policies: Vec<crate::policy::Rule>,
     pub(crate) enforcement: Option<crate::policy::Enforcement>,
+    pub(crate) established: Option<crate::policy::Established>,
     pub(crate) fqdn: Option<crate::policy::Fqdn>,
     pub(crate) node_labels: crate::policy::Labels,
     pub(crate) host_firewall: Option<Arc<model::HostFirewall>>,
@@ -119,6 +120,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
         endpoints,
         policies,
         policy_enforcement,
+        policy_established,
         policy_fqdn,
         host_firewall,
         remote_nodes,
@@ -142,6 +144,7 @@ pub(crate) fn fragment(file: &file::File, context: &Context<'_, '_>) -> Fragment
     policy::endpoints(endpoints, context, &mut fragment);
     policy::policies(policies, context, &mut fragment);
     policy::policy_enforcement(policy_enforcement, &mut fragment);
+    policy::policy_established(policy_established, &mut fragment);
     policy::policy_fqdn(policy_fqdn, context, &mut fragment);
     host::host_firewall(host_firewall, context, &mut fragment);
     host::remote_nodes(remote_nodes, context, &mut fragment);

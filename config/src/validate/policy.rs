@@ -7,7 +7,7 @@ use crate::{
     fault::{Loc, Report},
     file::{self, Field, List},
     model,
-    policy::{self, Enforcement, Fqdn, Labels, PortName},
+    policy::{self, Enforcement, Established, Fqdn, Labels, PortName},
 };
 
 pub(super) fn endpoints(
@@ -164,6 +164,15 @@ pub(super) fn policy_enforcement(field: &Field<file::PolicyEnforcement>, fragmen
     let Some((enforcement, at)) = field.placed() else { return };
     fragment.scalars.push(("policy_enforcement", at));
     fragment.enforcement = Some(enforcement_of(*enforcement));
+}
+
+pub(super) fn policy_established(field: &Field<file::PolicyEstablished>, fragment: &mut Fragment) {
+    let Some((established, at)) = field.placed() else { return };
+    fragment.scalars.push(("policy_established", at));
+    fragment.established = Some(match established {
+        file::PolicyEstablished::Reevaluate => Established::Reevaluate,
+        file::PolicyEstablished::Keep => Established::Keep,
+    });
 }
 
 pub(super) fn policy_fqdn(

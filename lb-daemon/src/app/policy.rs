@@ -361,6 +361,7 @@ fn wanted(
         nodes: others.chain(local.iter().map(|&address| (address, HOST))).collect(),
         rules: Arc::clone(&desired.policies),
         enforcement: desired.policy_enforcement,
+        established: desired.policy_established,
         groups: Wanted::groups_of(&desired.policies)
             .map(|group| (group.clone(), members(group, desired, names)))
             .collect(),

@@ -1,7 +1,12 @@
 //! The sources of the desired state: files that are watched, and objects of the API; and how both
 //! become one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use config::{
     Fault, Loader, Watcher,
@@ -127,8 +132,9 @@ pub(super) fn merge_what_fits(
             }
         }
     }
+    let holders = Holders::of(files);
     for (name, endpoint) in *endpoints {
-        match endpoint_clash(endpoint, files.endpoints.values()) {
+        match endpoint_clash(endpoint, holders.beside(endpoint)) {
             None => drop(merged.endpoints.insert(name.clone(), Arc::clone(endpoint))),
             Some((_, text)) => {
                 faults.push(format!("an endpoint of the API contradicts the files: {text}"));
@@ -184,6 +190,33 @@ pub(super) fn admit_endpoint(
     match endpoint_clash(endpoint, files.endpoints.values().chain(others)) {
         Some((field, message)) => Err(Refusal::Conflict { field, message }),
         None => Ok(()),
+    }
+}
+
+/// Who has which interface and which address.
+struct Holders<'f> {
+    files: &'f DesiredState,
+    interfaces: HashMap<&'f str, &'f Arc<Endpoint>>,
+    addresses: HashMap<IpAddr, &'f Arc<Endpoint>>,
+}
+
+impl<'f> Holders<'f> {
+    fn of(files: &'f DesiredState) -> Self {
+        let all = || files.endpoints.values();
+        let at = |own: &'f Arc<Endpoint>| own.addresses.iter().map(move |address| (*address, own));
+        Self {
+            files,
+            interfaces: all().map(|own| (own.interface.as_str(), own)).collect(),
+            addresses: all().flat_map(at).collect(),
+        }
+    }
+
+    /// Those that `endpoint` may contradict.
+    fn beside(&self, endpoint: &Endpoint) -> impl Iterator<Item = &'f Arc<Endpoint>> {
+        let named = self.files.endpoints.get(&endpoint.name);
+        let behind = self.interfaces.get(endpoint.interface.as_str()).copied();
+        let at = endpoint.addresses.iter().filter_map(|address| self.addresses.get(address));
+        named.into_iter().chain(behind).chain(at.copied())
     }
 }
 

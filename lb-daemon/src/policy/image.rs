@@ -19,7 +19,7 @@ use abi::{
     policy::{AddressRow, Entries, Entry, Interface, Page, PolicyRow, Side, Top, WAYS},
     table::Bucket,
 };
-use config::policy::Direction;
+use config::policy::{Direction, Established};
 use ipnet::IpNet;
 
 use self::nets::Nets;
@@ -129,32 +129,34 @@ struct SideContent {
 }
 
 impl Content {
-    /// Of compiled rules; `rows`: the row of each.
+    /// Of compiled rules; `rows`: the row of each; `established`: what becomes of connections.
     #[must_use]
-    pub fn new(compiled: &Compiled, rows: &[u32]) -> Self {
+    pub fn new(compiled: &Compiled, rows: &[u32], established: Established) -> Self {
         let [into, out] = [Direction::Ingress, Direction::Egress].map(|way| compiled.table(way));
         let open = |table: &Table| {
             !table.is_closed() && !table.is_audited() && table.verdicts().is_empty()
         };
         Self {
             sides: [
-                SideContent::new(into, open(out), rows),
-                SideContent::new(out, open(into), rows),
+                SideContent::new(into, open(out), rows, established),
+                SideContent::new(out, open(into), rows, established),
             ],
         }
     }
 }
 
 impl SideContent {
-    fn new(table: &Table, open_back: bool, rows: &[u32]) -> Self {
+    fn new(table: &Table, open_back: bool, rows: &[u32], established: Established) -> Self {
+        let hold = established == Established::Keep;
         let mut flags = 0;
         let mut flag = |on: bool, flag: u32| flags |= if on { flag } else { 0 };
         flag(table.is_closed(), Side::CLOSED);
         flag(table.is_audited(), Side::AUDIT);
         flag(!table.verdicts().is_empty(), Side::ENTRIES);
         flag(table.verdicts().range((0, 0)..(1, 0)).next().is_some(), Side::ANYBODY);
-        flag(!open_back || table.has_names(), Side::TRACK);
-        flag(table.has_names(), Side::KEEP);
+        flag(hold, Side::HOLD);
+        flag(hold || !open_back || table.has_names(), Side::TRACK);
+        flag(hold || table.has_names(), Side::KEEP);
         let tops = PROTOCOLS.map(|protocol| {
             let own = table.classes().iter().filter(|(ports, _)| ports.protocol == protocol);
             own.map(|(ports, class)| (ports.first, ports.last, *class)).collect()

@@ -18,7 +18,7 @@ use std::{
 use abi::limits::policy::HOST;
 use config::{
     model::Endpoint,
-    policy::{Enforcement, Fqdn, Group, Peer, Rule},
+    policy::{Enforcement, Established, Fqdn, Group, Peer, Rule},
 };
 
 use ipnet::IpNet;
@@ -44,6 +44,8 @@ pub struct Wanted {
     pub rules: Arc<Vec<Rule>>,
     /// Whether endpoints without a rule are open.
     pub enforcement: Enforcement,
+    /// What becomes of established connections that rules no longer allow.
+    pub established: Established,
     /// Addresses of the groups that rules name.
     pub groups: BTreeMap<Group, BTreeSet<IpAddr>>,
     /// Bounds of what is learned from DNS.
@@ -322,7 +324,7 @@ impl State {
                 Some(content) => Arc::clone(content),
                 None => {
                     let compiled = compiler.compile(subject)?;
-                    let content = Arc::new(Content::new(&compiled, rows));
+                    let content = Arc::new(Content::new(&compiled, rows, wanted.established));
                     made.insert(subject, Arc::clone(&content));
                     content
                 }

@@ -90,6 +90,7 @@ fn random_site(random: &mut Random, rules: Vec<Rule>, enforcement: Enforcement) 
         ports: random.port_names(),
     };
     Wanted {
+        established: Default::default(),
         fqdn: Default::default(),
         endpoints: (0..12).map(|n| (endpoint(random, n).into(), Some(n + 1))).collect(),
         host: Some((endpoint(random, HOST_AT).into(), [HOST_AT + 1].into())),

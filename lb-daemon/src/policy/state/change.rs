@@ -67,6 +67,7 @@ impl State {
         let old = &self.wanted;
         let same = (Arc::ptr_eq(&old.rules, &wanted.rules) || old.rules == wanted.rules)
             && old.enforcement == wanted.enforcement
+            && old.established == wanted.established
             && old.nodes == wanted.nodes
             && old.host == wanted.host
             && old.groups == wanted.groups;
@@ -173,7 +174,9 @@ impl<'c> Work<'c> {
         let content = match self.made.get(&subject) {
             Some(content) => Arc::clone(content),
             None => {
-                let content = Arc::new(Content::new(&self.compiler.compile(subject)?, self.rows));
+                let compiled = self.compiler.compile(subject)?;
+                let content = Content::new(&compiled, self.rows, wanted.established);
+                let content = Arc::new(content);
                 self.made.insert(subject, Arc::clone(&content));
                 content
             }

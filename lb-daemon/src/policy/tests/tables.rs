@@ -17,7 +17,10 @@ use abi::{
     reason::Reason,
     table::Bucket,
 };
-use config::model::{Endpoint, Source};
+use config::{
+    model::{Endpoint, Source},
+    policy::Established,
+};
 
 use super::*;
 use crate::policy::{
@@ -191,6 +194,7 @@ fn wanted(labels: &[Labels], rules: Vec<Rule>, enforcement: Enforcement) -> Want
         (endpoint, Some(n as u32 + 1))
     });
     Wanted {
+        established: Default::default(),
         fqdn: Default::default(),
         endpoints: endpoints.collect(),
         host: None,
@@ -540,6 +544,33 @@ fn a_connection_ends_with_the_rule_that_allowed_it() {
     let ops = state.plan(wanted(&labels, rules, Enforcement::Default)).expect("room");
     ops.iter().for_each(|op| fake.apply(op));
     assert_eq!(decide(&fake, Way::In, &reply), Reason::PolicyDefaultDeny);
+}
+
+#[test]
+fn a_connection_that_was_answered_is_kept_where_that_is_wanted() {
+    let (labels, [app1, app2]) = ([id("app1"), id("app2")], [0, 1].map(address_of));
+    let [app1, app2]: [IpAddr; 2] = [app1, app2].map(|text| text.parse().expect("an address"));
+    let rules = |text: &str| import(Path::new("rules.json"), text).expect("rules");
+    let mut state = State::new(SIZES, SALT);
+    let mut fake = Fake::new();
+    let mut put = |fake: &mut Fake, text: &str| {
+        let own = wanted(&labels, rules(text), Enforcement::Default);
+        let ops = state.plan(Wanted { established: Established::Keep, ..own }).expect("room");
+        ops.iter().for_each(|op| fake.apply(op));
+    };
+    put(&mut fake, super::PUBLISHED);
+    let into =
+        |fake: &Fake, from, opening| decide(fake, Way::In, &head(app2, app1, 6, from, 80, opening));
+    let out = |fake: &Fake, to| decide(fake, Way::Out, &head(app1, app2, 6, 80, to, false));
+    assert_eq!((into(&fake, 1, true), out(&fake, 1)), (Reason::PolicyAllowed, Reason::PolicyOpen));
+    assert_eq!(into(&fake, 2, true), Reason::PolicyAllowed, "and never answered");
+    put(&mut fake, &super::PUBLISHED.replace("app2", "app9"));
+    assert_eq!((into(&fake, 1, false), out(&fake, 1)), (Reason::PolicyHeld, Reason::PolicyOpen));
+    assert_eq!(into(&fake, 2, false), Reason::PolicyDefaultDeny);
+    assert_eq!(into(&fake, 1, true), Reason::PolicyDefaultDeny, "a new one");
+    assert_eq!(into(&fake, 3, false), Reason::PolicyDefaultDeny, "of no connection");
+    fake.now += abi::limits::policy::IDLE_TCP_NS;
+    assert_eq!(into(&fake, 1, false), Reason::PolicyDefaultDeny, "idle for too long");
 }
 
 #[test]
