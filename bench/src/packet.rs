@@ -22,6 +22,8 @@ pub struct Flow {
     pub dst: IpAddr,
     /// Client's port.
     pub port: u16,
+    /// Port that it goes to; of all flows together the same, with IPv6.
+    pub to: u16,
 }
 
 impl Flow {
@@ -40,7 +42,7 @@ impl Flow {
             _ => panic!("a flow has one family"),
         }
         frame.extend_from_slice(&self.port.to_be_bytes());
-        frame.extend_from_slice(&PORT.to_be_bytes());
+        frame.extend_from_slice(&self.to.to_be_bytes());
         frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
         frame.extend_from_slice(&[0x50, if opening { SYN } else { ACK }, 0xff, 0xff, 0, 0, 0, 0]);
         frame.resize(frame.len().max(60), 0);
@@ -133,6 +135,34 @@ pub fn expect_encapsulated(out: &[u8], sent: &[u8], shim: usize) -> anyhow::Resu
     Ok(())
 }
 
+/// Checks that `out` is `sent`, an IPv4 segment, one hop later with other addresses and ports, and with checksums
+/// that are as right as they were; `vip` is what clients use.
+///
+/// # Errors
+/// What differs.
+pub fn expect_translated(out: &[u8], sent: &[u8], vip: Ipv4Addr) -> anyhow::Result<()> {
+    let forth = sent[ETH + 16..ETH + 20] == vip.octets();
+    ensure!(out.len() == sent.len(), "length {}", out.len());
+    let mac = if forth { HOP_MAC } else { CLIENT_MAC };
+    ensure!(out[..6] == mac && out[6..12] == OUR_MAC, "link header");
+    let (new, old) = (&out[ETH..], &sent[ETH..]);
+    ensure!(new[8] == old[8] - 1 && sum(&new[..20]) == 0xffff, "IPv4 header");
+    ensure!(new[..8] == old[..8] && new[9] == old[9], "the rest of the IPv4 header");
+    let (src, dst, ports) = (&new[12..16], &new[16..20], &new[20..24]);
+    if forth {
+        ensure!(
+            src == [10, 0, 0, 1] && dst[0] == 10 && ports[2..] == old[22..24],
+            "forth: {new:x?}"
+        );
+    } else {
+        ensure!(src == vip.octets() && ports[..2] == old[20..22], "back: {new:x?}");
+    }
+    // Addresses and the segment under one sum, which translation leaves as it was.
+    ensure!(sum(&new[12..40]) == sum(&old[12..40]), "TCP checksum");
+    ensure!(new[24..36] == old[24..36] && new[38..] == old[38..], "the rest of the segment");
+    Ok(())
+}
+
 /// Checks that a frame of this length was given the floor's header.
 ///
 /// # Errors
@@ -150,7 +180,7 @@ mod tests {
     use super::*;
 
     fn flow(src: &str, dst: &str) -> Flow {
-        Flow { src: src.parse().unwrap(), dst: dst.parse().unwrap(), port: 4000 }
+        Flow { src: src.parse().unwrap(), dst: dst.parse().unwrap(), port: 4000, to: PORT }
     }
 
     #[test]

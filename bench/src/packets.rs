@@ -103,7 +103,7 @@ pub fn measure(effort: Effort) -> anyhow::Result<Report<Cost>> {
     let machine = Machine::this();
     pin()?;
     let mut tables = Tables::build(effort.services);
-    let (mut sets, cases) = cases::all(effort, &tables)?;
+    let (mut sets, cases) = cases::all(effort, &mut tables)?;
     let mut rounds = Vec::new();
     // The first one warms caches and makes entries; it is checked, and not counted.
     for round in 0..=effort.rounds {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     frame::{Frame, Run},
-    packet::{self, Flow},
+    packet::{self, Flow, PORT},
 };
 
 /// Packets of some flows, in the frame that sends them.
@@ -46,6 +46,7 @@ impl Case {
     pub(super) fn expect_forwarded(&self, run: &Run) -> anyhow::Result<()> {
         match self.tables {
             Kind::L2 => packet::expect_routed(&run.out, &run.sent),
+            Kind::Nat => packet::expect_translated(&run.out, &run.sent, VIP4.parse()?),
             Kind::Gue => packet::expect_encapsulated(&run.out, &run.sent, GUE_SHIM),
             Kind::Geneve => packet::expect_encapsulated(&run.out, &run.sent, GENEVE_SHIM),
             _ => packet::expect_encapsulated(&run.out, &run.sent, 0),
@@ -86,12 +87,13 @@ impl Rows {
 }
 
 const KNOWN: &str = "IPv4 TCP, known flow";
+const REPLY: &str = "IPv4 TCP, reply of a known flow";
 const KNOWN6: &str = "IPv6 TCP, known flow";
 const NEW: &str = "IPv4 TCP SYN, new flow";
 const OTHER: &str = "not for a service, passed up";
 
 /// Every row.
-pub(super) fn all(effort: Effort, tables: &Tables) -> anyhow::Result<(Vec<Set>, Vec<Case>)> {
+pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Set>, Vec<Case>)> {
     let mut random = Random(1);
     let mut rows = Rows { sets: Vec::new(), cases: Vec::new() };
     let vip4: Ipv4Addr = VIP4.parse()?;
@@ -112,6 +114,14 @@ pub(super) fn all(effort: Effort, tables: &Tables) -> anyhow::Result<(Vec<Set>, 
             rows.row(KNOWN, Kind::L2, None);
             rows.row(KNOWN, Kind::Moving, None);
         }
+    }
+    for (flows, bar) in [(1, Some(7.0)), (65_536, None), (524_288, Some(16.0))] {
+        let flows = random.flows4(flows.min(effort.flows), &[vip4]);
+        let replies = tables.translate(&flows)?;
+        rows.set(flows, false)?;
+        rows.row(KNOWN, Kind::Nat, bar);
+        rows.set(replies, false)?;
+        rows.row(REPLY, Kind::Nat, bar);
     }
     // More flows than a run has packets: each packet is of a flow that was not seen before.
     rows.set(random.flows4(effort.packets.next_power_of_two() as usize, &[vip4]), true)?;
@@ -161,6 +171,7 @@ impl Random {
                 src: Ipv4Addr::from(0x1000_0000 + (client as u32) % 0xc000_0000).into(),
                 dst: vips[rest as usize % vips.len()].into(),
                 port: 1024 + (rest >> 48) as u16 % 64_000,
+                to: PORT,
             }
         };
         (0..count).map(|_| flow()).collect()
@@ -170,7 +181,7 @@ impl Random {
         let mut flow = || {
             let net = 0x2001_0db8_0000_0000 | self.next() >> 32;
             let src = Ipv6Addr::from(u128::from(net) << 64 | u128::from(self.next()));
-            Flow { src: src.into(), dst: IpAddr::from(vip), port: 40_000 }
+            Flow { src: src.into(), dst: IpAddr::from(vip), port: 40_000, to: PORT }
         };
         (0..count).map(|_| flow()).collect()
     }

@@ -1,16 +1,27 @@
 //! The configurations that packets meet.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use abi::{
     limits::feature,
     prefix::{Entry, LINES, ListRow},
 };
-use config::model::{Backend, BackendState, Forwarding, Port, Protocol, Service};
-use lb_daemon::datapath::{Capacity, Op};
+use anyhow::Context as _;
+use config::model::{Backend, BackendState, Forwarding, NatPorts, Port, Protocol, Service};
+use lb_daemon::{
+    conntrack::Visit,
+    datapath::{Capacity, Op},
+    view::Counters as _,
+};
 use lb_tests::rig::{EVERYTHING, INGRESS, Rig, service};
 
-use crate::packet::PORT;
+use crate::{
+    frame::Frame,
+    packet::{Flow, PORT},
+};
 
 /// VIPs of the first service.
 pub(super) const VIP4: &str = "203.0.113.10";
@@ -36,6 +47,8 @@ pub(super) enum Kind {
     Gue,
     /// One service that encapsulates with Geneve.
     Geneve,
+    /// One service behind NAT.
+    Nat,
     /// One service of whose hundred backends one has just been replaced.
     Hundredth,
     /// One service whose backends have all just been replaced.
@@ -53,6 +66,7 @@ impl Kind {
             Self::L2 => "one, l2",
             Self::Gue => "one, gue",
             Self::Geneve => "one, geneve",
+            Self::Nat => "one, nat",
             Self::Hundredth => "one, 1 % of its slots moving",
             Self::Moving => "one, every slot moving",
             Self::Many => "many services",
@@ -68,6 +82,7 @@ pub(super) struct Tables {
     l2: Rig,
     gue: Rig,
     geneve: Rig,
+    nat: Rig,
     hundredth: Rig,
     moving: Rig,
     many: Rig,
@@ -91,6 +106,7 @@ impl Tables {
             l2: rig(feature::BALANCE, single(Forwarding::L2, 0), 1),
             gue: rig(feature::BALANCE, single(Forwarding::Gue, 0), 1),
             geneve: rig(feature::BALANCE, single(Forwarding::Geneve, 0), 1),
+            nat: rig(feature::BALANCE, vec![translated()], 1),
             hundredth,
             moving,
             many: rig(feature::BALANCE, many, services),
@@ -106,10 +122,38 @@ impl Tables {
             Kind::L2 => &mut self.l2,
             Kind::Gue => &mut self.gue,
             Kind::Geneve => &mut self.geneve,
+            Kind::Nat => &mut self.nat,
             Kind::Hundredth => &mut self.hundredth,
             Kind::Moving => &mut self.moving,
             Kind::Many => &mut self.many,
         }
+    }
+
+    /// Opens these flows through NAT, and has both sides establish them; gives their replies.
+    ///
+    /// # Errors
+    /// One of them is not translated.
+    pub(super) fn translate(&mut self, flows: &[Flow]) -> anyhow::Result<Vec<Flow>> {
+        send(&mut self.nat, flows, true)?;
+        let mut replies = HashMap::new();
+        self.nat.bpf.counters()?.connections(&mut |connection| {
+            if let Some(nat) = connection.nat {
+                let reply = Flow {
+                    src: connection.backend.ip(),
+                    dst: nat.ip(),
+                    port: connection.backend.port(),
+                    to: nat.port(),
+                };
+                replies.insert(connection.client, reply);
+            }
+            Visit::Keep
+        });
+        let reply = |flow: &Flow| replies.get(&SocketAddr::new(flow.src, flow.port)).copied();
+        let replies: Option<Vec<Flow>> = flows.iter().map(reply).collect();
+        let replies = replies.context("a flow got no entry")?;
+        send(&mut self.nat, &replies, true)?;
+        send(&mut self.nat, flows, false)?;
+        Ok(replies)
     }
 
     /// VIPs of the many services; the first is [`VIP4`].
@@ -118,12 +162,16 @@ impl Tables {
     }
 }
 
+/// Room for all flows of all rows, a third of it in use.
+const NAT_ENTRIES: u32 = 1 << 21;
+
 /// Beside the features: with room for a blocklist.
 const LISTED: u32 = 1 << 31;
 
 fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
     let lines = if features & LISTED == 0 { 0 } else { LINES };
     let features = features & !LISTED;
+    let translates = services.iter().any(|service| service.forwarding == Forwarding::Nat);
     let capacity = Capacity {
         buckets: count.next_power_of_two().max(1024),
         frontends: count * 3 + 1024,
@@ -135,12 +183,19 @@ fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
         blocks: 16,
         filter6: 64,
         buckets6: 64,
-        nat: 1,
-        nat_ports: 0,
+        nat: if translates { NAT_ENTRIES } else { 1 },
+        nat_ports: NatPorts::default().to_word(),
     };
     let mut rig = Rig::sized(capacity, features);
     rig.fill(services, INGRESS, 1500);
     rig
+}
+
+/// Sends one packet of each flow.
+fn send(rig: &mut Rig, flows: &[Flow], opening: bool) -> anyhow::Result<()> {
+    let count = u32::try_from(flows.len())?;
+    let program = rig.program().fd()?.try_clone()?;
+    Frame::load(flows.to_vec(), opening)?.run(&program, count).map(drop)
 }
 
 /// A service with a hundred backends.
@@ -148,6 +203,13 @@ fn edge(forwarding: Forwarding, first: u32) -> Service {
     let mut edge = service("edge", &[VIP4, VIP6], forwarding, &[]);
     edge.ports = ports();
     edge.backends = (first..first + BACKENDS).map(backend).collect();
+    edge
+}
+
+/// The same behind NAT.
+fn translated() -> Service {
+    let mut edge = edge(Forwarding::Nat, 0);
+    edge.addresses.truncate(1);
     edge
 }
 

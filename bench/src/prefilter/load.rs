@@ -29,7 +29,7 @@ use super::{OURS, TRIE};
 use crate::{
     frame::{self, Frame},
     machine::Machine,
-    packet::Flow,
+    packet::{Flow, PORT},
     report::{Report, Row, against},
     stats::Summary,
 };
@@ -208,7 +208,7 @@ impl Tables {
     fn replace(&mut self) -> anyhow::Result<(Prefilter, f64)> {
         let flow = |n: u32| {
             let src = Ipv4Addr::from(COMMON + n % 2 * 256 + n / 2).into();
-            Flow { src, dst: Ipv4Addr::new(203, 0, 113, 10).into(), port: 40_000 }
+            Flow { src, dst: Ipv4Addr::new(203, 0, 113, 10).into(), port: 40_000, to: PORT }
         };
         let mut frame = Frame::load((0..SENDERS * 2).map(flow).collect(), false)?;
         let program = self.rig.program().fd()?.try_clone()?;

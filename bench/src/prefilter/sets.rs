@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use config::Net4;
 use ipnet::Ipv6Net;
 
-use crate::packet::Flow;
+use crate::packet::{Flow, PORT};
 
 /// SplitMix64 (Steele, Lea, Flood, 2014).
 pub(crate) struct Random(pub(crate) u64);
@@ -87,7 +87,7 @@ impl Random {
         while flows.len() < count {
             let source = IpAddr::from(self.address6());
             if wanted(source) {
-                flows.push(Flow { src: source, dst: DST6.into(), port: 40_000 });
+                flows.push(Flow { src: source, dst: DST6.into(), port: 40_000, to: PORT });
             }
         }
         flows
@@ -95,5 +95,5 @@ impl Random {
 }
 
 fn flow4(source: u32) -> Flow {
-    Flow { src: Ipv4Addr::from(source).into(), dst: DST4.into(), port: 40_000 }
+    Flow { src: Ipv4Addr::from(source).into(), dst: DST4.into(), port: 40_000, to: PORT }
 }
