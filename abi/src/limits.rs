@@ -125,6 +125,10 @@ pub mod behind {
     pub const SECOND_CHANCE: u32 = 3;
     /// Segments that open a connection to this machine, or belong to none.
     pub const SYN: u32 = 4;
+    /// ICMP errors about translated packets.
+    pub const NAT_ICMP: u32 = 5;
+    /// Translated packets that are written anew.
+    pub const NAT_OTHER: u32 = 6;
     /// How many.
     pub const PLACES: u32 = 8;
 }

@@ -8,6 +8,7 @@
 //! word, published by a second store of it, and taken over when it has expired: nothing is ever moved or swept.
 
 mod entry;
+pub mod family;
 mod lookup;
 mod rewrite;
 
@@ -16,4 +17,4 @@ pub use lookup::{
     CANDIDATES, Entries, Flow, Found, Ports, Reply, changes, first, note, pair, place, reply,
     search,
 };
-pub use rewrite::{address_sum, checksum, header4};
+pub use rewrite::{address_sum, addresses4, checksum, header4};

@@ -155,7 +155,7 @@ reasons! {
     /// A new connection behind NAT, for which no port is left.
     NatExhausted = 47, "nat_exhausted", Drop;
     /// For a service behind NAT, and not to be translated: a fragment, IPv4 options, IPv6 extension headers,
-    /// VLAN tags, an ICMP message.
+    /// VLAN tags, an ICMP message that is no error or has no counterpart in the other family.
     NatRefused = 48, "nat_refused", Drop;
     /// A SYN for a listener of this machine, answered with a cookie in its place (`prefilter.syn_proxy`).
     SynAnswered = 49, "syn_answered", Forward;
@@ -166,6 +166,10 @@ reasons! {
     PolicyNotHost = 51, "policy_not_host", Pass;
     /// Of a connection that was established while rules allowed it (`policy_established: keep`).
     PolicyHeld = 52, "policy_held", Pass;
+    /// To be translated, and the program that writes it is missing.
+    NatNotWritten = 53, "nat_not_written", Drop;
+    /// A datagram without a checksum for a backend of the other family, which would have to have one.
+    NatNoChecksum = 54, "nat_no_checksum", Drop;
 }
 
 impl Reason {

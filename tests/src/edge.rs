@@ -54,6 +54,10 @@ pub const L2: Specs = || vec![spec("l2-v4", L2_V4, "l2", false), spec("l2-v6", L
 pub const NAT: Specs =
     || vec![spec("nat-v4", SPARE_V4, "nat", false), spec("nat-v6", SPARE_V6, "nat", true)];
 
+/// The same, backends of the other family.
+pub const NAT_CROSSED: Specs =
+    || vec![spec("4-to-6", SPARE_V4, "nat", true), spec("6-to-4", SPARE_V6, "nat", false)];
+
 fn every_combination(forwarding: &'static str) -> Vec<Spec> {
     vec![
         spec("4-in-4", IPIP_V4, forwarding, false),

@@ -1,11 +1,15 @@
 //! `forwarding: nat`: servers that answer the balancer, and see nobody else.
 
-use std::{net::TcpStream, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::{TcpStream, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::ensure;
 use lb_tests::{
     capture::{Capture, Checksums},
-    edge::{Edge, NAT, PATIENCE, expect_all_answer, expect_answered, yaml},
+    edge::{Edge, NAT, NAT_CROSSED, PATIENCE, expect_all_answer, expect_answered, yaml},
     eventually, http,
     http::Kept,
     lab::{CLIENT_V4, CLIENT_V6, SPARE_V4, SPARE_V6, at},
@@ -24,8 +28,14 @@ fn kept(edge: &Edge) -> anyhow::Result<Vec<Kept>> {
 /// Requests are answered by every server; the servers see the balancer alone, and every checksum is right.
 #[test]
 fn every_server_answers_the_balancer() -> anyhow::Result<()> {
+    for specs in [NAT, NAT_CROSSED] {
+        every_server(&Edge::start(specs)?)?;
+    }
+    Ok(())
+}
+
+fn every_server(edge: &Edge) -> anyhow::Result<()> {
     const REQUESTS: usize = 60;
-    let edge = Edge::start(NAT)?;
     let at_web = edge.lab.directory().join("web.pcap");
     let at_web = Capture::start(edge.lab.fabric(), "to-web-1", "tcp", &at_web)?;
     let at_client = edge.lab.directory().join("client.pcap");
@@ -120,7 +130,13 @@ fn ports_that_run_out_are_seen() -> anyhow::Result<()> {
 /// A megabyte, in either direction.
 #[test]
 fn large_bodies() -> anyhow::Result<()> {
-    let edge = Edge::start(NAT)?;
+    for specs in [NAT, NAT_CROSSED] {
+        transfer(&Edge::start(specs)?)?;
+    }
+    Ok(())
+}
+
+fn transfer(edge: &Edge) -> anyhow::Result<()> {
     for vip in VIPS {
         edge.client()?.enter(|| -> anyhow::Result<()> {
             let mut kept = Kept::connect(at(vip, web::PORT))?;
@@ -128,6 +144,42 @@ fn large_bodies() -> anyhow::Result<()> {
             assert!(kept.post("/", &vec![b'y'; web::LARGE])?.starts_with(b"web-"));
             Ok(())
         })??;
+    }
+    Ok(())
+}
+
+/// A port that no server listens on: the server's refusal reaches the client, who believes it.
+#[test]
+fn a_refused_datagram() -> anyhow::Result<()> {
+    for specs in [NAT, NAT_CROSSED] {
+        let services = specs();
+        let edge = Edge::with(&services)?;
+        let more = "ports: [{name: dns, port: 53, protocol: udp}, ";
+        edge.lb.change_config(&yaml(&services).replace("ports: [", more))?;
+        let packets = edge.lab.directory().join("client.pcap");
+        let packets = Capture::start(edge.client()?, "eth0", "icmp or icmp6", &packets)?;
+        for vip in VIPS {
+            let told = edge.client()?.enter(|| -> anyhow::Result<_> {
+                let any = if vip.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+                let socket = UdpSocket::bind(any)?;
+                socket.connect(at(vip, 53))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.send(b"hello")?;
+                Ok(socket.recv(&mut [0; 16]).map_err(|error| error.kind()))
+            })??;
+            assert_eq!(told, Err(ErrorKind::ConnectionRefused), "{vip}");
+        }
+        let refusals = |packets: &[String]| {
+            VIPS.into_iter().all(|vip| {
+                let from = format!("{vip} > ");
+                packets.iter().any(|p| p.contains(&from) && p.contains("unreachable"))
+            })
+        };
+        packets.until(|packets| {
+            ensure!(refusals(packets), "{packets:?}");
+            Ok(())
+        })?;
+        edge.lb.expect_quiet()?;
     }
     Ok(())
 }

@@ -75,6 +75,20 @@ pub fn lb_nat(ctx: XdpContext) -> u32 {
     behind::run::<nat::Nat>(ctx)
 }
 
+/// ICMP errors about packets that were translated.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat_icmp(ctx: XdpContext) -> u32 {
+    behind::run::<nat::NatIcmp>(ctx)
+}
+
+/// What translation has to write anew: ICMP errors, and packets that change family.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat_other(ctx: XdpContext) -> u32 {
+    behind::run::<nat::NatOther>(ctx)
+}
+
 /// Segments for listeners of this machine that open a connection, or belong to none.
 #[xdp(frags)]
 #[inline(always)]

@@ -39,6 +39,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
+use crate::nat::Onward;
+
 /// Entries of the NAT table, less one; the number is a power of two.
 #[unsafe(no_mangle)]
 static NAT_MASK: Global<u32> = Global::new(0);
@@ -124,6 +126,12 @@ static HANDED_ON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// Connections behind NAT.
 #[map(name = "NAT")]
 static NAT_TABLE: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// How large a packet may be that does not fit where its translation goes; 0: nobody asks.
+#[map(name = "NAT_MTU")]
+static NAT_MTU: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// Where a translated packet goes, for the program that writes it.
+#[map(name = "NAT_ONWARD")]
+static NAT_ONWARD: PerCpuArray<Onward> = PerCpuArray::with_max_entries(1, 0);
 /// A flow that is put aside while its entry is searched for.
 #[map(name = "NAT_FLOW")]
 static NAT_FLOW: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
@@ -350,12 +358,15 @@ impl Entries for Maps {
     }
 }
 
-/// Puts a flow aside.
+/// Puts a flow aside: what it takes is not on the stack.
 #[inline(always)]
-pub(crate) fn put_flow(flow: &Flow) {
-    if let Some(place) = NAT_FLOW.get_ptr_mut(0) {
-        // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { place.write(*flow) };
+pub(crate) fn put_flow(flow: Flow) -> Option<&'static Flow> {
+    let place = NAT_FLOW.get_ptr_mut(0)?;
+    // SAFETY: the kernel's lookup returned this CPU's own element, which no other packet gets before this one
+    // has left.
+    unsafe {
+        place.write(flow);
+        Some(&*place)
     }
 }
 
@@ -363,6 +374,39 @@ pub(crate) fn put_flow(flow: &Flow) {
 #[inline(always)]
 pub(crate) fn kept_flow() -> Option<&'static Flow> {
     NAT_FLOW.get(0)
+}
+
+/// Puts aside where a translated packet goes.
+#[inline(always)]
+pub(crate) fn put_onward(onward: Onward) {
+    if let Some(place) = NAT_ONWARD.get_ptr_mut(0) {
+        // SAFETY: the kernel's lookup returned this CPU's own element.
+        unsafe { place.write(onward) };
+    }
+}
+
+/// What was put aside.
+#[inline(always)]
+pub(crate) fn onward() -> Option<&'static Onward> {
+    NAT_ONWARD.get(0)
+}
+
+/// Puts aside how large a packet of its sender's family may be, for the one who tells it.
+#[inline(always)]
+pub(crate) fn tell_mtu(mtu: u32) {
+    if let Some(place) = NAT_MTU.get_ptr_mut(0) {
+        // SAFETY: the kernel's lookup returned this CPU's own element.
+        unsafe { place.write(mtu) };
+    }
+}
+
+/// Takes what was put aside, if this packet's program did.
+#[inline(always)]
+pub(crate) fn told_mtu() -> Option<u32> {
+    let place = NAT_MTU.get_ptr_mut(0)?;
+    // SAFETY: as above.
+    let mtu = unsafe { place.replace(0) };
+    (mtu != 0).then_some(mtu)
 }
 
 /// Stores the way back to a client.

@@ -25,16 +25,28 @@ pub const fn checksum(checksum: u16, old: u32, new: u32) -> u16 {
 /// An IPv4 header with other addresses, one hop later; its TTL must be above 0.
 #[inline(always)]
 pub fn header4(h: &mut [u8; 20], src: u32, dst: u32) {
+    let before = u16::from_ne_bytes([h[8], h[9]]);
+    h[8] = h[8].wrapping_sub(1);
+    let after = u16::from_ne_bytes([h[8], h[9]]);
+    changed4(h, src, dst, before, after);
+}
+
+/// An IPv4 header with other addresses.
+#[inline(always)]
+pub fn addresses4(h: &mut [u8; 20], src: u32, dst: u32) {
+    changed4(h, src, dst, 0, 0);
+}
+
+/// Other addresses, and a word that was `before` and is `after`.
+#[inline(always)]
+fn changed4(h: &mut [u8; 20], src: u32, dst: u32, before: u16, after: u16) {
     let word =
         |h: &[u8; 20], at: usize| u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
-    let before = sums::halves(word(h, 12))
-        + sums::halves(word(h, 16))
-        + u32::from(u16::from_ne_bytes([h[8], h[9]]));
-    h[8] = h[8].wrapping_sub(1);
+    let old = sums::halves(word(h, 12)) + sums::halves(word(h, 16)) + u32::from(before);
     h[12..16].copy_from_slice(&src.to_ne_bytes());
     h[16..20].copy_from_slice(&dst.to_ne_bytes());
-    let after = sums::halves(src) + sums::halves(dst) + u32::from(u16::from_ne_bytes([h[8], h[9]]));
-    let check = checksum(u16::from_ne_bytes([h[10], h[11]]), before, after);
+    let new = sums::halves(src) + sums::halves(dst) + u32::from(after);
+    let check = checksum(u16::from_ne_bytes([h[10], h[11]]), old, new);
     h[10..12].copy_from_slice(&check.to_ne_bytes());
 }
 
@@ -96,6 +108,9 @@ mod tests {
             let ttl = h[8];
             header4(&mut h, src, dst);
             prop_assert_eq!((h[8], &h[12..16], &h[16..]), (ttl - 1, &src.to_ne_bytes()[..], &dst.to_ne_bytes()[..]));
+            prop_assert_eq!(sums::fold(sums::sum(&h)), 0xffff);
+            addresses4(&mut h, dst, src);
+            prop_assert_eq!((h[8], &h[12..16], &h[16..]), (ttl - 1, &dst.to_ne_bytes()[..], &src.to_ne_bytes()[..]));
             prop_assert_eq!(sums::fold(sums::sum(&h)), 0xffff);
         }
     }

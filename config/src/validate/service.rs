@@ -297,18 +297,6 @@ fn check_family(
     forwarding: Option<model::Forwarding>,
     report: &Report<'_>,
 ) {
-    if forwarding == Some(model::Forwarding::Nat)
-        && addresses.iter().any(|address| address.is_ipv4() != backend.is_ipv4())
-    {
-        report.fault(
-            at,
-            format!(
-                "the backend {backend} and an address of the service are of different families, between \
-                 which `forwarding: nat` does not translate in this version"
-            ),
-            "allowed: a service for each family, or forwarding: ipip",
-        );
-    }
     let fits = addresses.iter().any(|address| address.is_ipv4() == backend.is_ipv4());
     if forwarding == Some(model::Forwarding::L2) && !addresses.is_empty() && !fits {
         let (own, other) = if backend.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };

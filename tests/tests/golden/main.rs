@@ -23,6 +23,8 @@ mod events;
 mod guard;
 mod icmp;
 mod nat;
+mod nat_family;
+mod nat_icmp;
 mod odd;
 mod packets;
 mod ports;
@@ -58,6 +60,8 @@ fn the_verifier_has_room() {
         ("lb_chance", 200_000),
         ("lb_choice", 400_000),
         ("lb_nat", 200_000),
+        ("lb_nat_icmp", 200_000),
+        ("lb_nat_other", 50_000),
         ("lb_syn", 50_000),
     ] {
         let count = verified.get(name).copied().unwrap_or(0);
@@ -388,13 +392,15 @@ fn every_reason_is_tested() {
         include_str!("guard.rs"),
         include_str!("icmp.rs"),
         include_str!("nat.rs"),
+        include_str!("nat_family.rs"),
         include_str!("odd.rs"),
         include_str!("synproxy.rs"),
         include_str!("tunnels.rs"),
         include_str!("../policy.rs"),
     );
     for reason in Reason::ALL {
-        let untestable = matches!(reason, Reason::AdjustFailed | Reason::SecondChance);
+        let untestable =
+            matches!(reason, Reason::AdjustFailed | Reason::SecondChance | Reason::NatNotWritten);
         let named = source.contains(&format!("Reason::{reason:?})"))
             || source.contains(&format!("Reason::{reason:?},"))
             || source.contains(&format!("Reason::{reason:?};"));

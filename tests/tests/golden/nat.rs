@@ -15,7 +15,7 @@ const WEB6: &str = "2001:db8:2::11";
 const CLIENT4: &str = "198.51.100.7";
 const CLIENT6: &str = "2001:db8:9::7";
 
-fn behind(vip: &str, backend: &str) -> Service {
+pub(crate) fn behind(vip: &str, backend: &str) -> Service {
     let mut web = service("web", &[vip], Forwarding::Nat, &[backend]);
     web.ports = [(80, Protocol::Tcp, 8080), (443, Protocol::Udp, 443)]
         .map(|(port, protocol, target_port)| Port {
@@ -36,15 +36,15 @@ fn rig(vip: &str, backend: &str) -> Rig {
 
 /// What a frame says, all of its checksums being right.
 #[derive(Debug, PartialEq, Eq)]
-struct Says {
-    src: String,
-    dst: String,
-    ports: (u16, u16),
-    ttl: u8,
-    payload: Vec<u8>,
+pub(crate) struct Says {
+    pub(crate) src: String,
+    pub(crate) dst: String,
+    pub(crate) ports: (u16, u16),
+    pub(crate) ttl: u8,
+    pub(crate) payload: Vec<u8>,
 }
 
-fn says(frame: &[u8]) -> Says {
+pub(crate) fn says(frame: &[u8]) -> Says {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let net = packet.net.unwrap();
     let (src, dst, ttl): (std::net::IpAddr, std::net::IpAddr, u8) = match &net {
@@ -93,7 +93,7 @@ fn says(frame: &[u8]) -> Says {
 }
 
 /// A segment or datagram of a backend.
-fn from_backend(
+pub(crate) fn from_backend(
     src: &str,
     sport: u16,
     dst: &str,
@@ -113,7 +113,7 @@ fn from_backend(
     out
 }
 
-fn client_frame(vip: &str, l4: L4, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn client_frame(vip: &str, l4: L4, payload: &[u8]) -> Vec<u8> {
     if vip.contains(':') {
         frame6(CLIENT6, vip, l4, 64, payload)
     } else {

@@ -50,6 +50,9 @@ pub(crate) fn too_big<const L3: usize, const V4: bool>(
 /// Bytes of the client's packet that fit on the way to its backend.
 #[inline(always)]
 fn mtu(packet: &Packet, ip: &Ip, upper: &Upper) -> Option<u32> {
+    if let Some(mtu) = maps::told_mtu() {
+        return Some(mtu);
+    }
     if upper.piece.offset != 0 {
         return None;
     }

@@ -1,11 +1,12 @@
 //! From the client to a backend.
 
 use abi::{
+    addr::Addr,
     hash::{self, Tuple},
     nat::{self, Entries as _, Flow, Found, Side},
     pick::{self, Phase},
     reason::Reason,
-    table::{Mode, Way},
+    table::{Backend, Egress, Frontend, HopWord, Mode, Way},
     wire::{Eth, Frame, Ip, Transport, tcp_flags},
 };
 
@@ -13,11 +14,87 @@ use super::{L3, Segment, header, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
-    stage::{
-        forward,
-        service::{frontend, permit, sendable},
-    },
+    stage::service::{frontend, permit, sendable},
 };
+
+/// Where a client's packets go, and the entry that is sought for them.
+pub(super) struct Route {
+    pub(super) row: u32,
+    pub(super) backend: &'static Backend,
+    pub(super) hop: HopWord,
+    pub(super) egress: &'static Egress,
+    /// What stands in the client's place.
+    pub(super) address: Addr,
+    /// As it stands in a header.
+    pub(super) target: u16,
+    /// Put aside.
+    pub(super) flow: &'static Flow,
+}
+
+/// The service of a client's packet, if that may use it.
+#[inline(always)]
+pub(super) fn service(
+    ip: &Ip,
+    ports: u32,
+    opening: bool,
+) -> Result<(u32, &'static Frontend), Reason> {
+    let (row, frontend) = frontend(ip, &Transport { ports, opening })?;
+    if frontend.mode() != Mode::Nat {
+        return Err(Reason::NatRefused);
+    }
+    permit(frontend, ip.src)?;
+    Ok((row, frontend))
+}
+
+/// The backend of a client's packet, and the way there.
+#[inline(always)]
+pub(super) fn route(
+    ip: &Ip,
+    ports: u32,
+    udp: bool,
+    opening: bool,
+    frontend: &Frontend,
+) -> Result<Route, Reason> {
+    let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
+    let hash = hash::flow(&tuple, maps::seed());
+    let phase = match (udp, opening) {
+        (true, _) => Phase::Unknown,
+        (_, true) => Phase::Opening,
+        _ => Phase::Established,
+    };
+    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    let hop = backend.hop();
+    let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
+    let address_row = egress.nat(backend.addr().is_v4(), hash).ok_or(Reason::NoNextHop)?;
+    let address = maps::nat_address(address_row).ok_or(Reason::NoNextHop)?;
+    let target = frontend.target_port();
+    let target = if target == 0 { (ports >> 16) as u16 } else { target };
+    let flow = maps::put_flow(Flow {
+        client: ip.src,
+        vip: ip.dst,
+        ports: u64::from(ports) | u64::from(target) << 48,
+        backend: u64::from(row) | u64::from(backend.epoch()) << 32,
+        identity: Flow::identity(udp, address_row),
+        hash,
+        pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
+    })
+    .ok_or(Reason::NatNoEntry)?;
+    Ok(Route { row, backend, hop, egress, address, target, flow })
+}
+
+/// The entry of the flow that was put aside; `how`: as of [`nat_search`].
+#[inline(always)]
+pub(super) fn entry(flow: &Flow, how: u64, link: u64) -> Result<Found, Reason> {
+    let mut found = nat::first(&Maps, flow, maps::nat_ports());
+    if !found.is_entry() {
+        found = Found::from_word(nat_search(how, link));
+    }
+    match found {
+        found if found.is_entry() => Ok(found),
+        Found::EXHAUSTED => Err(Reason::NatExhausted),
+        _ => Err(Reason::NatNoEntry),
+    }
+}
 
 #[inline(always)]
 pub(super) fn run<const V4: bool>(
@@ -28,61 +105,18 @@ pub(super) fn run<const V4: bool>(
 ) -> Result<Reason, Reason> {
     let Segment { ports, flags, udp } = segment;
     let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-    let (row, frontend) = frontend(ip, &Transport { ports, opening })?;
-    if frontend.mode() != Mode::Nat {
-        return Err(Reason::NatRefused);
-    }
-    permit(frontend, ip.src)?;
+    let (row, frontend) = service(ip, ports, opening)?;
     sendable::<L3>(packet, ip, header::<V4>())?;
-
-    let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
-    let hash = hash::flow(&tuple, maps::seed());
-    let phase = match (udp, opening) {
-        (true, _) => Phase::Unknown,
-        (_, true) => Phase::Opening,
-        _ => Phase::Established,
-    };
-    let (backend_row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
-    if backend.addr().is_v4() != V4 {
-        return Err(Reason::NatRefused);
-    }
-    let hop = backend.hop();
-    let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
-    let address_row = egress.nat(V4, hash).ok_or(Reason::NoNextHop)?;
-    let address = maps::nat_address(address_row).ok_or(Reason::NoNextHop)?;
-    if ip.total > egress.mtu() {
-        return Err(Reason::TooBig);
-    }
+    let Route { row: backend_row, backend, hop, egress, address, target, flow } =
+        route(ip, ports, udp, opening, frontend)?;
+    write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
+    write::crosses::<V4>(packet, udp, backend.addr())?;
     let link = {
         let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
         Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?
     };
-
-    let target = frontend.target_port();
-    let target = if target == 0 { (ports >> 16) as u16 } else { target };
-    let flow = Flow {
-        client: ip.src,
-        vip: ip.dst,
-        ports: u64::from(ports) | u64::from(target) << 48,
-        backend: u64::from(backend_row) | u64::from(backend.epoch()) << 32,
-        identity: Flow::identity(udp, address_row),
-        hash,
-        pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
-    };
     let now = maps::seconds();
-    let mut found = nat::first(&Maps, &flow, maps::nat_ports());
-    if !found.is_entry() {
-        maps::put_flow(&flow);
-        let opens = u64::from(udp || opening);
-        found = Found::from_word(nat_search(u64::from(now) << 1 | opens, link));
-    }
-    if !found.is_entry() {
-        return Err(if found == Found::EXHAUSTED {
-            Reason::NatExhausted
-        } else {
-            Reason::NatNoEntry
-        });
-    }
+    let found = entry(flow, u64::from(now) << 1 | u64::from(udp || opening), link)?;
     settle(found.index(), flags, now, link);
 
     let bytes = packet.len() as u64;
@@ -91,12 +125,10 @@ pub(super) fn run<const V4: bool>(
         dst: backend.addr(),
         ports: u32::from(found.port().to_be()) | u32::from(target) << 16,
     };
-    write::translate::<V4>(packet, ip, &segment, &to)?;
-    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
-    forward::macs(place, hop, egress);
     maps::count_frontend(cpu, row, bytes, opening);
     maps::count_backend(cpu, backend_row, bytes, opening);
-    Ok(packet.send(egress.ifindex()))
+    let mac = (hop.mac_head(), hop.mac_tail());
+    write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex())
 }
 
 /// The connection's state; and replies go to whoever sent the client's last packet.

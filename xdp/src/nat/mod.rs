@@ -5,7 +5,12 @@
 
 mod back;
 mod forth;
+mod icmp;
+mod other;
 mod write;
+
+pub(crate) use icmp::NatIcmp;
+pub(crate) use other::{NatOther, Onward};
 
 use abi::{
     limits::behind,
@@ -43,6 +48,10 @@ impl Program for Nat {
         }
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
         let Some(ip) = ip else { return first as u32 };
+        if icmp::is_message::<V4>(&ip) {
+            // Goes on: see `onward`.
+            return Reason::NatRefused as u32;
+        }
         let plain = !ip.fragment && ip.header == header::<V4>() && service::is_usual(ip.protocol);
         let Some(segment) = (if plain { parse::<V4>(&packet, &ip) } else { None }) else {
             return refuse(first) as u32;
@@ -62,7 +71,11 @@ impl Program for Nat {
 
     #[inline(always)]
     fn onward(reason: Reason) -> Option<u32> {
-        (reason.is_exceptional() && !reason.is_nat()).then_some(behind::SECOND)
+        match reason {
+            Reason::NatRefused => Some(behind::NAT_ICMP),
+            Reason::NatNotWritten => Some(behind::NAT_OTHER),
+            reason => (reason.is_exceptional() && !reason.is_nat()).then_some(behind::SECOND),
+        }
     }
 }
 

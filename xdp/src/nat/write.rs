@@ -3,13 +3,13 @@
 use abi::{
     addr::Addr,
     checksum::halves,
-    nat::{address_sum, checksum, header4},
+    nat::{address_sum, checksum, family::LONGER, header4},
     reason::Reason,
-    wire::Ip,
+    wire::{Frame as _, Ip, Word},
 };
 
-use super::{L3, Segment, header};
-use crate::packet::Packet;
+use super::{L3, Onward, Segment, header};
+use crate::{maps, packet::Packet, stage::forward::put_macs};
 
 /// What the packet says afterwards.
 #[derive(Clone, Copy)]
@@ -20,9 +20,58 @@ pub(crate) struct To {
     pub(crate) ports: u32,
 }
 
+/// Whether the packet fits on its way to `dst`, in whose family it will be longer or shorter; the sender is told.
+#[inline(always)]
+pub(super) fn fits<const V4: bool>(ip: &Ip, dst: Addr, mtu: u32) -> Result<(), Reason> {
+    let room = match (V4, dst.is_v4()) {
+        (true, false) => mtu.wrapping_sub(LONGER),
+        (false, true) => mtu + LONGER,
+        _ => mtu,
+    };
+    if ip.total > room {
+        maps::tell_mtu(room);
+        return Err(Reason::TooBig);
+    }
+    Ok(())
+}
+
+/// Whether a packet for `dst` can change family, if it has to: UDP over IPv6 has a checksum, and to make one the
+/// whole datagram would have to be read (RFC 7915 section 4.5).
+#[inline(always)]
+pub(super) fn crosses<const V4: bool>(packet: &Packet, udp: bool, dst: Addr) -> Result<(), Reason> {
+    if !V4 || !udp || dst.is_v4() {
+        return Ok(());
+    }
+    let [_, _, _, _, _, _, check @ ..] =
+        packet.header::<Word>(L3 + header::<V4>()).ok_or(Reason::Truncated)?.value();
+    if check == [0, 0] { Err(Reason::NatNoChecksum) } else { Ok(()) }
+}
+
+/// Translates a packet and sends it, or leaves that to the program for the other family; `mac`: first four bytes,
+/// last two.
+#[inline(always)]
+pub(super) fn send<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    segment: &Segment,
+    to: &To,
+    mac: (u32, u16),
+    own: [u8; 6],
+    ifindex: u32,
+) -> Result<Reason, Reason> {
+    if to.dst.is_v4() != V4 {
+        maps::put_onward(Onward::new(to, mac, own, ifindex));
+        return Ok(Reason::NatNotWritten);
+    }
+    translate::<V4>(packet, ip, segment, to)?;
+    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
+    put_macs(place, mac, own);
+    Ok(packet.send(ifindex))
+}
+
 /// Other addresses and ports, one hop later, with right checksums.
 #[inline(always)]
-pub(super) fn translate<const V4: bool>(
+fn translate<const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: &Segment,
@@ -31,23 +80,39 @@ pub(super) fn translate<const V4: bool>(
     let old = address_sum(ip.src) + address_sum(ip.dst) + halves(segment.ports);
     let new = address_sum(to.src) + address_sum(to.dst) + halves(to.ports);
     transport::<V4>(packet, segment.udp, to.ports, old, new)?;
+    outer::<V4>(packet, to.src, to.dst)
+}
+
+/// Other addresses, one hop later.
+#[inline(always)]
+pub(super) fn outer<const V4: bool>(
+    packet: &mut Packet,
+    src: Addr,
+    dst: Addr,
+) -> Result<(), Reason> {
     if V4 {
         let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
-        header4(h, to.src.as_v4_raw(), to.dst.as_v4_raw());
+        header4(h, src.as_v4_raw(), dst.as_v4_raw());
     } else {
         let h = packet.bytes_mut::<40>(L3).ok_or(Reason::Truncated)?;
         h[7] = h[7].wrapping_sub(1);
-        h[8..16].copy_from_slice(&to.src.hi().to_ne_bytes());
-        h[16..24].copy_from_slice(&to.src.lo().to_ne_bytes());
-        h[24..32].copy_from_slice(&to.dst.hi().to_ne_bytes());
-        h[32..40].copy_from_slice(&to.dst.lo().to_ne_bytes());
+        addresses6(h, src, dst);
     }
     Ok(())
 }
 
+/// The addresses of an IPv6 header.
+#[inline(always)]
+pub(super) fn addresses6(h: &mut [u8; 40], src: Addr, dst: Addr) {
+    h[8..16].copy_from_slice(&src.hi().to_ne_bytes());
+    h[16..24].copy_from_slice(&src.lo().to_ne_bytes());
+    h[24..32].copy_from_slice(&dst.hi().to_ne_bytes());
+    h[32..40].copy_from_slice(&dst.lo().to_ne_bytes());
+}
+
 /// Ports and checksum; `old` and `new`: sums of what changes under it.
 #[inline(always)]
-fn transport<const V4: bool>(
+pub(super) fn transport<const V4: bool>(
     packet: &mut Packet,
     udp: bool,
     ports: u32,

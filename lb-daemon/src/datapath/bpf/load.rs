@@ -24,10 +24,12 @@ use crate::refusal::chain;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 4] = [
+const BEHIND: [(&str, u32); 6] = [
     ("lb_second", behind::SECOND),
     ("lb_choice", behind::CHOICE),
     ("lb_nat", behind::NAT),
+    ("lb_nat_icmp", behind::NAT_ICMP),
+    ("lb_nat_other", behind::NAT_OTHER),
     ("lb_chance", behind::SECOND_CHANCE),
 ];
 

@@ -1,0 +1,167 @@
+//! ICMP errors about translated packets: to whoever sent the packet, in that side's own terms (RFC 5508).
+//!
+//! A program of its own, which finds out where one goes; [`super::other`] writes it. From the client's side an error comes to the VIP, and is about what the client was sent;
+//! from the backend's side it comes to a NAT address, and is about what the backend was sent. Either way the packet
+//! inside names the entry; what is outside gets the addresses that a packet in that direction has, what is inside
+//! the same ones the other way round.
+
+use abi::{
+    addr::Addr,
+    limits::behind,
+    nat::family::LONGER,
+    reason::Reason,
+    wire::{self, Frame, Ip, Ports, Word, protocol},
+};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+
+use super::{L3, Onward, back, forth, header, write};
+use crate::{behind::Program, maps, packet::Packet, stage::service::is_usual};
+
+/// The program.
+pub(crate) struct NatIcmp;
+
+impl Program for NatIcmp {
+    #[inline(never)]
+    fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
+        let mut packet = Packet::new(XdpContext::new(ctx));
+        if AT != L3 {
+            return Reason::NatRefused as u32;
+        }
+        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
+        let Some(ip) = ip else { return Reason::NatRefused as u32 };
+        run::<V4>(&mut packet, &ip, cpu).unwrap_or_else(|reason| reason) as u32
+    }
+
+    #[inline(always)]
+    fn not_ip() -> Reason {
+        Reason::NatRefused
+    }
+
+    #[inline(always)]
+    fn onward(reason: Reason) -> Option<u32> {
+        matches!(reason, Reason::NatNotWritten).then_some(behind::NAT_OTHER)
+    }
+}
+
+/// Whether a packet may be for this program.
+#[inline(always)]
+pub(super) fn is_message<const V4: bool>(ip: &Ip) -> bool {
+    ip.protocol == if V4 { protocol::ICMP } else { protocol::ICMP6 }
+}
+
+/// The packet that an error is about.
+#[derive(Clone, Copy)]
+pub(super) struct About {
+    pub(super) src: Addr,
+    pub(super) dst: Addr,
+    /// As loaded: source low, destination high.
+    pub(super) ports: u32,
+    pub(super) udp: bool,
+}
+
+#[inline(always)]
+fn run<const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Result<Reason, Reason> {
+    let about = about::<V4>(packet, ip)?;
+    if ip.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let bytes = packet.len() as u64;
+    let reply = about.ports.rotate_left(16);
+    if let Some((_, entry, _)) = back::entry(about.dst, about.src, reply, about.udp) {
+        let link = entry.link();
+        let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
+        let ports = (entry.ports() as u32).rotate_left(16);
+        let to = write::To { src: entry.vip(), dst: entry.client(), ports };
+        fits::<V4>(ip, &to, way.mtu())?;
+        let mac = (link as u32, (link >> 32) as u16);
+        maps::put_onward(Onward::new(&to, mac, way.mac(), way.ifindex()));
+    } else {
+        if let Reason::NatPassed = back::nobody(ip) {
+            return Err(Reason::NatPassed);
+        }
+        to_backend::<V4>(ip, &about, bytes, cpu)?;
+    }
+    Ok(Reason::NatNotWritten)
+}
+
+/// Whether the error will fit on its way: it has two IP headers.
+#[inline(always)]
+fn fits<const V4: bool>(ip: &Ip, to: &write::To, mtu: u32) -> Result<(), Reason> {
+    let whole = match (V4, to.dst.is_v4()) {
+        (true, false) => ip.total + 2 * LONGER,
+        (false, true) => ip.total.wrapping_sub(2 * LONGER),
+        _ => ip.total,
+    };
+    if whole > mtu { Err(Reason::NatRefused) } else { Ok(()) }
+}
+
+/// What an error is about, if it is one and has no options anywhere.
+#[inline(always)]
+pub(super) fn about<const V4: bool>(packet: &Packet, ip: &Ip) -> Result<About, Reason> {
+    let plain = header::<V4>();
+    let (at, inside) = (L3 + plain, L3 + plain + 8);
+    if !is_message::<V4>(ip) || ip.fragment || ip.header != plain {
+        return Err(Reason::NatRefused);
+    }
+    let other = refused(ip);
+    let message = packet.header::<Word>(at).ok_or(other)?.value();
+    // Unreachable, time exceeded, parameter problem; IPv6 also too big.
+    let error = if V4 { matches!(message[0], 3 | 11 | 12) } else { matches!(message[0], 1..=4) };
+    if !error {
+        return Err(other);
+    }
+    let mtu = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
+    let nonsense = match (V4, message[0], message[1]) {
+        (true, 3, 4) => matches!(mtu & 0xffff, 1..68),
+        (false, 2, _) => mtu < 1280,
+        _ => false,
+    };
+    let inner = if V4 { wire::ipv4(packet, inside) } else { wire::ipv6(packet, inside) };
+    let inner = inner.ok_or(other)?;
+    let ours = inner.src == ip.dst && inner.header == plain && !inner.fragment;
+    if !ours || !is_usual(inner.protocol) {
+        return Err(other);
+    }
+    // RFC 792: eight bytes of what is above are there at least.
+    let ports = packet.header::<Ports>(inside + plain).ok_or(other)?.both();
+    if (ip.total as usize) < 2 * plain + 16 || !packet.holds(L3 + ip.total as usize) {
+        return Err(Reason::BadLength);
+    }
+    if nonsense {
+        return Err(Reason::BadIcmp);
+    }
+    let udp = inner.protocol == protocol::UDP;
+    Ok(About { src: inner.src, dst: inner.dst, ports: u32::from_ne_bytes(ports), udp })
+}
+
+/// What is not about a translated packet: the host's at a NAT address.
+#[inline(always)]
+fn refused(ip: &Ip) -> Reason {
+    match back::nobody(ip) {
+        Reason::NatPassed => Reason::NatPassed,
+        _ => Reason::NatRefused,
+    }
+}
+
+/// To the backend that sent what the client's side complains about.
+#[inline(always)]
+fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> Result<(), Reason> {
+    let number = if about.udp { protocol::UDP } else { protocol::TCP };
+    let flow = Ip { src: about.dst, dst: about.src, protocol: number, ..*ip };
+    let ports = about.ports.rotate_left(16);
+    let (row, frontend) = forth::service(&flow, ports, false)?;
+    let route = forth::route(&flow, ports, about.udp, false, frontend)?;
+    let found = forth::entry(route.flow, 0, 0)?;
+    let to = write::To {
+        src: route.address,
+        dst: route.backend.addr(),
+        ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
+    };
+    fits::<V4>(ip, &to, route.egress.mtu())?;
+    let (hop, egress) = (route.hop, route.egress);
+    let mac = (hop.mac_head(), hop.mac_tail());
+    maps::put_onward(Onward::new(&to, mac, egress.src_mac(), egress.ifindex()));
+    maps::count_frontend(cpu, row, bytes, false);
+    maps::count_backend(cpu, route.row, bytes, false);
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! What takes more than other addresses and ports: ICMP errors, and packets that come in one family and go on in
+//! the other (RFC 7915).
+//!
+//! A program of its own: others have decided where the packet goes, and put that aside ([`Onward`]).
+
+use abi::{
+    addr::Addr,
+    checksum::{fold, halves},
+    choice::Tracking as _,
+    nat::{
+        address_sum, addresses4, checksum,
+        family::{Header, icmp as other},
+    },
+    reason::Reason,
+    reply,
+    wire::{self, Frame, Ip, Ports, Word, ethertype, protocol},
+};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+
+use super::{
+    L3, header,
+    icmp::{About, about, is_message},
+    write,
+};
+use crate::{behind::Program, maps, packet::Packet, stage::forward::put_macs};
+
+/// Where a packet goes, and what it says there. Words, as it is put aside.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Onward {
+    pub(crate) src: Addr,
+    pub(crate) dst: Addr,
+    /// As loaded: source low, destination high.
+    pub(crate) ports: u32,
+    pub(crate) ifindex: u32,
+    /// Where it goes: the first four bytes, and the last two.
+    pub(crate) mac: u64,
+    /// Ours.
+    pub(crate) own: [u8; 8],
+}
+
+const _: () = assert!(size_of::<Onward>() == 56);
+
+impl Onward {
+    /// `mac`: first four bytes, last two.
+    #[inline(always)]
+    pub(super) const fn new(to: &write::To, mac: (u32, u16), own: [u8; 6], ifindex: u32) -> Self {
+        let [a, b, c, d, e, f] = own;
+        Self {
+            src: to.src,
+            dst: to.dst,
+            ports: to.ports,
+            ifindex,
+            mac: mac.0 as u64 | (mac.1 as u64) << 32,
+            own: [a, b, c, d, e, f, 0, 0],
+        }
+    }
+
+    #[inline(always)]
+    const fn macs(&self) -> ((u32, u16), [u8; 6]) {
+        let [a, b, c, d, e, f, ..] = self.own;
+        ((self.mac as u32, (self.mac >> 32) as u16), [a, b, c, d, e, f])
+    }
+}
+
+/// The program.
+pub(crate) struct NatOther;
+
+impl Program for NatOther {
+    #[inline(never)]
+    fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, _: u32) -> u32 {
+        let mut packet = Packet::new(XdpContext::new(ctx));
+        if AT != L3 {
+            return Reason::NatNotWritten as u32;
+        }
+        let Some(onward) = maps::onward() else { return Reason::NatNotWritten as u32 };
+        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
+        let Some(ip) = ip else { return Reason::NatNotWritten as u32 };
+        let same = onward.dst.is_v4() == V4;
+        let done = match (is_message::<V4>(&ip), same) {
+            (true, true) => message::<V4>(&mut packet, &ip, onward),
+            (true, false) => crossing_message::<V4>(&mut packet, &ip, onward),
+            (false, _) => crossing::<V4>(&mut packet, &ip, onward),
+        };
+        done.map_or_else(|reason| reason, |()| packet.send(onward.ifindex)) as u32
+    }
+
+    #[inline(always)]
+    fn not_ip() -> Reason {
+        Reason::NatNotWritten
+    }
+
+    #[inline(always)]
+    fn onward(_: Reason) -> Option<u32> {
+        None
+    }
+}
+
+/// A segment or datagram in the other family.
+#[inline(always)]
+fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Result<(), Reason> {
+    let plain = header::<V4>();
+    let ports = packet.header::<Ports>(L3 + plain).ok_or(Reason::Truncated)?.both();
+    let old = address_sum(ip.src) + address_sum(ip.dst) + halves(u32::from_ne_bytes(ports));
+    let new = address_sum(onward.src) + address_sum(onward.dst) + halves(onward.ports);
+    // Length and protocol are the same numbers in either pseudo header.
+    let udp = ip.protocol == protocol::UDP;
+    write::transport::<V4>(packet, udp, onward.ports, old, new)?;
+    let header = Header {
+        src: onward.src,
+        dst: onward.dst,
+        tos: ip.tos,
+        hops: ip.ttl.wrapping_sub(1),
+        protocol: ip.protocol,
+        len: (ip.total as u16).wrapping_sub(plain as u16),
+    };
+    packet.grow_head(if V4 { 20 } else { -20 })?;
+    put_link::<V4>(packet, onward)?;
+    put_ip::<V4>(packet, L3, &header)
+}
+
+/// The link header of a packet that came with `V4` and goes on with the other.
+#[inline(always)]
+fn put_link<const V4: bool>(packet: &mut Packet, onward: &Onward) -> Result<(), Reason> {
+    let (mac, own) = onward.macs();
+    let place = packet.bytes_mut::<14>(0).ok_or(Reason::AdjustFailed)?;
+    let e = if V4 { ethertype::IPV6 } else { ethertype::IPV4 };
+    place[12..14].copy_from_slice(&e);
+    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
+    put_macs(place, mac, own);
+    Ok(())
+}
+
+/// The IP header of a packet that came with `V4`, in the other family.
+#[inline(always)]
+fn put_ip<const V4: bool>(packet: &mut Packet, at: usize, header: &Header) -> Result<(), Reason> {
+    if V4 {
+        let place = packet.bytes_mut::<40>(at).ok_or(Reason::AdjustFailed)?;
+        let words = header.v6();
+        place[0..8].copy_from_slice(&words[0].to_ne_bytes());
+        place[8..16].copy_from_slice(&words[1].to_ne_bytes());
+        place[16..24].copy_from_slice(&words[2].to_ne_bytes());
+        place[24..32].copy_from_slice(&words[3].to_ne_bytes());
+        place[32..40].copy_from_slice(&words[4].to_ne_bytes());
+    } else {
+        let words = header.v4(maps::Maps.random() as u16);
+        let place = packet.bytes_mut::<20>(at).ok_or(Reason::AdjustFailed)?;
+        place[0..4].copy_from_slice(&words[0].to_ne_bytes());
+        place[4..8].copy_from_slice(&words[1].to_ne_bytes());
+        place[8..12].copy_from_slice(&words[2].to_ne_bytes());
+        place[12..16].copy_from_slice(&words[3].to_ne_bytes());
+        place[16..20].copy_from_slice(&words[4].to_ne_bytes());
+    }
+    Ok(())
+}
+
+/// An error about a translated packet, in its own family: other addresses and ports outside and inside, one hop
+/// later, with right checksums.
+#[inline(always)]
+fn message<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Result<(), Reason> {
+    let plain = header::<V4>();
+    let (at, inside) = (L3 + plain, L3 + plain + 8);
+    let about = about::<V4>(packet, ip)?;
+    // Inside, an IPv4 header's checksum makes up for its addresses.
+    let (mut old, mut new) = quoted::<V4>(packet, ip, &about, onward)?;
+    if V4 {
+        let h = packet.bytes_mut::<20>(inside).ok_or(Reason::Truncated)?;
+        addresses4(h, onward.dst.as_v4_raw(), onward.src.as_v4_raw());
+    } else {
+        let h = packet.bytes_mut::<40>(inside).ok_or(Reason::Truncated)?;
+        write::addresses6(h, onward.dst, onward.src);
+        // Inside, and in the pseudo header.
+        old += address_sum(about.src) + address_sum(about.dst);
+        old += address_sum(ip.src) + address_sum(ip.dst);
+        new += 2 * (address_sum(onward.src) + address_sum(onward.dst));
+    }
+    let message = packet.bytes_mut::<8>(at).ok_or(Reason::Truncated)?;
+    let made = checksum(u16::from_ne_bytes([message[2], message[3]]), old, new);
+    message[2..4].copy_from_slice(&made.to_ne_bytes());
+    let (mac, own) = onward.macs();
+    write::outer::<V4>(packet, onward.src, onward.dst)?;
+    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
+    put_macs(place, mac, own);
+    Ok(())
+}
+
+/// Ports and checksum of the packet inside; gives what was, and what is, under the message's own checksum.
+#[inline(always)]
+fn quoted<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    about: &About,
+    onward: &Onward,
+) -> Result<(u32, u32), Reason> {
+    let plain = header::<V4>();
+    let at = L3 + plain + 8 + plain;
+    let ports = onward.ports.rotate_left(16);
+    let (mut old, mut new) = (halves(about.ports), halves(ports));
+    let before = address_sum(about.src) + address_sum(about.dst) + old;
+    let after = address_sum(onward.src) + address_sum(onward.dst) + new;
+    let l4 = packet.bytes_mut::<8>(at).ok_or(Reason::Truncated)?;
+    l4[0..4].copy_from_slice(&ports.to_ne_bytes());
+    if about.udp {
+        let sum = u16::from_ne_bytes([l4[6], l4[7]]);
+        if sum != 0 {
+            let made = match checksum(sum, before, after) {
+                0 => 0xffff,
+                made => made,
+            };
+            l4[6..8].copy_from_slice(&made.to_ne_bytes());
+            old += u32::from(sum);
+            new += u32::from(made);
+        }
+    } else if ip.total as usize >= 2 * plain + 8 + 20
+        && let Some(l4) = packet.bytes_mut::<20>(at)
+    {
+        let sum = u16::from_ne_bytes([l4[16], l4[17]]);
+        let made = checksum(sum, before, after);
+        l4[16..18].copy_from_slice(&made.to_ne_bytes());
+        old += u32::from(sum);
+        new += u32::from(made);
+    }
+    Ok((old, new))
+}
+
+/// An error in the other family, inside and outside.
+#[inline(always)]
+fn crossing_message<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    onward: &Onward,
+) -> Result<(), Reason> {
+    let plain = header::<V4>();
+    let (at, inside) = (L3 + plain, L3 + plain + 8);
+    let about = about::<V4>(packet, ip)?;
+    let [kind, code, c0, c1, rest @ ..] =
+        packet.header::<Word>(at).ok_or(Reason::Truncated)?.value();
+    let (to_kind, to_code, to_rest) =
+        other::<V4>(kind, code, u32::from_be_bytes(rest)).ok_or(Reason::NatRefused)?;
+    let quoted_ip = if V4 { wire::ipv4(packet, inside) } else { wire::ipv6(packet, inside) };
+    let quoted_ip = quoted_ip.ok_or(Reason::Truncated)?;
+    let within = Header {
+        src: onward.dst,
+        dst: onward.src,
+        tos: quoted_ip.tos,
+        hops: quoted_ip.ttl,
+        protocol: quoted_ip.protocol,
+        len: (quoted_ip.total as u16).wrapping_sub(plain as u16),
+    };
+    let length = (ip.total as u16).wrapping_sub(plain as u16);
+    let (mut old, mut new) = quoted::<V4>(packet, ip, &about, onward)?;
+    old += u32::from(u16::from_ne_bytes([kind, code])) + halves(u32::from_ne_bytes(rest));
+    new += u32::from(u16::from_ne_bytes([to_kind, to_code])) + halves(to_rest.to_be());
+    let length = if V4 {
+        let h = packet.bytes_mut::<20>(inside).ok_or(Reason::Truncated)?;
+        let sum = maps::checksum_of(h);
+        old += u32::from(fold(sum));
+        let length = length.wrapping_add(20);
+        let [first, ..] = within.v6();
+        new += halves(first as u32) + halves((first >> 32) as u32);
+        new += address_sum(onward.src) + address_sum(onward.dst);
+        new += reply::pseudo::<false>(onward.src, onward.dst, protocol::ICMP6, length);
+        length
+    } else {
+        let h = packet.bytes_mut::<40>(inside).ok_or(Reason::Truncated)?;
+        let sum = maps::checksum_of(h);
+        // The header that comes in its place sums up to nothing.
+        old += u32::from(fold(sum));
+        old += reply::pseudo::<false>(ip.src, ip.dst, protocol::ICMP6, length);
+        length.wrapping_sub(20)
+    };
+    let [k0, k1] = checksum(u16::from_ne_bytes([c0, c1]), old, new).to_ne_bytes();
+    let outside = Header {
+        src: onward.src,
+        dst: onward.dst,
+        tos: ip.tos,
+        hops: ip.ttl.wrapping_sub(1),
+        protocol: if V4 { protocol::ICMP6 } else { protocol::ICMP },
+        len: length,
+    };
+    packet.grow_head(if V4 { 40 } else { -40 })?;
+    put_link::<V4>(packet, onward)?;
+    put_ip::<V4>(packet, L3, &outside)?;
+    let at = L3 + if V4 { 40 } else { 20 };
+    let [r0, r1, r2, r3] = to_rest.to_be_bytes();
+    let place = packet.bytes_mut::<8>(at).ok_or(Reason::AdjustFailed)?;
+    *place = [to_kind, to_code, k0, k1, r0, r1, r2, r3];
+    put_ip::<V4>(packet, at + 8, &within)
+}
