@@ -35,6 +35,8 @@ pub(super) struct Index {
     fronts: Unique<Front, Arc<model::Service>>,
     /// Ranges of ports, which are not among `fronts`.
     ranges: BTreeMap<(IpAddr, model::Protocol), Vec<Range>>,
+    /// Addresses that translated packets come from.
+    nat_addresses: BTreeMap<IpAddr, Vec<Owner<()>>>,
     services: BTreeMap<String, Arc<model::Service>>,
     /// Two services had the same name since `services` was right.
     stale: bool,
@@ -64,6 +66,9 @@ impl Index {
                 self.stale = true;
             }
         }
+        for &(address, at) in &fragment.nat_addresses {
+            self.nat_addresses.entry(address).or_default().push(owner(at));
+        }
         for (service, places) in &fragment.services {
             for ((address, port), at) in fronts(service).zip(&places.fronts) {
                 let owner = Owner { document: document.clone(), at: *at, what: service.clone() };
@@ -86,6 +91,14 @@ impl Index {
         for (kind, name, _) in &fragment.names {
             if let Some(names) = self.names.get_mut(kind) {
                 names.remove(name.as_str(), document);
+            }
+        }
+        for (address, _) in &fragment.nat_addresses {
+            if let Some(owners) = self.nat_addresses.get_mut(address) {
+                owners.retain(|owner| owner.document != *document);
+                if owners.is_empty() {
+                    self.nat_addresses.remove(address);
+                }
             }
         }
         for (service, _) in &fragment.services {
@@ -135,6 +148,34 @@ impl Index {
             ));
         });
         self.overlaps(faults);
+        self.swallowed(faults);
+    }
+
+    /// NAT addresses of whose ports a service takes more than single ones: replies to translated packets would be
+    /// its.
+    fn swallowed(&self, faults: &mut Vec<Fault>) {
+        use model::Protocol::{Tcp, Udp};
+        for (&address, owners) in &self.nat_addresses {
+            for protocol in [Tcp, Udp] {
+                let any = self.fronts.owners.get(&(address, 0, protocol)).into_iter().flatten();
+                let ranges = self.ranges.get(&(address, protocol)).into_iter().flatten();
+                for service in any.chain(ranges.map(|range| &range.owner)) {
+                    for owner in owners {
+                        let message = format!(
+                            "{address} is a NAT address, at {}, and the service `{}` takes a range of its ports, or \
+                             all of them: what backends answer would be the service's",
+                            place(owner),
+                            service.what.name,
+                        );
+                        faults.push(fault(
+                            service,
+                            message,
+                            "allowed: single ports there, or another address under node.nat.addresses",
+                        ));
+                    }
+                }
+            }
+        }
     }
 
     /// Ranges that have a port in common with another range, or with a port of an entry of its own.
@@ -337,7 +378,7 @@ pub(super) fn scalars<'f>(
         if let Some(rate) = samples_passed {
             state.node.samples.passed = *rate;
         }
-        state.node.nat.addresses.extend(nat_addresses);
+        state.node.nat.addresses.extend(nat_addresses.iter().map(|(address, _)| address));
         if let Some(ports) = nat_ports {
             state.node.nat.ports = *ports;
         }

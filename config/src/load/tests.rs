@@ -64,6 +64,47 @@ fn ranges_of_ports_overlap_over_files() {
 }
 
 #[test]
+fn nat_addresses_whose_ports_a_service_takes() {
+    let node = "node: {nat: {addresses: [192.0.2.1, 203.0.113.10]}}\n";
+    let service = |forwarding: &str, port: &str| {
+        format!(
+            "services:\n  - {{name: web, address: 203.0.113.10, ports: [{port}], forwarding: {forwarding}, \
+             backends: [{{address: 10.0.1.11}}]}}\n"
+        )
+    };
+    for (forwarding, port, refused) in [
+        ("ipip", "{port: 0}", true),
+        ("nat", "{port: 0, protocol: udp}", true),
+        ("ipip", "{port: 8000-8999}", true),
+        ("nat", "{port: 443}", false),
+    ] {
+        let service = service(forwarding, port);
+        let files = directory(&[("a.yaml", node), ("b.yaml", &service)]);
+        let mut loader = Loader::new(files.path());
+        match loader.load() {
+            Ok(state) => assert!(!refused && state.node.nat.addresses.len() == 2, "{port}"),
+            Err(faults) => {
+                let fault = faults[0].to_string();
+                assert!(refused && faults.len() == 1, "{port}: {faults:?}");
+                assert!(fault.contains("b.yaml:2:") && fault.contains("a.yaml:1:"), "{fault}");
+            }
+        }
+        // One of the two gives way.
+        std::fs::write(files.path().join("a.yaml"), node.replace(", 203.0.113.10", "")).unwrap();
+        assert_eq!(loader.load().unwrap().services.len(), 1, "{port}");
+    }
+}
+
+/// The only mode that goes on in the backend's family.
+#[test]
+fn nat_between_families() {
+    let text = "services:\n  - {name: web, addresses: [203.0.113.10, \"2001:db8::10\"], ports: [{port: 80}], \
+                forwarding: nat, backends: [{address: 10.0.1.11}, {address: \"2001:db8::11\"}]}\n";
+    let files = directory(&[("a.yaml", text)]);
+    assert_eq!(Loader::new(files.path()).load().unwrap().services["web"].backends.len(), 2);
+}
+
+#[test]
 fn loads_a_service() {
     let directory = directory(&[("web.yaml", WEB)]);
     let state = Loader::new(directory.path()).load().unwrap();

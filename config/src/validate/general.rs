@@ -97,10 +97,10 @@ fn nat(nat: &Field<file::Nat>, context: &Context<'_, '_>, fragment: &mut Fragmen
         if let Some(what) = unusable(address) {
             let message = format!("{address} is {what} and cannot be a NAT address");
             report.fault(at, message, "allowed: a unicast address that is routed to this machine");
-        } else if fragment.nat_addresses.contains(&address) {
+        } else if fragment.nat_addresses.iter().any(|(other, _)| *other == address) {
             report.fault(at, format!("{address} stands twice in the list"), "allowed: once");
         } else {
-            fragment.nat_addresses.push(address);
+            fragment.nat_addresses.push((address, at));
         }
     }
     if let Some((text, at)) = ports.placed() {

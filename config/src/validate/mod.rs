@@ -37,7 +37,7 @@ pub(crate) struct Fragment {
     pub(crate) unserved: Option<model::Unserved>,
     pub(crate) samples_dropped: Option<u64>,
     pub(crate) samples_passed: Option<u64>,
-    pub(crate) nat_addresses: Vec<std::net::IpAddr>,
+    pub(crate) nat_addresses: Vec<(IpAddr, Loc)>,
     pub(crate) nat_ports: Option<model::NatPorts>,
     pub(crate) nat_entries: Option<u32>,
     pub(crate) decap_sources: Vec<IpNet>,
