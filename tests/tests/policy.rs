@@ -314,6 +314,18 @@ fn a_rule_counts_from_its_own_first_packet() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The verifier gives up at a million: what is new goes into a global function before this is raised much.
+#[test]
+fn the_verifier_has_room() -> anyhow::Result<()> {
+    let mut kernel = Kernel::make(POLICY_SIZES, SALT, None)?;
+    for way in [Way::In, Way::Out] {
+        let count = kernel.program(way)?.info()?.verified_instruction_count().unwrap_or(0);
+        println!("{way:?}: {count} instructions");
+        assert!((1..=400_000).contains(&count), "{way:?}: {count} instructions");
+    }
+    Ok(())
+}
+
 /// `policy_established: keep`.
 #[test]
 fn what_was_established_is_held() -> anyhow::Result<()> {

@@ -113,7 +113,9 @@ pub(super) enum KernelError {
         source: io::Error,
     },
     /// It is not on a BPF file system.
-    #[error("{0} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one")]
+    #[error(
+        "{0} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one, also inside `ip netns exec`"
+    )]
     NotBpffs(PathBuf),
     /// Tables or programs.
     #[error(transparent)]
@@ -157,10 +159,12 @@ impl Kernel {
         seed: u64,
         features: u32,
     ) -> Result<(Self, bool), KernelError> {
-        fs::create_dir_all(root.join(LINKS)).map_err(|source| directory(root, source))?;
-        if !is_bpffs(root) {
+        // Asked before anything is made: a directory of another file system would be left behind.
+        let nearest = root.ancestors().find(|path| path.exists());
+        if !nearest.is_some_and(is_bpffs) {
             return Err(KernelError::NotBpffs(root.to_owned()));
         }
+        fs::create_dir_all(root.join(LINKS)).map_err(|source| directory(root, source))?;
         let mut newest = None;
         for (path, number) in sets(root).map_err(|source| directory(root, source))? {
             if path.join(READY).is_dir() {

@@ -159,6 +159,7 @@ impl Planner {
     ) {
         let capacity = tables.capacity();
         let mut used = vec![false; capacity.frontends as usize];
+        let mut named = Vec::new();
         for index in 0..capacity.buckets {
             for word in tables.bucket(index).words() {
                 let Some((_, row)) = abi::table::Bucket::decode(word) else { continue };
@@ -167,6 +168,7 @@ impl Planner {
                 match f.kind() {
                     Kind::Vip | Kind::Nat => {
                         let any = [6, 17].map(|p| f.any_port(p));
+                        named.extend(any.into_iter().flatten());
                         let any = abi::table::Frontend::any_word(any[0], any[1]);
                         let is = (f.kind() == Kind::Vip, f.is_nat());
                         let mut spans = Ranges::from_word(f.ranges());
@@ -189,7 +191,13 @@ impl Planner {
                 }
             }
         }
+        // A change that was cut short may have taken a row from the buckets and not from its address's word:
+        // it is nobody's, and must not become another service's before that word has been stored.
+        named.retain(|&row| !std::mem::replace(&mut used[row as usize], true));
         self.frontends = Rows::with_used(capacity.frontends, &used);
+        for row in named {
+            self.frontends.give(row);
+        }
     }
 
     /// Backends, and the ways out that they use.

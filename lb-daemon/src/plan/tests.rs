@@ -369,6 +369,38 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
     })
 }
 
+/// A change cut short after any of its steps: no address's word for port 0 ever leads to another service's row.
+#[test]
+fn a_row_that_an_address_still_names_is_nobody_elses() {
+    let first = wanted([service("a", 1, &[0, 80], &[1]), service("b", 1, &[443], &[2])]);
+    let second = wanted([service("b", 1, &[443], &[2])]);
+    let third = wanted([
+        service("b", 1, &[443, 444, 445, 446], &[2]),
+        service("c", 2, &[80, 81, 82], &[3]),
+    ]);
+    let steps = {
+        let mut rig = Rig::new();
+        rig.plan(&first, 0);
+        rig.planner.plan(&second, &rig.fake, Duration::from_secs(1)).unwrap().len()
+    };
+    for cut in 0..=steps {
+        let mut rig = Rig::new();
+        rig.plan(&first, 0);
+        let ops = rig.planner.plan(&second, &rig.fake, Duration::from_secs(1)).unwrap();
+        rig.fake.apply(&ops[..cut]).unwrap();
+        rig.planner = Planner::adopt(&rig.fake, ["b"].into_iter(), Duration::from_secs(2));
+        let ops = rig.planner.plan(&third, &rig.fake, Duration::from_secs(2)).unwrap();
+        for op in ops {
+            rig.fake.apply(&[op]).unwrap();
+            let Some(row) = rig.fake.find(&FrontendKey::vip(vip(1).into())) else { continue };
+            if let Some(any) = rig.fake.frontend(row).any_port(6) {
+                let key = rig.fake.frontend(any).key();
+                assert_eq!(key, FrontendKey::new(vip(1).into(), 0, 6), "cut after {cut}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
