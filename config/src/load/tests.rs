@@ -325,9 +325,11 @@ fn examples_are_good() {
         fs::copy(&path, directory.path().join("lb.yaml")).unwrap();
         let loaded = Loader::new(directory.path()).load();
         assert!(loaded.is_ok(), "{}: {:?}", path.display(), loaded.err());
+        let bouncers = loaded.unwrap().prefilter.crowdsec.len();
+        assert_eq!(bouncers, usize::from(path.ends_with("crowdsec.yaml")), "{}", path.display());
         seen += 1;
     }
-    assert!(seen >= 3, "{seen}");
+    assert!(seen >= 7, "{seen}");
 }
 
 fn prefilter(yaml: &str) -> Result<model::DesiredState, Vec<Fault>> {
