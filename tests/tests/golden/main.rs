@@ -23,6 +23,7 @@ mod events;
 mod guard;
 mod icmp;
 mod nat;
+mod nat_damaged;
 mod nat_family;
 mod nat_icmp;
 mod odd;
