@@ -16,6 +16,7 @@
 
 pub mod capture;
 pub mod cgroup;
+pub mod crowd;
 pub mod daemon;
 pub mod dns;
 pub mod edge;

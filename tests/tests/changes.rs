@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use lb_tests::{
+    crowd::{self, Crowd},
     edge::{self, Edge, IPIP, L2, PATIENCE, expect_all_answer, expect_answered, spec, yaml},
     eventually,
     http::Kept,
@@ -98,6 +99,54 @@ fn another_service_changes() -> anyhow::Result<()> {
     expect_all_answer(&load.stop()?);
     expect_kept(&mut kept)?;
     edge.lb.expect_quiet()
+}
+
+/// One change after the other among ten thousand connections with requests under way: a backend is added, one
+/// drains, another service comes and goes, the daemon is killed and started again. Not one connection breaks or
+/// changes its server.
+#[test]
+fn ten_thousand_connections_live_through_every_change() -> anyhow::Result<()> {
+    crowd::raise_limit()?;
+    let mut services = IPIP();
+    for service in &mut services {
+        service.webs = vec![1, 2];
+    }
+    let mut edge = Edge::with(&services)?;
+    let crowd = Crowd::start(edge.client()?, &[IPIP_V4, IPIP_V6], 10_000);
+    crowd.wait_rounds(1)?;
+
+    for service in &mut services {
+        service.webs = vec![1, 2, 3];
+    }
+    edge.lb.change_config(&yaml(&services))?;
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    crowd.wait_rounds(1)?;
+    expect_all_answer(&edge.requests(IPIP_V4, 60)?);
+
+    let draining = |services: &[edge::Spec]| {
+        yaml(services).replace("{name: web-1,", "{name: web-1, state: draining,")
+    };
+    edge.lb.change_config(&draining(&services))?;
+    crowd.wait_rounds(1)?;
+    let tally = edge.requests(IPIP_V4, 60)?;
+    expect_answered(&tally);
+    assert!(!tally.answers.contains_key("web-1"), "{:?}", tally.answers);
+
+    services.push(spec("other", SPARE_V4, "ipip", false));
+    edge.lb.change_config(&draining(&services))?;
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    expect_answered(&edge.requests(SPARE_V4, 60)?);
+    services.pop();
+    edge.lb.change_config(&draining(&services))?;
+    crowd.wait_rounds(1)?;
+
+    edge.lb.kill9()?;
+    crowd.wait_rounds(1)?;
+    edge.lb.resume()?;
+    crowd.wait_rounds(1)?;
+    crowd.expect_whole()?;
+    edge.lb.silence();
+    Ok(())
 }
 
 /// A file with a fault changes nothing, is named in the status with its place, and is forgotten when
