@@ -21,7 +21,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
-    packet::{Flow, PORT},
+    packet::{Flow, PORT, Shape},
     policy::{ACK, tcp},
 };
 
@@ -42,7 +42,7 @@ pub struct Frame {
     ebpf: Ebpf,
     state: MmapRaw,
     flows: Vec<Flow>,
-    opening: bool,
+    shape: Shape,
 }
 
 /// What came of some passes.
@@ -64,10 +64,10 @@ impl Frame {
     ///
     /// # Errors
     /// The kernel refuses a program or a map.
-    pub fn load(flows: Vec<Flow>, opening: bool) -> anyhow::Result<Self> {
+    pub fn load(flows: Vec<Flow>, shape: Shape) -> anyhow::Result<Self> {
         ensure!(flows.len().is_power_of_two(), "{} flows", flows.len());
         let count = u32::try_from(flows.len())?;
-        let template = flows[0].frame(opening);
+        let template = flows[0].frame(shape);
         let long = u32::from(flows[0].src.is_ipv6());
         let (length, mask) = (u32::try_from(template.len())?, count - 1);
         let mut ebpf = EbpfLoader::new()
@@ -82,7 +82,7 @@ impl Frame {
         let state = mapped(&ebpf, "STATE", STATE_WORDS * 8)?;
         let table = mapped(&ebpf, "FLOWS", flows.len() * 16)?;
         for (i, flow) in flows.iter().enumerate() {
-            let frame = flow.frame(opening);
+            let frame = flow.frame(shape);
             store(&table, i * 2, word(&frame, ETH + 8));
             store(&table, i * 2 + 1, word(&frame, ETH + 16));
         }
@@ -91,13 +91,13 @@ impl Frame {
         for i in 0..if long == 0 { 5 } else { 7 } {
             store(&state, WORDS + i, word(&template, ETH + i * 8));
         }
-        Ok(Self { ebpf, state, flows, opening })
+        Ok(Self { ebpf, state, flows, shape })
     }
 
     /// Bytes of a frame.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.flows[0].frame(self.opening).len()
+        self.flows[0].frame(self.shape).len()
     }
 
     /// Number of flows.
@@ -134,7 +134,7 @@ impl Frame {
         ProgramArray::try_from(map)?.set(0, target, 0).context("the program cannot be called")?;
         store(&self.state, NEXT, 0);
         store(&self.state, PASSES, 0);
-        let first = self.flows[0].frame(self.opening);
+        let first = self.flows[0].frame(self.shape);
         let mut out = vec![0; first.len() + 256];
         let frame = program(&mut self.ebpf, "frame")?;
         let options = TestRunOptions {
@@ -160,7 +160,7 @@ impl Frame {
     /// The frame of a pass.
     fn sent(&self, pass: u32) -> Vec<u8> {
         let flow = pass as usize & (self.flows.len() - 1);
-        let mut frame = self.flows[flow].frame(self.opening);
+        let mut frame = self.flows[flow].frame(self.shape);
         let salted = word(&frame, ETH + 16) ^ load(&self.state, SALT);
         frame[ETH + 16..ETH + 24].copy_from_slice(&salted.to_ne_bytes());
         frame

@@ -64,6 +64,7 @@ fn main() -> anyhow::Result<()> {
     if wanted(What::Packets) {
         let effort = if quick { Effort::QUICK } else { Effort::FULL };
         packets::measure(effort)?.publish(Some(&out), &name("packets"))?;
+        packets::flood::measure(effort)?.publish(Some(&out), &name("flood"))?;
     }
     if wanted(What::Prefilter) {
         let effort = if quick { prefilter::Effort::QUICK } else { prefilter::Effort::FULL };

@@ -13,6 +13,20 @@ const ACK: u8 = 0x10;
 const SYN: u8 = 0x02;
 const TTL: u8 = 64;
 
+/// What a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A TCP segment of a connection.
+    Segment,
+    /// A SYN.
+    Opening,
+    /// UDP with a QUIC short header whose connection id names [`SERVER`]; IPv4 only.
+    QuicShort,
+}
+
+/// The server that connection ids name, in two bytes.
+pub const SERVER: u16 = 1;
+
 /// Where a flow comes from and goes to.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -27,33 +41,47 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// A TCP segment without payload, in an Ethernet frame of at least 60 bytes.
+    /// A TCP segment without payload, or as many bytes of UDP, in an Ethernet frame of at least 60 bytes.
     ///
     /// # Panics
     /// The addresses are of different families.
     #[must_use]
-    pub fn frame(&self, opening: bool) -> Vec<u8> {
+    pub fn frame(&self, shape: Shape) -> Vec<u8> {
         let mut frame = Vec::new();
         frame.extend_from_slice(&OUR_MAC);
         frame.extend_from_slice(&CLIENT_MAC);
         match (self.src, self.dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(&mut frame, src, dst),
-            (IpAddr::V6(src), IpAddr::V6(dst)) => ipv6(&mut frame, src, dst),
-            _ => panic!("a flow has one family"),
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(&mut frame, src, dst, shape),
+            (IpAddr::V6(src), IpAddr::V6(dst)) if shape != Shape::QuicShort => {
+                ipv6(&mut frame, src, dst);
+            }
+            _ => panic!("a flow has one family, and QUIC is over IPv4"),
         }
         frame.extend_from_slice(&self.port.to_be_bytes());
         frame.extend_from_slice(&self.to.to_be_bytes());
-        frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
-        frame.extend_from_slice(&[0x50, if opening { SYN } else { ACK }, 0xff, 0xff, 0, 0, 0, 0]);
+        match shape {
+            Shape::QuicShort => {
+                // Length, no checksum; first byte, then the connection id: its own first byte and the number.
+                frame.extend_from_slice(&[0, 20, 0, 0, 0x40, 0x08]);
+                frame.extend_from_slice(&SERVER.to_be_bytes());
+                frame.extend_from_slice(&[0; 8]);
+            }
+            Shape::Segment | Shape::Opening => {
+                let flags = if shape == Shape::Opening { SYN } else { ACK };
+                frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
+                frame.extend_from_slice(&[0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            }
+        }
         frame.resize(frame.len().max(60), 0);
         frame
     }
 }
 
-fn ipv4(frame: &mut Vec<u8>, src: Ipv4Addr, dst: Ipv4Addr) {
+fn ipv4(frame: &mut Vec<u8>, src: Ipv4Addr, dst: Ipv4Addr, shape: Shape) {
+    let protocol = if shape == Shape::QuicShort { 17 } else { 6 };
     frame.extend_from_slice(&[0x08, 0x00]);
     let at = frame.len();
-    frame.extend_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, TTL, 6, 0, 0]);
+    frame.extend_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, TTL, protocol, 0, 0]);
     frame.extend_from_slice(&src.octets());
     frame.extend_from_slice(&dst.octets());
     let check = !sum(&frame[at..]);
@@ -109,7 +137,7 @@ pub fn expect_routed(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
 pub fn expect_encapsulated(out: &[u8], sent: &[u8], shim: usize) -> anyhow::Result<()> {
     ensure!(out.len() > ETH + 20 && out[..6] == HOP_MAC && out[6..12] == OUR_MAC, "link header");
     let inner = one_hop_later(sent);
-    // Protocol and length: TCP without options and payload.
+    // Protocol and length, of every shape.
     let (proto, length) = if sent[12..14] == [8, 0] { (4, 40) } else { (41, 60) };
     let proto = if shim == 0 { proto } else { 17 };
     let length = length + shim as u16;
@@ -185,21 +213,22 @@ mod tests {
 
     #[test]
     fn frames_are_whole() {
-        let v4 = flow("192.0.2.1", "203.0.113.1").frame(true);
+        let v4 = flow("192.0.2.1", "203.0.113.1").frame(Shape::Opening);
         assert_eq!((v4.len(), sum(&v4[14..34])), (60, 0xffff));
         assert_eq!(v4[36..38], [0, 80]);
         assert_eq!(v4[47], SYN);
-        let v6 = flow("2001:db8::1", "2001:db8::2").frame(false);
+        let v6 = flow("2001:db8::1", "2001:db8::2").frame(Shape::Segment);
         assert_eq!((v6.len(), v6[67]), (74, ACK));
     }
 
     #[test]
     fn a_wrong_byte_is_found() {
-        let sent = flow("192.0.2.1", "203.0.113.1").frame(false);
+        let sent = flow("192.0.2.1", "203.0.113.1").frame(Shape::Segment);
         let mut out = Vec::new();
         out.extend_from_slice(&HOP_MAC);
         out.extend_from_slice(&OUR_MAC);
-        ipv4(&mut out, "10.0.0.1".parse().unwrap(), "10.0.1.1".parse().unwrap());
+        let (from, to) = ("10.0.0.1".parse().unwrap(), "10.0.1.1".parse().unwrap());
+        ipv4(&mut out, from, to, Shape::Segment);
         out[ETH + 9] = 4;
         out[ETH + 2..ETH + 4].copy_from_slice(&60u16.to_be_bytes());
         out[ETH + 10..ETH + 12].fill(0);

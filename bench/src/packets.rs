@@ -7,6 +7,7 @@
 //! counted for the reason that the row is about.
 
 mod cases;
+pub mod flood;
 mod tables;
 
 use abi::reason::Verdict;

@@ -28,7 +28,7 @@ use self::sets::Random;
 use crate::{
     frame::{self, Frame},
     machine::Machine,
-    packet::Flow,
+    packet::{Flow, Shape},
     report::{Report, Row, against},
     stats::Summary,
 };
@@ -241,7 +241,7 @@ struct Rows {
 impl Rows {
     /// Flows for the rows that follow, and the row that they are compared with.
     fn set(&mut self, flows: Vec<Flow>) -> anyhow::Result<(usize, usize)> {
-        self.frames.push(Frame::load(flows, false)?);
+        self.frames.push(Frame::load(flows, Shape::Segment)?);
         let set = self.frames.len() - 1;
         self.cases.push(plain(set));
         Ok((set, self.cases.len() - 1))

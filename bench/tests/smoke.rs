@@ -11,6 +11,7 @@ use lb_tests::rig::need_root;
 fn packets_take_the_way_that_their_row_says() {
     need_root();
     packets::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
+    packets::flood::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     frame::{Frame, Run},
-    packet::{self, Flow, PORT},
+    packet::{self, Flow, PORT, Shape},
 };
 
 /// Packets of some flows, in the frame that sends them.
@@ -47,6 +47,9 @@ impl Case {
         match self.tables {
             Kind::L2 => packet::expect_routed(&run.out, &run.sent),
             Kind::Nat => packet::expect_translated(&run.out, &run.sent, VIP4.parse()?),
+            Kind::Chance => packet::expect_encapsulated(&run.out, &run.sent, GUE_SHIM),
+            // Two words more name the other backend.
+            Kind::ChanceMoving => packet::expect_encapsulated(&run.out, &run.sent, GUE_SHIM + 8),
             Kind::Gue => packet::expect_encapsulated(&run.out, &run.sent, GUE_SHIM),
             Kind::Geneve => packet::expect_encapsulated(&run.out, &run.sent, GENEVE_SHIM),
             _ => packet::expect_encapsulated(&run.out, &run.sent, 0),
@@ -62,9 +65,9 @@ struct Rows {
 
 impl Rows {
     /// Packets for the rows that follow.
-    fn set(&mut self, flows: Vec<Flow>, opening: bool) -> anyhow::Result<()> {
+    fn set(&mut self, flows: Vec<Flow>, shape: Shape) -> anyhow::Result<()> {
         let count = flows.len();
-        let frame = Frame::load(flows, opening).with_context(|| format!("{count} flows"))?;
+        let frame = Frame::load(flows, shape).with_context(|| format!("{count} flows"))?;
         self.sets.push(Set { frame });
         Ok(())
     }
@@ -90,6 +93,7 @@ const KNOWN: &str = "IPv4 TCP, known flow";
 const REPLY: &str = "IPv4 TCP, reply of a known flow";
 const KNOWN6: &str = "IPv6 TCP, known flow";
 const NEW: &str = "IPv4 TCP SYN, new flow";
+const QUIC: &str = "IPv4 QUIC, short header";
 const OTHER: &str = "not for a service, passed up";
 
 /// Every row.
@@ -100,7 +104,7 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
     let vip6: Ipv6Addr = VIP6.parse()?;
 
     for (flows, bar) in [(1, Some(3.5)), (4096, None), (65_536, None), (524_288, Some(5.0))] {
-        rows.set(random.flows4(flows.min(effort.flows), &[vip4]), false)?;
+        rows.set(random.flows4(flows.min(effort.flows), &[vip4]), Shape::Segment)?;
         rows.row(KNOWN, Kind::One, bar);
         rows.row(KNOWN, Kind::Many, None).of_one = Some((Kind::One, 1.15));
         rows.row(KNOWN, Kind::Whole, None);
@@ -113,36 +117,47 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
         if flows <= 65_536 {
             rows.row(KNOWN, Kind::L2, None);
             rows.row(KNOWN, Kind::Moving, None);
+            rows.row(KNOWN, Kind::Ranges, None);
+            rows.row(KNOWN, Kind::Chance, None);
+            rows.row(KNOWN, Kind::ChanceMoving, None);
+        }
+        // As many clients as are let in at once: the rows measure clients that have entries.
+        if flows <= 4096 {
+            rows.row(KNOWN, Kind::Affinity, None);
         }
     }
     for (flows, bar) in [(1, Some(7.0)), (65_536, None), (524_288, Some(16.0))] {
         let flows = random.flows4(flows.min(effort.flows), &[vip4]);
         let replies = tables.translate(&flows)?;
-        rows.set(flows, false)?;
+        rows.set(flows, Shape::Segment)?;
         rows.row(KNOWN, Kind::Nat, bar);
-        rows.set(replies, false)?;
+        rows.set(replies, Shape::Segment)?;
         rows.row(REPLY, Kind::Nat, bar);
     }
+    for flows in [1, 65_536] {
+        rows.set(random.flows4(flows.min(effort.flows), &[vip4]), Shape::QuicShort)?;
+        rows.row(QUIC, Kind::Quic, Some(4.0));
+    }
     // More flows than a run has packets: each packet is of a flow that was not seen before.
-    rows.set(random.flows4(effort.packets.next_power_of_two() as usize, &[vip4]), true)?;
+    rows.set(random.flows4(effort.packets.next_power_of_two() as usize, &[vip4]), Shape::Opening)?;
     rows.row(NEW, Kind::One, Some(4.0)).renew = true;
     rows.row(NEW, Kind::Moving, None).renew = true;
 
     for flows in [1, 524_288] {
-        rows.set(random.flows6(flows.min(effort.flows), vip6), false)?;
+        rows.set(random.flows6(flows.min(effort.flows), vip6), Shape::Segment)?;
         rows.row(KNOWN6, Kind::One, Some(4.5));
     }
     for flows in [1, 65_536] {
         // Between the VIPs of the many services.
         let others: Vec<Ipv4Addr> = tables.vips().iter().map(|vip| next(*vip)).collect();
         let others = if flows == 1 { &others[..1] } else { &others };
-        rows.set(random.flows4(flows.min(effort.flows), others), false)?;
+        rows.set(random.flows4(flows.min(effort.flows), others), Shape::Segment)?;
         rows.row(OTHER, Kind::One, Some(1.2)).reason = Reason::NotOurs;
         let many = rows.row(OTHER, Kind::Many, None);
         many.reason = Reason::NotOurs;
         many.of_one = Some((Kind::One, 1.15));
     }
-    rows.set(random.flows4(524_288.min(effort.flows), tables.vips()), false)?;
+    rows.set(random.flows4(524_288.min(effort.flows), tables.vips()), Shape::Segment)?;
     rows.row("IPv4 TCP, known flows of all services", Kind::Many, None);
     Ok((rows.sets, rows.cases))
 }
@@ -152,7 +167,7 @@ fn next(address: Ipv4Addr) -> Ipv4Addr {
 }
 
 /// SplitMix64 (Steele, Lea, Flood, 2014): the same flows in every run.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -163,7 +178,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn flows4(&mut self, count: usize, vips: &[Ipv4Addr]) -> Vec<Flow> {
+    pub(super) fn flows4(&mut self, count: usize, vips: &[Ipv4Addr]) -> Vec<Flow> {
         let mut flow = || {
             let (client, rest) = (self.next(), self.next());
             Flow {

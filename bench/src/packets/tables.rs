@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use abi::{
@@ -10,7 +11,9 @@ use abi::{
     prefix::{Entry, LINES, ListRow},
 };
 use anyhow::Context as _;
-use config::model::{Backend, BackendState, Forwarding, NatPorts, Port, Protocol, Service};
+use config::model::{
+    Backend, BackendState, Forwarding, NatPorts, Port, Protocol, Service, Steering,
+};
 use lb_daemon::{
     conntrack::Visit,
     datapath::{Capacity, Op},
@@ -20,7 +23,7 @@ use lb_tests::rig::{EVERYTHING, INGRESS, Rig, service};
 
 use crate::{
     frame::Frame,
-    packet::{Flow, PORT},
+    packet::{Flow, PORT, SERVER, Shape},
 };
 
 /// VIPs of the first service.
@@ -53,6 +56,18 @@ pub(super) enum Kind {
     Hundredth,
     /// One service whose backends have all just been replaced.
     Moving,
+    /// One service with a range of ports.
+    Ranges,
+    /// One service whose clients stay with their backend.
+    Affinity,
+    /// One service that tracks its connections.
+    Tracked,
+    /// One service whose packets name their server.
+    Quic,
+    /// One service with a second chance.
+    Chance,
+    /// The same, whose backends have all just been replaced.
+    ChanceMoving,
     /// Many services.
     Many,
 }
@@ -69,6 +84,12 @@ impl Kind {
             Self::Nat => "one, nat",
             Self::Hundredth => "one, 1 % of its slots moving",
             Self::Moving => "one, every slot moving",
+            Self::Ranges => "one, a range of ports",
+            Self::Affinity => "one, client-IP affinity",
+            Self::Tracked => "one, connection_tracking: always",
+            Self::Quic => "one, quic",
+            Self::Chance => "one, second chance",
+            Self::ChanceMoving => "one, second chance, every slot moving",
             Self::Many => "many services",
         }
     }
@@ -85,6 +106,12 @@ pub(super) struct Tables {
     nat: Rig,
     hundredth: Rig,
     moving: Rig,
+    ranges: Rig,
+    affinity: Rig,
+    tracked: Rig,
+    quic: Rig,
+    chance: Rig,
+    chance_moving: Rig,
     many: Rig,
     vips: Vec<Ipv4Addr>,
 }
@@ -96,6 +123,13 @@ impl Tables {
         moving.fill(single(Forwarding::Ipip, BACKENDS), INGRESS, 1500);
         let mut hundredth = rig(feature::BALANCE, single(Forwarding::Ipip, 0), 1);
         hundredth.fill(single(Forwarding::Ipip, 1), INGRESS, 1500);
+        let mut chance_moving = rig(feature::BALANCE, single(Forwarding::GueTwice, 0), 1);
+        chance_moving.fill(single(Forwarding::GueTwice, BACKENDS), INGRESS, 1500);
+        let with = |change: &dyn Fn(&mut Service)| {
+            let mut one = single(Forwarding::Ipip, 0);
+            change(&mut one[0]);
+            rig(feature::BALANCE, one, 1)
+        };
         let vips: Vec<Ipv4Addr> = (0..services).map(vip).collect();
         let many = vips.iter().zip(0..).map(|(vip, i)| small(*vip, i)).collect();
         let one = |features| rig(features, single(Forwarding::Ipip, 0), 1);
@@ -109,6 +143,12 @@ impl Tables {
             nat: rig(feature::BALANCE, vec![translated()], 1),
             hundredth,
             moving,
+            ranges: with(&|s| (s.ports[0].port, s.ports[0].last) = (1, 999)),
+            affinity: with(&|s| s.steering.affinity = Some(Duration::from_secs(3600))),
+            tracked: with(&|s| s.steering.track = true),
+            quic: with(&quic),
+            chance: rig(feature::BALANCE, single(Forwarding::GueTwice, 0), 1),
+            chance_moving,
             many: rig(feature::BALANCE, many, services),
             vips,
         }
@@ -125,6 +165,12 @@ impl Tables {
             Kind::Nat => &mut self.nat,
             Kind::Hundredth => &mut self.hundredth,
             Kind::Moving => &mut self.moving,
+            Kind::Ranges => &mut self.ranges,
+            Kind::Affinity => &mut self.affinity,
+            Kind::Tracked => &mut self.tracked,
+            Kind::Quic => &mut self.quic,
+            Kind::Chance => &mut self.chance,
+            Kind::ChanceMoving => &mut self.chance_moving,
             Kind::Many => &mut self.many,
         }
     }
@@ -134,7 +180,7 @@ impl Tables {
     /// # Errors
     /// One of them is not translated.
     pub(super) fn translate(&mut self, flows: &[Flow]) -> anyhow::Result<Vec<Flow>> {
-        send(&mut self.nat, flows, true)?;
+        send(&mut self.nat, flows, Shape::Opening)?;
         let mut replies = HashMap::new();
         self.nat.bpf.counters()?.connections(&mut |connection| {
             if let Some(nat) = connection.nat {
@@ -151,8 +197,8 @@ impl Tables {
         let reply = |flow: &Flow| replies.get(&SocketAddr::new(flow.src, flow.port)).copied();
         let replies: Option<Vec<Flow>> = flows.iter().map(reply).collect();
         let replies = replies.context("a flow got no entry")?;
-        send(&mut self.nat, &replies, true)?;
-        send(&mut self.nat, flows, false)?;
+        send(&mut self.nat, &replies, Shape::Opening)?;
+        send(&mut self.nat, flows, Shape::Segment)?;
         Ok(replies)
     }
 
@@ -192,10 +238,10 @@ fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
 }
 
 /// Sends one packet of each flow.
-fn send(rig: &mut Rig, flows: &[Flow], opening: bool) -> anyhow::Result<()> {
+fn send(rig: &mut Rig, flows: &[Flow], shape: Shape) -> anyhow::Result<()> {
     let count = u32::try_from(flows.len())?;
     let program = rig.program().fd()?.try_clone()?;
-    Frame::load(flows.to_vec(), opening)?.run(&program, count).map(drop)
+    Frame::load(flows.to_vec(), shape)?.run(&program, count).map(drop)
 }
 
 /// A service with a hundred backends.
@@ -211,6 +257,16 @@ fn translated() -> Service {
     let mut edge = edge(Forwarding::Nat, 0);
     edge.addresses.truncate(1);
     edge
+}
+
+/// Its packets name their server in a connection id.
+fn quic(service: &mut Service) {
+    service.ports[0].protocol = Protocol::Udp;
+    service.ports[0].quic = true;
+    service.steering = Steering { quic_len: 2, ..Steering::default() };
+    for (backend, id) in service.backends.iter_mut().zip(SERVER..) {
+        backend.server_id = Some(id);
+    }
 }
 
 fn small(vip: Ipv4Addr, index: u32) -> Service {

@@ -29,7 +29,7 @@ use super::{OURS, TRIE};
 use crate::{
     frame::{self, Frame},
     machine::Machine,
-    packet::{Flow, PORT},
+    packet::{Flow, PORT, Shape},
     report::{Report, Row, against},
     stats::Summary,
 };
@@ -210,7 +210,7 @@ impl Tables {
             let src = Ipv4Addr::from(COMMON + n % 2 * 256 + n / 2).into();
             Flow { src, dst: Ipv4Addr::new(203, 0, 113, 10).into(), port: 40_000, to: PORT }
         };
-        let mut frame = Frame::load((0..SENDERS * 2).map(flow).collect(), false)?;
+        let mut frame = Frame::load((0..SENDERS * 2).map(flow).collect(), Shape::Segment)?;
         let program = self.rig.program().fd()?.try_clone()?;
         let before = self.rig.reasons();
         let stop = AtomicBool::new(false);
