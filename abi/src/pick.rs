@@ -187,7 +187,10 @@ pub(crate) fn previous<T: Tables>(
     hash: u64,
 ) -> u32 {
     if ring.resizing {
-        own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| old.current)
+        // That slot may have been between two itself: flows without an entry are then those of the one before.
+        own_slot(tables, frontend.old_ring(), hash).map_or(Slot::NONE, |old| {
+            if old.previous == Slot::NONE { old.current } else { old.previous }
+        })
     } else {
         slot.previous
     }

@@ -223,7 +223,8 @@ impl Ring {
 pub struct Slot {
     /// Row of the current backend.
     pub current: u32,
-    /// Row of the previous one; equal when the slot has not moved lately.
+    /// Row of the previous one; equal when the slot has not moved lately. [`Slot::NONE`]: none, but flows of others
+    /// have entries.
     pub previous: u32,
 }
 

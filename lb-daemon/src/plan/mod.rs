@@ -336,13 +336,13 @@ impl Planner {
     /// are given back.
     ///
     /// # Errors
-    /// [`Full`] never; for symmetry.
+    /// [`Full`]: as for [`Self::plan`].
     pub fn settle(&mut self, tables: &dyn Tables, now: Duration) -> Result<Vec<Op>, Full> {
         let mut ops = Vec::new();
         let due: Vec<Arc<str>> =
             self.waiting().filter(|&(_, at)| at <= now).map(|(name, _)| Arc::clone(name)).collect();
         for name in due {
-            self.settle_service(&name, tables, now, &mut ops);
+            self.settle_service(&name, tables, now, &mut ops)?;
         }
         Ok(ops)
     }

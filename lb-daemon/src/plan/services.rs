@@ -106,6 +106,11 @@ impl Planner {
         Ok(())
     }
 
+    /// Slots of a service's ring.
+    fn size_of(&self, spec: &Service) -> u32 {
+        self.table_size.unwrap_or_else(|| ring::size_for(spec.backends.len()))
+    }
+
     fn put_ring(
         &mut self,
         service: &mut Planned,
@@ -114,7 +119,12 @@ impl Planner {
         now: Duration,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        let size = self.table_size.unwrap_or_else(|| ring::size_for(spec.backends.len()));
+        // Flows of the ring before have no entries until they are forgotten. A ring that took its place stays as
+        // large as it is until then, and its slots move: a third one would make it the ring before.
+        let size = match service.ring.resizing {
+            true => service.ring.size,
+            false => self.size_of(spec),
+        };
         let members = takers(spec);
         let signature = signature(self.seed, size, &members);
         if service.ring.size == size && service.signature == signature {
@@ -127,7 +137,7 @@ impl Planner {
         let current =
             |slot: u32| indexes.get(slot as usize).map_or(Slot::NONE, |&i| rows[i as usize]);
 
-        if service.ring.size == size && !service.ring.resizing {
+        if service.ring.size == size {
             self.patch_ring(service, spec, tables, signature, &current, ops);
             service.settle_at = Some(now + spec.drain_timeout);
         } else {
@@ -170,15 +180,20 @@ impl Planner {
         for i in 0..service.ring.size {
             let old = Slot::from_word(tables.slot(offset + i));
             let new = current(i);
-            let moved = if old.current == new {
-                old.previous
-            } else if old.previous != old.current && keeping.contains(&old.previous) {
+            let moving = old.previous != old.current;
+            let silent = if old.current == new || moving && keeping.contains(&old.previous) {
                 // Moves again: flows of the backend between have entries, older ones need not.
                 old.previous
             } else {
                 old.current
             };
-            let previous = if keeping.contains(&moved) { moved } else { new };
+            let previous = match (silent != new && keeping.contains(&silent), moving) {
+                (true, _) => silent,
+                // Nobody is to be looked for without an entry, and flows of a backend between have them: a slot
+                // that names one backend twice would not be asked for entries.
+                (false, true) => Slot::NONE,
+                (false, false) => new,
+            };
             let slot = Slot { current: new, previous };
             if slot != old {
                 ops.push(Op::Slot(offset + i, slot));
@@ -335,8 +350,9 @@ impl Planner {
         tables: &dyn Tables,
         now: Duration,
         ops: &mut Vec<Op>,
-    ) {
-        let Some((name, mut service)) = self.services.remove_entry(name) else { return };
+    ) -> Result<(), Full> {
+        let Some((name, mut service)) = self.services.remove_entry(name) else { return Ok(()) };
+        let mut done = Ok(());
         if service.settle_at.is_some_and(|t| t <= now) {
             service.settle_at = None;
             for i in service.ring.offset..service.ring.offset + service.ring.size {
@@ -354,6 +370,11 @@ impl Planner {
             if service.old_ring.size > 0 {
                 self.arena.give(service.old_ring.offset - 1, service.old_ring.size + 1);
                 service.old_ring = Ring::default();
+            }
+            if let Some(spec) = service.spec.clone()
+                && service.ring.size != self.size_of(&spec)
+            {
+                done = self.put_ring(&mut service, &spec, tables, now, ops);
             }
         }
         let left: Vec<(IpAddr, u32)> = service
@@ -374,6 +395,7 @@ impl Planner {
         }
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
+        done
     }
 }
 

@@ -369,6 +369,78 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
     })
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Backends come, drain and go, a change upon the other, and the daemon starts anew; some connections speak in between and others do not.
+    /// All of them stay where they are until drain timeouts are over.
+    #[test]
+    fn connections_outlive_any_row_of_changes(
+        steps in prop::collection::vec(
+            (prop::collection::vec(0..3u8, 6), any::<u64>(), any::<bool>()),
+            2..7,
+        ),
+    ) {
+        let mut rig = Rig::new();
+        let mut opened: Vec<IpAddr> = Vec::new();
+        for (second, (states, speak, restart)) in steps.into_iter().enumerate() {
+            let now = Duration::from_secs(second as u64);
+            let mut own = service("a", 1, &[80], &[1]);
+            own.backends.extend((2..).zip(states).filter_map(|(n, state)| match state {
+                0 => None,
+                1 => Some(backend(n, 1, BackendStateOf::Draining)),
+                _ => Some(backend(n, 1, BackendStateOf::Active)),
+            }));
+            if restart {
+                rig.planner = Planner::adopt(&rig.fake, ["a"].into_iter(), now);
+                let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, now).unwrap();
+                rig.fake.apply(&ops).unwrap();
+            }
+            rig.plan(&wanted([own]), second as u64);
+            for (client, &server) in (0u16..).zip(&opened) {
+                if speak >> (client % 64) & 1 != 0 {
+                    prop_assert_eq!(rig.send(1, client, Phase::Established), Ok(server));
+                }
+            }
+            let next = opened.len() as u16;
+            opened.extend((next..next + 60).map(|c| rig.send(1, c, Phase::Opening).unwrap()));
+        }
+        for (client, &server) in (0u16..).zip(&opened) {
+            prop_assert_eq!(rig.send(1, client, Phase::Established), Ok(server));
+        }
+    }
+}
+
+/// A ring gets the size that the number of backends asks for, as on every other node, but not while flows of the
+/// ring before would lose their backend.
+#[test]
+fn a_ring_that_is_young_waits_for_another_size() {
+    let of = |backends: &[u8]| wanted([service("a", 1, &[80], backends)]);
+    let many: Vec<u8> = (1..=12).collect();
+    let mut rig = Rig::new();
+    let size = |rig: &Rig| rig.planner.services()["a"].ring.size;
+    rig.plan(&of(&[1, 2]), 0);
+    let servers = rig.open(200);
+    assert_eq!(size(&rig), 251);
+    rig.plan(&of(&[1, 2, 3]), 1);
+    rig.plan(&of(&many), 2);
+    assert_eq!(size(&rig), 1021, "the ring of three");
+    assert_eq!(rig.go_on(200), servers);
+    rig.settle(2 + DRAIN.as_secs());
+    assert_eq!(size(&rig), 4093);
+    let mut other = Rig::new();
+    other.plan(&of(&many), 0);
+    let slots = |rig: &Rig| {
+        let ring = rig.planner.services()["a"].ring;
+        let slots = (ring.offset..ring.offset + ring.size)
+            .map(|i| Slot::from_word(rig.fake.slot(i)).current);
+        slots.map(|row| IpAddr::from(rig.fake.backend(row).addr())).collect::<Vec<_>>()
+    };
+    assert_eq!(slots(&rig), slots(&other));
+    rig.settle(3 + 2 * DRAIN.as_secs());
+    assert_eq!((size(&rig), rig.planner.services()["a"].ring.resizing), (4093, false));
+}
+
 /// A change cut short after any of its steps: no address's word for port 0 ever leads to another service's row.
 #[test]
 fn a_row_that_an_address_still_names_is_nobody_elses() {
