@@ -72,18 +72,20 @@ impl Crowd {
         Self { count: count / THREADS * THREADS, shared, threads }
     }
 
-    /// Waits until the threads have asked their connections so many times more, all together: some are further
-    /// than others, which have not asked at all meanwhile, or are still opening connections.
+    /// Waits until all connections are open and the threads have asked them so many times more, all together:
+    /// some are further than others, which have not asked at all meanwhile.
     ///
     /// # Errors
     /// A thread has ended, or it takes too long.
     pub fn wait_rounds(&self, more: u64) -> anyhow::Result<()> {
-        let rounds = || self.shared.rounds.iter().map(|r| r.load(Ordering::Relaxed)).sum::<u64>();
-        let wanted = rounds() + more * THREADS as u64;
+        let rounds = || self.shared.rounds.each_ref().map(|r| r.load(Ordering::Relaxed));
+        let wanted = rounds().iter().sum::<u64>() + more * THREADS as u64;
         eventually(ROUNDS, || {
             let ended = self.threads.iter().any(JoinHandle::is_finished);
             ensure!(!ended, "a thread of the client has ended");
-            ensure!(rounds() >= wanted, "{} of {wanted} rounds", rounds());
+            let rounds = rounds();
+            ensure!(rounds.iter().all(|&rounds| rounds > 0), "{rounds:?}: not all are open");
+            ensure!(rounds.iter().sum::<u64>() >= wanted, "{rounds:?} of {wanted} rounds in all");
             Ok(())
         })
     }
