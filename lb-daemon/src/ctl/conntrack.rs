@@ -27,7 +27,7 @@ pub(super) enum Verb {
     Get {
         /// Protocol.
         protocol: Transport,
-        /// ADDRESS:PORT that it comes from; [ADDRESS]:PORT for IPv6.
+        /// ADDRESS:PORT that it comes from; an IPv6 address stands in square brackets.
         source: SocketAddr,
         /// ADDRESS:PORT that it goes to.
         destination: SocketAddr,
