@@ -86,6 +86,9 @@ pub struct NatUse {
     pub refused: u64,
 }
 
+/// What helps when connections get no port.
+pub const REMEDY: &str = "more of node.nat: addresses, ports or entries mend it";
+
 /// How long a connection that got no port is worth a warning.
 pub const LATELY: Duration = Duration::from_secs(60);
 

@@ -301,13 +301,12 @@ impl Drop for BpfDirectory {
     }
 }
 
-/// Removes what labs of processes that are gone have left behind.
 /// The root of the BPF file system, which is mounted if it is not.
 ///
 /// # Errors
 ///
 /// Not root.
-pub fn bpf_file_system() -> anyhow::Result<&'static Path> {
+fn bpf_file_system() -> anyhow::Result<&'static Path> {
     let root = Path::new(BPF_FS);
     // Tests that find none at the same moment would each mount one, and hide what is in the others.
     let parent = File::open("/sys/fs").context("cannot open /sys/fs")?;
@@ -321,6 +320,7 @@ pub fn bpf_file_system() -> anyhow::Result<&'static Path> {
     Ok(root)
 }
 
+/// Removes what labs of processes that are gone have left behind.
 fn remove_stale() -> anyhow::Result<()> {
     for (directory, remove) in [
         (Path::new("/run/netns"), None),

@@ -2,10 +2,7 @@
 //!
 //! Reads the tables themselves, on a thread of its own; asks the owner task nothing.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use axum::{Json, extract::State};
 use config::model::Protocol;
@@ -20,7 +17,7 @@ use super::{
 };
 use crate::{
     conntrack::{self, STATES, Visit},
-    view::View,
+    view::{Counters, View},
 };
 
 /// Entries that are shown if nothing else is asked for.
@@ -232,7 +229,7 @@ pub(super) async fn connections(
         return Err(Problem::invalid("limit", detail));
     }
     let filter = Filter::of(wanted, &state.view())?;
-    let read = move |view: &View, counters: &dyn crate::view::Counters| {
+    let read = move |view: &View, counters: &dyn Counters| {
         let names = Names::of(view);
         let mut found = Connections { items: Vec::new(), total: 0 };
         counters.connections(&mut |connection| {
@@ -291,7 +288,7 @@ pub(super) async fn connection(
     let filter = Filter::of(wanted, &state.view())?;
     let detail =
         format!("no entry for {} from {} to {}", tuple.protocol, tuple.source, tuple.destination);
-    let read = move |view: &View, counters: &dyn crate::view::Counters| {
+    let read = move |view: &View, counters: &dyn Counters| {
         let names = Names::of(view);
         let mut found = None;
         counters.connections(&mut |connection| {
@@ -330,10 +327,8 @@ pub(super) async fn remove_connections(
         let detail = "a condition, or all=true: one of them";
         return Err(Problem::invalid("all", detail));
     }
-    let counters = Arc::clone(&state.counters);
-    let view = state.view();
-    let remove = move || {
-        let names = Names::of(&view);
+    let remove = move |view: &View, counters: &dyn Counters| {
+        let names = Names::of(view);
         let mut removed = 0;
         counters.connections(&mut |connection| {
             if !filter.takes(connection, names.service(connection.row)) {
@@ -344,9 +339,7 @@ pub(super) async fn remove_connections(
         });
         removed
     };
-    let removed = tokio::task::spawn_blocking(remove)
-        .await
-        .map_err(|_| Problem::new(Kind::Unavailable, "the daemon is shutting down"))?;
+    let removed = state.read(remove).await?;
     tracing::info!(removed, "entries of connections removed through the API");
     Ok(Json(Removed { removed }))
 }

@@ -9,7 +9,7 @@ use abi::reason::Reason;
 use tokio_util::sync::CancellationToken;
 
 use super::kernel::LiveCounters;
-use crate::view::Counters as _;
+use crate::{conntrack::REMEDY, view::Counters as _};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -32,9 +32,6 @@ fn look(counters: &LiveCounters, now: Duration) {
     let known = growth.lately() > 0;
     let more = growth.note(now, refused);
     if more > 0 && !known {
-        tracing::warn!(
-            packets = more,
-            "NAT: connections get no port; more of node.nat: addresses, ports or entries mend it"
-        );
+        tracing::warn!(packets = more, "NAT: connections get no port; {REMEDY}");
     }
 }

@@ -95,7 +95,7 @@ fn programs_of_others_stay() -> anyhow::Result<()> {
             site.daemon.resume_under(&wrapper)?;
         }
         site.daemon.stop()?;
-        let bpffs = site.bpffs.clone();
+        let bpffs = site.bpffs.path().to_owned();
         site.host.enter(|| lb_daemon::app::cleanup(&bpffs))??;
         moves(&site, 3, true, false)?;
         before.detach(&site.host)?;

@@ -14,7 +14,6 @@ mod replaced;
 use std::{
     fs,
     net::IpAddr,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,6 +25,7 @@ use anyhow::{Context as _, ensure};
 use lb_tests::{
     daemon::Daemon,
     eventually, http,
+    lab::BpfDirectory,
     netns::Namespace,
     rig::need_root,
     web::{self, Web},
@@ -60,7 +60,7 @@ struct Site {
     _webs: Vec<Web>,
     apps: Vec<Arc<Namespace>>,
     host: Arc<Namespace>,
-    bpffs: PathBuf,
+    bpffs: BpfDirectory,
     directory: tempfile::TempDir,
 }
 
@@ -99,8 +99,8 @@ impl Site {
         }
         let file = directory.path().join("lb.yaml");
         fs::write(&file, config)?;
-        let bpffs = lb_tests::lab::bpf_file_system()?.join(&unique);
-        let daemon = Daemon::start(&host, &directory.path().join("daemon"), &bpffs, &file)?;
+        let bpffs = BpfDirectory::create(&unique)?;
+        let daemon = Daemon::start(&host, &directory.path().join("daemon"), bpffs.path(), &file)?;
         Ok(Self { daemon, _webs: webs, apps, host, bpffs, directory })
     }
 
@@ -126,7 +126,7 @@ impl Drop for Site {
     fn drop(&mut self) {
         let _ = self.daemon.stop();
         // Whatever a failed test left; the daemon has ended, so nobody uses it.
-        let _ = lb_daemon::app::cleanup(&self.bpffs);
+        let _ = lb_daemon::app::cleanup(self.bpffs.path());
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     BackendCounts, Interface, Map, PrefilterStatus, ReasonCount, Traffic, rfc3339, serves,
 };
 use crate::{
-    conntrack::NatUse,
+    conntrack::{NatUse, REMEDY},
     view::{self, Counters, View},
 };
 
@@ -124,7 +124,7 @@ fn warnings(counters: &dyn Counters) -> Vec<String> {
     let exhausted = (refused > 0).then(|| {
         format!(
             "NAT: {refused} packets that open a connection got no port in the last minute, with {used} of {capacity} \
-             entries in use; more of node.nat: addresses, ports or entries mend it"
+             entries in use; {REMEDY}"
         )
     });
     exhausted.into_iter().collect()
