@@ -105,6 +105,27 @@ fn nat_between_families() {
 }
 
 #[test]
+fn what_becomes_of_established_connections() {
+    use crate::policy::Established;
+    for (text, wanted) in [
+        ("node: {name: a}\n", Some(Established::Reevaluate)),
+        ("policy_established: reevaluate\n", Some(Established::Reevaluate)),
+        ("policy_established: keep\n", Some(Established::Keep)),
+        ("policy_established: forget\n", None),
+    ] {
+        let files = directory(&[("a.yaml", text)]);
+        match Loader::new(files.path()).load() {
+            Ok(state) => assert_eq!(Some(state.policy_established), wanted, "{text}"),
+            Err(faults) => {
+                let fault = faults[0].to_string();
+                assert!(wanted.is_none() && fault.contains("a.yaml:1:"), "{text}: {fault}");
+                assert!(fault.contains("keep"), "{fault}");
+            }
+        }
+    }
+}
+
+#[test]
 fn loads_a_service() {
     let directory = directory(&[("web.yaml", WEB)]);
     let state = Loader::new(directory.path()).load().unwrap();
