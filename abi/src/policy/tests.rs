@@ -3,6 +3,7 @@ use core::net::IpAddr;
 use proptest::prelude::*;
 
 use super::{nets::Told, *};
+use crate::limits::policy as limits;
 
 fn address(text: &str) -> Addr {
     text.parse::<IpAddr>().unwrap().into()
