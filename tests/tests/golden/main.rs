@@ -27,6 +27,7 @@ mod nat_damaged;
 mod nat_family;
 mod nat_icmp;
 mod odd;
+mod one_dies;
 mod packets;
 mod ports;
 mod sctp;
