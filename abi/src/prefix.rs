@@ -162,6 +162,24 @@ impl Entry {
     const BLOCK: u32 = 2 << 30;
     const BITMAP: u32 = 3 << 30;
 
+    /// A bit for each 32 addresses of the network of which one may have a list, for the fine bits of [`summary`].
+    /// `bitmap` gives the words of a bitmap.
+    #[must_use]
+    pub fn eighths(self, bitmap: impl FnOnce(u32) -> [u64; 4]) -> u8 {
+        match self {
+            Self::List(0) => 0,
+            Self::One(One { base, host_bits, inside, outside: 0 }) if inside != 0 => {
+                let count = 1u16 << host_bits.saturating_sub(5);
+                (((1u16 << count) - 1) as u8) << (base >> 5)
+            }
+            Self::List(_) | Self::One(_) | Self::Block(_) => u8::MAX,
+            Self::Bitmap { row, .. } => {
+                let has = |word: u64| u8::from(word as u32 != 0) | u8::from(word >> 32 != 0) << 1;
+                (0..).zip(bitmap(row)).fold(0, |all, (n, word)| all | has(word) << (n * 2))
+            }
+        }
+    }
+
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u32 {
@@ -378,6 +396,8 @@ impl Net6 {
 pub trait Prefixes {
     /// A word of the summary of both families: [`summary`].
     fn summary(&self, row: u32) -> u64;
+    /// A word of the fine bits of IPv4, or all ones where there are none.
+    fn fine(&self, row: u32) -> u64;
     /// The word of the entry at a place that the summary has given.
     fn entry(&self, place: u32) -> u32;
     /// Whether a bitmap holds the address that ends in `low`.
@@ -393,7 +413,7 @@ pub trait Prefixes {
 /// The list of an IPv4 address, given in host byte order; 0: none.
 #[inline(always)]
 pub fn list_v4(tables: &impl Prefixes, addr: u32) -> u8 {
-    let may = summary::may_have(|row| tables.summary(row), addr >> 8);
+    let may = summary::may_have(|row| tables.summary(row), |row| tables.fine(row), addr);
     if may { entry_v4(tables, addr) } else { 0 }
 }
 
@@ -509,6 +529,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn eighths_are_those_with_an_address() {
+        let bitmap = Bitmap::new([1 << 31, 0, 1 << 32, 3]);
+        let both = Entry::Bitmap { row: 7, list: 1 };
+        assert_eq!(both.eighths(|row| if row == 7 { bitmap.words() } else { [0; 4] }), 0b0110_0001);
+        for host_bits in 0..8u8 {
+            for base in (0..=255u8).filter(|b| b.trailing_zeros() >= u32::from(host_bits)) {
+                let one = One { base, host_bits, inside: 1, outside: 0 };
+                let held = (0..=255u8).filter(|&low| one.list(low) != 0);
+                let want = held.fold(0, |bits, low| bits | 1u8 << (low / 32));
+                assert_eq!(Entry::One(one).eighths(|_| [0; 4]), want, "{one:?}");
+                let hole = One { inside: 0, outside: 1, ..one };
+                assert_eq!(Entry::One(hole).eighths(|_| [0; 4]), 0xff);
+            }
+        }
+        assert_eq!(Entry::List(0).eighths(|_| [1; 4]), 0);
+        assert_eq!(Entry::List(1).eighths(|_| [0; 4]), 0xff);
+        assert_eq!(Entry::Block(0).eighths(|_| [0; 4]), 0xff);
     }
 
     #[test]

@@ -76,6 +76,9 @@ static BACKEND_ROWS: Global<u32> = Global::new(1);
 /// Rows of [`LINES`] in each half.
 #[unsafe(no_mangle)]
 static LINE_ROWS: Global<u32> = Global::new(0);
+/// Rows of [`FINE4`] in each half: [`summary::FINE4`] or none.
+#[unsafe(no_mangle)]
+static FINE4_ROWS: Global<u32> = Global::new(0);
 /// Rows of [`BITMAPS`] in each half.
 #[unsafe(no_mangle)]
 static BITMAP_ROWS: Global<u32> = Global::new(1);
@@ -153,6 +156,9 @@ static ADMISSION: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "SUMMARY")]
 static SUMMARY: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// See [`summary`]; one row where there are no fine bits.
+#[map(name = "FINE4")]
+static FINE4: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "LINES")]
 static LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BITMAPS")]
@@ -468,6 +474,16 @@ impl Prefixes for Half {
     #[inline(always)]
     fn summary(&self, row: u32) -> u64 {
         let Some(word) = SUMMARY.get_ptr(self.0 * summary::WORDS + row) else { return 0 };
+        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        unsafe { word.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn fine(&self, row: u32) -> u64 {
+        if FINE4_ROWS.load() == 0 {
+            return u64::MAX;
+        }
+        let Some(word) = FINE4.get_ptr(self.0 * summary::FINE4 + row) else { return 0 };
         // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
         unsafe { word.read_volatile() }
     }

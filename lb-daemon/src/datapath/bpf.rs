@@ -52,7 +52,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 32] = [
+const MAPS: [&str; 33] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -68,6 +68,7 @@ const MAPS: [&str; 32] = [
     "ADMISSION",
     "JUMP",
     "SUMMARY",
+    "FINE4",
     "LINES",
     "BITMAPS",
     "BLOCKS",
@@ -163,6 +164,7 @@ pub struct Bpf {
     nat_addresses: Mapped<NatAddress>,
     ways: Mapped<Way>,
     summary: Mapped<u64>,
+    fine4: Mapped<u64>,
     lines: Mapped<Line>,
     bitmaps: Mapped<Bitmap>,
     blocks: Mapped<Block>,
@@ -217,6 +219,7 @@ impl Bpf {
             nat_addresses: source.mapped("NAT_ADDRESSES")?,
             ways: source.mapped("WAYS")?,
             summary: source.mapped("SUMMARY")?,
+            fine4: source.mapped("FINE4")?,
             lines: source.mapped("LINES")?,
             bitmaps: source.mapped("BITMAPS")?,
             blocks: source.mapped("BLOCKS")?,
@@ -350,6 +353,7 @@ impl Bpf {
             + self.egress.bytes()
             + self.nat.bytes()
             + self.summary.bytes()
+            + self.fine4.bytes()
             + self.lines.bytes()
             + self.bitmaps.bytes()
             + self.blocks.bytes()

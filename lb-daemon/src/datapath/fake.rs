@@ -13,7 +13,7 @@ use abi::{
     flow::{FlowEntry, FlowKey},
     guard::Limit,
     pick,
-    prefix::{self, Block, Bucket6, Filter6, LINE, ListRow},
+    prefix::{self, Block, Bucket6, Entry, Filter6, LINE, ListRow},
     scope::Scope,
     summary,
     table::{Backend, Bucket, Control, Egress, Frontend, FrontendKey, HopWord, State, Way},
@@ -244,10 +244,22 @@ impl prefix::Prefixes for Fake {
             let bits = (0..).zip(entries).map(|(n, word)| u32::from(*word != 0) << n);
             summary::group(bits.sum(), row * summary::GROUP as u32)
         };
-        match row.checked_sub(summary::COARSE) {
-            Some(row) => group(row),
-            None => summary::coarse4(&std::array::from_fn(|n| group(row * 16 + n as u32))),
+        let middle = |row: u32| summary::middle4([group(row * 2), group(row * 2 + 1)]);
+        match row {
+            ..summary::COARSE => {
+                summary::coarse4(&std::array::from_fn(|n| middle(row * 8 + n as u32)))
+            }
+            summary::COARSE..summary::FIRST_GROUP => middle(row - summary::COARSE),
+            _ => group(row - summary::FIRST_GROUP),
         }
+    }
+
+    fn fine(&self, row: u32) -> u64 {
+        let Some(half) = self.half() else { return 0 };
+        let words = half.words.get(row as usize * 8..).and_then(|words| words.first_chunk::<8>());
+        let bitmap = |row: u32| half.bitmaps[row as usize].words();
+        let eighths = |word| Entry::from_word(word).eighths(bitmap);
+        words.map_or(0, |words| u64::from_le_bytes(words.map(eighths)))
     }
 
     fn entry(&self, place: u32) -> u32 {

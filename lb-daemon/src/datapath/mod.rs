@@ -54,6 +54,13 @@ impl Capacity {
         if self.buckets > 4 { self.buckets / 4 } else { 1 }
     }
 
+    /// Words of the fine bits of the IPv4 prefix set, in each half ([`abi::summary`]): all or none.
+    #[must_use]
+    pub const fn fine4(&self) -> u32 {
+        let entries = self.lines as u64 * abi::prefix::LINE as u64;
+        if entries >= abi::summary::FINE4_FROM { abi::summary::FINE4 } else { 0 }
+    }
+
     /// As [`abi::pick::Tables::vip_shift`].
     #[must_use]
     pub const fn vip_shift(&self) -> u32 {

@@ -120,7 +120,8 @@ extern "C" fn scope_has(number: u32, ifindex: u32, word: u64) -> u32 {
 /// The list of an IPv4 source: mostly the summary alone says that there is none.
 #[inline(always)]
 fn list_v4(half: Half, addr: u32, flags: u64) -> u32 {
-    if summary::may_have(|row| half.summary(row), addr >> 8) { search4(addr, flags) } else { 0 }
+    let may = summary::may_have(|row| half.summary(row), |row| half.fine(row), addr);
+    if may { search4(addr, flags) } else { 0 }
 }
 
 /// A global function: the verifier goes through it once and knows of its answer only that it is a number;

@@ -100,6 +100,7 @@ pub(super) fn instance(
     }
     let Capacity { buckets, frontends, slots, backends, egress, .. } = capacity;
     let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
+    let fine4 = capacity.fine4();
     let cpus = control.cpus();
     let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
     let (salt, seed) = (control.salt(), control.seed());
@@ -124,6 +125,7 @@ pub(super) fn instance(
         .map_max_entries("BACKENDS", backends)
         .map_max_entries("EGRESS", egress)
         .override_global("LINE_ROWS", &lines, true)
+        .override_global("FINE4_ROWS", &fine4, true)
         .override_global("BITMAP_ROWS", &bitmaps, true)
         .override_global("BLOCK_ROWS", &blocks, true)
         .override_global("FILTER6_ROWS", &filter6, true)
@@ -131,6 +133,7 @@ pub(super) fn instance(
         // Two halves each.
         // Whether or not there are entries: IPv6 prefixes have none.
         .map_max_entries("SUMMARY", summary::WORDS * 2)
+        .map_max_entries("FINE4", (fine4 * 2).max(1))
         .map_max_entries("LINES", (lines * 2).max(1))
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
         .map_max_entries("BLOCKS", (blocks * 2).max(1))

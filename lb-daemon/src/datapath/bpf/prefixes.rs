@@ -5,13 +5,13 @@ use std::sync::atomic::{Ordering, fence};
 
 use abi::{
     hash,
-    prefix::{Bucket6, LINE, SHORTEST6, WAYS6},
+    prefix::{Bitmap, Bucket6, Entry, LINE, SHORTEST6, WAYS6},
     scope::Scope,
     summary,
     table::Control,
 };
 
-use super::{ApplyError, Bpf, Capacity, Image, bytes_of, grace, runs::Runs};
+use super::{ApplyError, Bpf, Capacity, Image, Tables as _, bytes_of, grace, runs::Runs};
 
 impl Bpf {
     /// The half of the prefix sets in force.
@@ -24,6 +24,9 @@ impl Bpf {
         let idle = 1 - self.half();
         let Capacity { lines, bitmaps: own_bitmaps, blocks: own_blocks, .. } = self.capacity;
         let (front, entries) = summary_of(words, buckets);
+        if self.capacity.fine4() > 0 {
+            self.fine4.fill(idle * summary::FINE4, bytes_of(&fine_of(words, bitmaps)));
+        }
         self.lines.fill(idle * lines, bytes_of(&entries));
         self.summary.fill(idle * summary::WORDS, bytes_of(&front));
         self.runs[idle as usize] = Some(Runs::new(entries.len() as u32, lines * LINE as u32));
@@ -46,8 +49,10 @@ impl Bpf {
         }
     }
 
-    /// Stores the entry of a network. Where it had none, its group moves to another run.
+    /// Stores the entry of a network, after the bits that lead to it. Where it had none, its group moves to another
+    /// run.
     pub(super) fn store_entry(&mut self, network: u32, entry: u32) -> Result<(), ApplyError> {
+        self.note(network, entry);
         let group = self.summary(summary::row(network));
         if let Some(place) = summary::place(group, network) {
             let (line, at) = self.place(place);
@@ -71,12 +76,26 @@ impl Bpf {
             self.lines.store_half_word(line, at, word);
             to += 1;
         }
-        let group = summary::group(bits, run);
-        summary::note4(network, group, |r| self.summary(r), |r, word| self.summarize(r, word));
+        self.summarize(summary::row(network), summary::group(bits, run));
         if let Some(runs) = &mut self.runs[self.half() as usize] {
             runs.give(first, before.count_ones());
         }
         Ok(())
+    }
+
+    /// Sets the bits that lead to an entry.
+    fn note(&self, network: u32, entry: u32) {
+        if entry == 0 {
+            return;
+        }
+        if self.capacity.fine4() > 0 {
+            let first = self.half() * summary::FINE4;
+            let eighths = Entry::from_word(entry).eighths(|row| self.bitmap(row));
+            let read = |row| self.fine4.read(first + row);
+            let store = |row, word| self.fine4.store(first + row, 0, word);
+            summary::note_fine4(network, eighths, read, store);
+        }
+        summary::note4(network, |row| self.summary(row), |row, word| self.summarize(row, word));
     }
 
     /// A free run of places; waits for programs where all others have just been left.
@@ -101,7 +120,7 @@ impl Bpf {
     }
 
     fn runs_in_use(&self) -> Runs {
-        let groups = (0..summary::GROUPS).map(|n| self.summary(summary::COARSE + n));
+        let groups = (0..summary::GROUPS).map(|n| self.summary(summary::FIRST_GROUP + n));
         let used = groups.map(summary::parts).filter(|(bits, _)| *bits != 0);
         let used = used.map(|(bits, first)| (first, bits.count_ones())).collect();
         Runs::with_used(used, self.capacity.lines * LINE as u32)
@@ -170,7 +189,7 @@ fn summary_of(words: &[u32], buckets: &[Bucket6]) -> (Vec<u64>, Vec<u32>) {
         );
     }
     let mut entries = Vec::new();
-    let (coarse, groups) = all[..summary::V4 as usize].split_at_mut(summary::COARSE as usize);
+    let (upper, groups) = all[..summary::V4 as usize].split_at_mut(summary::FIRST_GROUP as usize);
     for (group, words) in groups.iter_mut().zip(words.as_chunks::<{ summary::GROUP }>().0) {
         if words.iter().fold(0, |all, word| all | word) == 0 {
             continue;
@@ -180,10 +199,27 @@ fn summary_of(words: &[u32], buckets: &[Bucket6]) -> (Vec<u64>, Vec<u32>) {
         entries.extend(words.iter().filter(|word| **word != 0));
         *group = summary::group(bits, first);
     }
-    for (word, groups) in coarse.iter_mut().zip(groups.as_chunks().0) {
-        *word = summary::coarse4(groups);
+    let (coarse, middle) = upper.split_at_mut(summary::COARSE as usize);
+    for (word, groups) in middle.iter_mut().zip(groups.as_chunks().0) {
+        *word = summary::middle4(*groups);
+    }
+    for (word, middle) in coarse.iter_mut().zip(middle.as_chunks().0) {
+        *word = summary::coarse4(middle);
     }
     (all, entries)
+}
+
+/// The fine bits of a half.
+fn fine_of(words: &[u32], bitmaps: &[Bitmap]) -> Vec<u64> {
+    let mut fine = vec![0; summary::FINE4 as usize];
+    for (fine, words) in fine.iter_mut().zip(words.as_chunks::<8>().0) {
+        if words.iter().fold(0, |all, word| all | word) == 0 {
+            continue;
+        }
+        let eighths = |word| Entry::from_word(word).eighths(|row| bitmaps[row as usize].words());
+        *fine = u64::from_le_bytes(words.map(eighths));
+    }
+    fine
 }
 
 /// Hashes of the leading 32 bits of a bucket's prefixes that have as many.
