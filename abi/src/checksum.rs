@@ -26,6 +26,26 @@ pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !fold((!checksum as u32) + (!old as u32) + new as u32)
 }
 
+/// The checksum of an IPv4 header, or of what stands in a hop limit's place, after the first byte of one of its words
+/// has become one less: as [`replace`], whose sum of the two words is a constant then.
+#[inline(always)]
+#[must_use]
+pub const fn after_hop(checksum: u16) -> u16 {
+    let sum = checksum as u32 + u16::from_ne_bytes([1, 0]) as u32;
+    (sum + ((sum + 1) >> 16)) as u16
+}
+
+/// The complement of the ones' complement sum of words as they stand in memory.
+#[inline(always)]
+#[must_use]
+pub const fn of_words(words: [u32; 4]) -> u16 {
+    let [a, b, c, d] = words;
+    let sum = a as u64 + b as u64 + c as u64 + d as u64;
+    // At most 18 bits, then 16 and a carry.
+    let sum = (sum & 0xffff) as u32 + (sum >> 16 & 0xffff) as u32 + (sum >> 32) as u32;
+    !fold(sum)
+}
+
 /// Sum of `bytes` in memory order, not folded; an odd last byte counts as if a zero followed.
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u32 {
@@ -76,7 +96,25 @@ mod tests {
         assert_eq!(replace(0xdd2f, 0x5555, 0x3285), 0x0000);
     }
 
+    #[test]
+    fn one_hop_less_is_that_word_replaced() {
+        for checksum in 0..=u16::MAX {
+            for [ttl, protocol] in [[1, 0], [64, 6], [255, 255], [2, 17], [128, 0]] {
+                let word = |ttl| u16::from_ne_bytes([ttl, protocol]);
+                let want = replace(checksum, word(ttl), word(ttl - 1));
+                assert_eq!(after_hop(checksum), want, "{checksum:#x} {ttl} {protocol}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn words_are_their_bytes(words in any::<[u32; 4]>(), ones in any::<[bool; 4]>()) {
+            let words = std::array::from_fn(|n| if ones[n] { u32::MAX } else { words[n] });
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            prop_assert_eq!(of_words(words), full(&bytes));
+        }
+
         #[test]
         fn incremental_equals_full(mut bytes in prop::collection::vec(any::<u8>(), 2..80), at in any::<prop::sample::Index>(), new in any::<u16>()) {
             if bytes.len() % 2 == 1 { bytes.push(0); }

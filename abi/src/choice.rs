@@ -172,7 +172,8 @@ pub fn backend<T: Tracking>(
         return word as u32 - 1;
     }
     if !choice.keeps() {
-        return match pick::backend(tables, frontend, tuple, hash, segment.phase) {
+        let unsettled = || pick::unsettled(tables, frontend, tuple, hash, segment.phase);
+        return match pick::backend(tables, frontend, hash, unsettled) {
             Ok((row, _)) => row,
             Err(_) => Slot::NONE,
         };

@@ -47,15 +47,6 @@ pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
 
 const DF: u16 = 0x4000;
 
-/// Sum over those words of an outer IPv4 header that are the same for every packet of an egress:
-/// version, IHL, DF, TTL and the source without entropy.
-#[must_use]
-pub const fn constant_sum4(src: u32) -> u32 {
-    let first = u16::from_ne_bytes([0x45, 0]) as u32;
-    let ttl = u16::from_ne_bytes([OUTER_TTL, 0]) as u32;
-    first + DF.to_be() as u32 + ttl + checksum::halves(src)
-}
-
 /// The outer IPv4 header: `tos` from the inner packet, `inner_len` the bytes that follow,
 /// `protocol` 4, 41 or 17, `entropy` the flow's. `None` when the sum of lengths passes 65,535.
 #[inline(always)]
@@ -69,23 +60,13 @@ pub fn ipv4(
     entropy: u32,
 ) -> Option<Outer4> {
     let total = inner_len.checked_add(20)?.to_be();
-    let tos_word = u32::from(u16::from_ne_bytes([0, tos]));
-    let proto_word = u32::from(u16::from_ne_bytes([0, protocol]));
+    let first = u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(total) << 16;
+    let second = u32::from(DF.to_be()) << 16;
+    let third = u32::from(u16::from_ne_bytes([OUTER_TTL, protocol]));
     let src = egress.source4(entropy);
-    let sum = egress.sum4()
-        + checksum::halves(egress.entropy4(entropy))
-        + checksum::halves(dst)
-        + u32::from(total)
-        + tos_word
-        + proto_word;
-    let check = !checksum::fold(sum);
-    Some([
-        u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(total) << 16,
-        u32::from(DF.to_be()) << 16,
-        u32::from(u16::from_ne_bytes([OUTER_TTL, protocol])) | u32::from(check) << 16,
-        src,
-        dst,
-    ])
+    // The second and the third have no bits in common.
+    let check = checksum::of_words([first, second | third, src, dst]);
+    Some([first, second, third | u32::from(check) << 16, src, dst])
 }
 
 /// The outer IPv6 header: `traffic_class` from the inner packet, `inner_len` the bytes that follow,

@@ -51,11 +51,11 @@ pub enum Phase {
     Unknown = 2,
 }
 
-/// Whether the address can be a VIP: `false` is certain. One load, where a lookup takes two or more, and of
+/// Whether the address can be a VIP, by the tables' salt: `false` is certain. One load, where a lookup takes two or more, and of
 /// far less memory: most packets that are not for a service need no more than this.
 #[inline(always)]
-pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr) -> bool {
-    let (index, bit) = vip_place(addr, tables.salt(), tables.vip_shift());
+pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
+    let (index, bit) = vip_place(addr, salt, tables.vip_shift());
     tables.vip_word(index).is_some_and(|word| word & bit != 0)
 }
 
@@ -70,7 +70,17 @@ pub const fn vip_place(addr: Addr, salt: u64, shift: u32) -> (u32, u64) {
 /// Finds the row of exactly this key.
 #[inline(always)]
 pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FrontendKey) -> Option<(u32, &'a Frontend)> {
-    let (mut index, tag) = key.hash(tables.salt());
+    salted(tables, key, tables.salt())
+}
+
+/// The same for those who know the tables' salt.
+#[inline(always)]
+pub fn salted<'a, T: Tables>(
+    tables: &'a T,
+    key: &FrontendKey,
+    salt: u64,
+) -> Option<(u32, &'a Frontend)> {
+    let (mut index, tag) = key.hash(salt);
     let mut probes = 0;
     while probes < MAX_PROBES {
         let bucket = tables.bucket(index)?;
@@ -101,7 +111,8 @@ pub fn other_port<T: Tables>(tables: &T, vip: &Frontend, port: u16, protocol: u8
     vip.any_port(protocol)
 }
 
-/// The backend row of a flow, for a ring that has just been read.
+/// The backend row of a flow, for a ring that has just been read. `unsettled` is asked where an entry may decide, and
+/// answers as [`unsettled`]: most packets need no more than the ring.
 ///
 /// # Errors
 /// [`Reason::NoBackend`] when the ring is empty or none of its backends takes packets.
@@ -109,9 +120,8 @@ pub fn other_port<T: Tables>(tables: &T, vip: &Frontend, port: u16, protocol: u8
 pub fn backend<'a, T: Tables>(
     tables: &'a T,
     frontend: &Frontend,
-    tuple: &Tuple,
     hash: u64,
-    phase: Phase,
+    unsettled: impl FnOnce() -> u32,
 ) -> Result<(u32, &'a Backend), Reason> {
     let ring = frontend.ring();
     let slot = own_slot(tables, ring, hash).ok_or(Reason::NoBackend)?;
@@ -122,7 +132,7 @@ pub fn backend<'a, T: Tables>(
     {
         return Ok((slot.current, backend));
     } else {
-        unsettled(tables, frontend, tuple, hash, phase)
+        unsettled()
     };
     let backend = tables.backend(row).ok_or(Reason::NoBackend)?;
     Ok((row, backend))
@@ -130,8 +140,8 @@ pub fn backend<'a, T: Tables>(
 
 /// The slow way: the slot is between two backends, or its backend is down or has just come back.
 /// Returns a backend row, or [`Slot::NONE`].
-#[inline(never)]
-fn unsettled<T: Tables>(
+#[inline(always)]
+pub fn unsettled<T: Tables>(
     tables: &T,
     frontend: &Frontend,
     tuple: &Tuple,

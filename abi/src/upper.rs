@@ -81,9 +81,10 @@ pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
     let mut upper = Upper { protocol: ip.protocol, at: l3 + 40, piece: Piece::WHOLE };
     let mut walked = 0;
     while walked <= MAX_EXTENSIONS {
+        // Binary logarithm of the units that its length is in: the verifier of Linux 6.1 bounds no products.
         let units = match upper.protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION => 8,
-            AUTHENTICATION => 4,
+            HOP_BY_HOP | ROUTING | DESTINATION => 3u32,
+            AUTHENTICATION => 2,
             protocol::FRAGMENT6 => 0,
             _ => return Some(upper),
         };
@@ -96,7 +97,7 @@ pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
             upper.at += 8;
         } else {
             // Length in units less 8 bytes, for either unit.
-            upper.at += 8 + head[1] as usize * units;
+            upper.at += 8 + ((head[1] as usize) << (units & 3));
         }
         upper.protocol = head[0];
         if upper.piece.offset != 0 {

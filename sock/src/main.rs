@@ -6,10 +6,13 @@
 //! refuses anything.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the macro makes items that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches them")]
 
 mod context;
+#[path = "../../xdp/src/flat.rs"]
+mod flat;
 mod maps;
 
 use abi::{

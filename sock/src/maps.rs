@@ -9,13 +9,9 @@ use abi::{
     sock::{PeerEntry, PeerKey},
     table::{Backend, Bucket, Frontend},
 };
-use aya_ebpf::{
-    Global,
-    bindings::BPF_F_MMAPABLE,
-    helpers::bpf_get_prandom_u32,
-    macros::map,
-    maps::{Array, LruHashMap},
-};
+use aya_ebpf::{Global, helpers::bpf_get_prandom_u32, macros::map, maps::LruHashMap};
+
+use crate::flat::{Flat, flat};
 
 /// Buckets of the frontend table, less one; the number is a power of two.
 #[unsafe(no_mangle)]
@@ -24,14 +20,13 @@ static BUCKET_MASK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SALT: Global<u64> = Global::new(0);
 
-#[map(name = "BUCKETS")]
-static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "FRONTENDS")]
-static FRONTENDS: Array<Frontend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "SLOTS")]
-static SLOTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BACKENDS")]
-static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+flat! {
+    ".flat.BUCKETS" BUCKETS: Bucket, BUCKETS_N;
+    ".flat.FRONTENDS" FRONTENDS: Frontend, FRONTENDS_N;
+    ".flat.SLOTS" SLOTS: u64, SLOTS_N;
+    ".flat.BACKENDS" BACKENDS: Backend, BACKENDS_N;
+}
+
 #[map(name = "PEERS")]
 static TRANSLATED: LruHashMap<PeerKey, PeerEntry> = LruHashMap::with_max_entries(PEERS, 0);
 
@@ -57,24 +52,24 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<&Bucket> {
-        BUCKETS.get(index & BUCKET_MASK.load())
+        BUCKETS.get(index & BUCKET_MASK.load(), &BUCKETS_N)
     }
 
     #[inline(always)]
     fn frontend(&self, row: u32) -> Option<&Frontend> {
-        FRONTENDS.get(row)
+        FRONTENDS.get(row, &FRONTENDS_N)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u64> {
-        let word = SLOTS.get_ptr(index)?;
-        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        let word = SLOTS.get_ptr(index, &SLOTS_N)?;
+        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn backend(&self, row: u32) -> Option<&Backend> {
-        BACKENDS.get(row)
+        BACKENDS.get(row, &BACKENDS_N)
     }
 
     /// Flows of processes have no entries: their connections have their backend already.

@@ -62,11 +62,11 @@ fn chosen<const L3: usize, const V4: bool>(
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, ip, ip.header)?;
     let Some(choice) = Choice::read(&Maps, frontend) else {
-        let picked = service::pick(ip, &transport, frontend)?;
+        let picked = service::pick(ip, &transport, row, frontend)?;
         return service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu);
     };
     let id = named(packet, ip, l4, &transport, frontend, &choice);
-    let picked = service::choose(ip, &transport, frontend, &choice, closing, id)?;
+    let picked = service::choose(ip, &transport, row, closing, id)?;
     service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu)
 }
 

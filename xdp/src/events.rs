@@ -74,6 +74,7 @@ extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
     // SAFETY: the context is the one the program was called with.
     let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
     let captured = length.min(CAPTURED as u64) as u32;
+    let length_of = bounded(captured);
     let event: *mut Event = record.as_mut_ptr();
     // SAFETY: the record is as large as an event, and aligned to 8; the helper writes `captured` bytes at
     // most into `bytes`, which has `CAPTURED`.
@@ -91,7 +92,8 @@ extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
             outcome: (word >> 16) as u8,
             reserved: [0; 10],
         });
-        captured == 0 || bpf_xdp_load_bytes(ctx, 0, (&raw mut (*event).bytes).cast(), captured) != 0
+        captured == 0
+            || bpf_xdp_load_bytes(ctx, 0, (&raw mut (*event).bytes).cast(), length_of) != 0
     };
     if failed {
         record.discard(0);
@@ -99,4 +101,21 @@ extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
         record.submit(0);
     }
     1
+}
+
+/// The same for 1 to [`CAPTURED`], so that the verifier of Linux 6.1 knows it too: it learns nothing from a
+/// comparison with 0, and the compiler would leave out what it knows to change nothing.
+#[inline(always)]
+fn bounded(captured: u32) -> u32 {
+    const { assert!(CAPTURED == 128) };
+    let mut less = u64::from(captured.wrapping_sub(1));
+    // SAFETY: arithmetic.
+    unsafe {
+        core::arch::asm!(
+            "{less} &= 127",
+            less = inout(reg) less,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    less as u32 + 1
 }

@@ -16,6 +16,7 @@ mod chance;
 mod choice;
 mod events;
 mod exception;
+mod flat;
 mod host;
 mod maps;
 mod nat;
@@ -40,6 +41,11 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let bytes = packet.arrived();
     let cpu = maps::cpu();
     let reason = pipeline::run(&mut packet, cpu);
+    if matches!(reason, Reason::ForwardedTx | Reason::ForwardedRedirect) {
+        // What most packets come to needs none of what follows.
+        maps::count_reason(cpu, reason, bytes);
+        return action(reason);
+    }
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no such program.
         maps::hand_on(packet.context(), place(reason), reason);

@@ -1,7 +1,7 @@
 //! Every map and load-time constant, and the tables that the packet code reads through them.
 //!
-//! All arrays are memory-mapped by the daemon, which alone writes them; the sizes here are
-//! placeholders that it replaces at load. Exceptions: the counters, which only programs write, each CPU its own
+//! All tables are memory-mapped by the daemon, which alone writes them and makes them as large as they must be: those
+//! of every packet's way are flat ([`crate::flat`]), the others are arrays whose sizes here are placeholders. Exceptions: the counters, which only programs write, each CPU its own
 //! rows; and how many connections a backend has, which both write.
 
 use abi::{
@@ -39,7 +39,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use crate::nat::Onward;
+use crate::{
+    flat::{Flat, flat},
+    nat::Onward,
+};
 
 /// Entries of the NAT table, less one; the number is a power of two.
 #[unsafe(no_mangle)]
@@ -92,6 +95,25 @@ static FILTER6_ROWS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static BUCKET6_ROWS: Global<u32> = Global::new(1);
 
+flat! {
+    ".flat.CONTROL" CONTROL: Control, CONTROL_N;
+    ".flat.VIPS" VIPS: u64, VIPS_N;
+    ".flat.BUCKETS" BUCKETS: Bucket, BUCKETS_N;
+    ".flat.FRONTENDS" FRONTENDS: Frontend, FRONTENDS_N;
+    ".flat.SLOTS" SLOTS: u64, SLOTS_N;
+    ".flat.BACKENDS" BACKENDS: Backend, BACKENDS_N;
+    ".flat.EGRESS" EGRESS: Egress, EGRESS_N;
+    ".flat.SUMMARY" SUMMARY: u64, SUMMARY_N;
+    /// See [`summary`]; one row where there are no fine bits.
+    ".flat.FINE4" FINE4: u64, FINE4_N;
+    ".flat.LINES" LINES: Line, LINES_N;
+    ".flat.LISTS" LISTS: ListRow, LISTS_N;
+    ".flat.FRONTEND_COUNT" FRONTEND_COUNT: Counter, FRONTEND_COUNT_N;
+    ".flat.BACKEND_COUNT" BACKEND_COUNT: Counter, BACKEND_COUNT_N;
+    ".flat.LIST_COUNT" LIST_COUNT: Counter, LIST_COUNT_N;
+    ".flat.REASON_COUNT" REASON_COUNT: ReasonCounter, REASON_COUNT_N;
+}
+
 /// Bits of [`FEATURES`].
 pub(crate) mod feature {
     pub(crate) const PREFILTER: u32 = abi::limits::feature::PREFILTER;
@@ -102,20 +124,6 @@ pub(crate) mod feature {
     pub(crate) const STRAY_ACKS: u32 = abi::limits::feature::STRAY_ACKS;
 }
 
-#[map(name = "CONTROL")]
-static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BUCKETS")]
-static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "VIPS")]
-static VIPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "FRONTENDS")]
-static FRONTENDS: Array<Frontend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "SLOTS")]
-static SLOTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BACKENDS")]
-static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "EGRESS")]
-static EGRESS: Array<Egress> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "FLOWS")]
 static FLOW_TABLE: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map(name = "FRAGMENTS")]
@@ -154,13 +162,6 @@ static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "ADMISSION")]
 static ADMISSION: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
-#[map(name = "SUMMARY")]
-static SUMMARY: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// See [`summary`]; one row where there are no fine bits.
-#[map(name = "FINE4")]
-static FINE4: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "LINES")]
-static LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BITMAPS")]
 static BITMAPS: Array<Bitmap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BLOCKS")]
@@ -169,8 +170,6 @@ static BLOCKS: Array<Block> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static FILTER6: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "BUCKETS6")]
 static BUCKETS6: Array<Bucket6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "LISTS")]
-static LISTS: Array<ListRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map(name = "SCOPES")]
 static SCOPES: Array<Scope> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -185,15 +184,6 @@ static LIMIT_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Ports of the SYN proxy, a bit each.
 #[map(name = "SYN_PORTS")]
 static SYN_PORTS: Array<u64> = Array::with_max_entries(synproxy::PORT_WORDS, BPF_F_MMAPABLE);
-
-#[map(name = "FRONTEND_COUNT")]
-static FRONTEND_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BACKEND_COUNT")]
-static BACKEND_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "LIST_COUNT")]
-static LIST_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "REASON_COUNT")]
-static REASON_COUNT: Array<ReasonCounter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Samples of packets; see [`crate::events`].
 #[map(name = "EVENTS")]
@@ -217,31 +207,33 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn vip_word(&self, index: u32) -> Option<u64> {
-        let word = VIPS.get_ptr(index)?;
-        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        let word = VIPS.get_ptr(index, &VIPS_N)?;
+        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<&Bucket> {
-        BUCKETS.get(index & BUCKET_MASK.load())
+        let bucket = BUCKETS.place(u64::from(index & BUCKET_MASK.load()));
+        // SAFETY: the mask is one less than the rows; as in `Flat::get`.
+        Some(unsafe { &*bucket })
     }
 
     #[inline(always)]
     fn frontend(&self, row: u32) -> Option<&Frontend> {
-        FRONTENDS.get(row)
+        FRONTENDS.get(row, &FRONTENDS_N)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u64> {
-        let word = SLOTS.get_ptr(index)?;
-        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        let word = SLOTS.get_ptr(index, &SLOTS_N)?;
+        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn backend(&self, row: u32) -> Option<&Backend> {
-        BACKENDS.get(row)
+        BACKENDS.get(row, &BACKENDS_N)
     }
 
     #[inline(always)]
@@ -294,8 +286,8 @@ impl Tracking for Maps {
 
     #[inline(always)]
     fn add_active(&self, row: u32, more: i64) {
-        if let Some(backend) = BACKENDS.get_ptr_mut(row) {
-            // SAFETY: the kernel's lookup returned it; an aligned word inside the row. Two CPUs at once can
+        if let Some(backend) = BACKENDS.get_ptr(row, &BACKENDS_N) {
+            // SAFETY: a row of the table; an aligned word inside the row. Two CPUs at once can
             // lose one of their additions (this target has no atomic ones in the library); whoever counts
             // entries now and then puts that right.
             unsafe {
@@ -473,8 +465,10 @@ impl Half {
 impl Prefixes for Half {
     #[inline(always)]
     fn summary(&self, row: u32) -> u64 {
-        let Some(word) = SUMMARY.get_ptr(self.0 * summary::WORDS + row) else { return 0 };
-        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        let Some(word) = SUMMARY.get_ptr(self.0 * summary::WORDS + row, &SUMMARY_N) else {
+            return 0;
+        };
+        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         unsafe { word.read_volatile() }
     }
 
@@ -483,14 +477,15 @@ impl Prefixes for Half {
         if FINE4_ROWS.load() == 0 {
             return u64::MAX;
         }
-        let Some(word) = FINE4.get_ptr(self.0 * summary::FINE4 + row) else { return 0 };
-        // SAFETY: the kernel's lookup returned it; aligned; volatile because the daemon stores.
+        let Some(word) = FINE4.get_ptr(self.0 * summary::FINE4 + row, &FINE4_N) else { return 0 };
+        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         unsafe { word.read_volatile() }
     }
 
     #[inline(always)]
     fn entry(&self, place: u32) -> u32 {
-        let line = LINES.get(self.0 * LINE_ROWS.load() + place / prefix::LINE as u32);
+        let line = self.0 * LINE_ROWS.load() + place / prefix::LINE as u32;
+        let line = LINES.get(line, &LINES_N);
         line.map_or(0, |line| line.word(place))
     }
 
@@ -537,12 +532,12 @@ pub(crate) fn cpu() -> u32 {
 
 #[inline(always)]
 pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
-    FRONTENDS.get(row)
+    FRONTENDS.get(row, &FRONTENDS_N)
 }
 
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
-    EGRESS.get(row)
+    EGRESS.get(row, &EGRESS_N)
 }
 
 /// Goes on in another program, which reads the reason by [`handed_on`]. Comes back if there is none.
@@ -560,7 +555,10 @@ pub(crate) fn hand_on(ctx: *mut xdp_md, place: u32, reason: Reason) {
 /// follows once for each way that leads here. Offsets are bounded anew.
 #[inline(always)]
 pub(crate) fn forget(upper: &Upper) -> Option<Upper> {
-    const FURTHEST: u64 = 0x3fff;
+    const FURTHEST: usize = 0x3fff;
+    if upper.at > FURTHEST {
+        return None;
+    }
     let place = SCRATCH.get_ptr_mut(0)?;
     let word = upper.at as u64
         | u64::from(upper.protocol) << 16
@@ -572,12 +570,10 @@ pub(crate) fn forget(upper: &Upper) -> Option<Upper> {
         place.write_volatile([word, u64::from(upper.piece.id)]);
         place.read_volatile()
     };
-    let at = word & 0xffff;
-    if at > FURTHEST {
-        return None;
-    }
+    // A mask, which every verifier follows through the stack.
+    let at = word as usize & FURTHEST;
     let piece = Piece { id: id as u32, offset: (word >> 32) as u16, more: word >> 48 != 0 };
-    Some(Upper { protocol: (word >> 16) as u8, at: at as usize, piece })
+    Some(Upper { protocol: (word >> 16) as u8, at, piece })
 }
 
 /// The same for a word that needs no bounds.
@@ -600,7 +596,7 @@ pub(crate) fn handed_on() -> Option<Reason> {
 /// What happens to packets for a VIP that no service takes.
 #[inline(always)]
 pub(crate) fn unserved() -> Unserved {
-    CONTROL.get(0).map_or(Unserved::Drop, Control::unserved)
+    CONTROL.get(0, &CONTROL_N).map_or(Unserved::Drop, Control::unserved)
 }
 
 /// Where the first fragment of a datagram went.
@@ -653,12 +649,12 @@ pub(crate) fn checksum_of<const N: usize>(bytes: &mut [u8; N]) -> u32 {
 /// The control table's live flags.
 #[inline(always)]
 pub(crate) fn flags() -> u64 {
-    CONTROL.get(0).map_or(0, Control::flags)
+    CONTROL.get(0, &CONTROL_N).map_or(0, Control::flags)
 }
 
 #[inline(always)]
 pub(crate) fn list(number: u32) -> Option<&'static ListRow> {
-    LISTS.get(number)
+    LISTS.get(number, &LISTS_N)
 }
 
 /// Which packets a list is about.
@@ -669,8 +665,8 @@ pub(crate) fn scope(number: u32) -> Option<&'static Scope> {
 
 #[inline(always)]
 pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
-    if let Some(row) = REASON_COUNT.get_ptr_mut(cpu * REASON_ROWS + reason as u32) {
-        // SAFETY: the kernel's lookup returned it; only this CPU writes this row, and a program is
+    if let Some(row) = REASON_COUNT.get_ptr(cpu * REASON_ROWS + reason as u32, &REASON_COUNT_N) {
+        // SAFETY: a row of the table; only this CPU writes this row, and a program is
         // not interrupted by another one of the same CPU.
         unsafe {
             (*row).packets += 1;
@@ -681,12 +677,14 @@ pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
 
 #[inline(always)]
 pub(crate) fn count_frontend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    count(&FRONTEND_COUNT, cpu * FRONTEND_ROWS.load() + row, bytes, opening);
+    let row = FRONTEND_COUNT.get_ptr(cpu * FRONTEND_ROWS.load() + row, &FRONTEND_COUNT_N);
+    count(row, bytes, opening);
 }
 
 #[inline(always)]
 pub(crate) fn count_backend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    count(&BACKEND_COUNT, cpu * BACKEND_ROWS.load() + row, bytes, opening);
+    let row = BACKEND_COUNT.get_ptr(cpu * BACKEND_ROWS.load() + row, &BACKEND_COUNT_N);
+    count(row, bytes, opening);
 }
 
 /// Only this CPU writes this row, but for the words that are the daemon's.
@@ -717,22 +715,25 @@ pub(crate) fn rate(index: u32) -> Option<*mut u64> {
 
 #[inline(always)]
 pub(crate) fn count_limit(cpu: u32, row: u32, bytes: u64) {
-    count(&LIMIT_COUNT, cpu * LIMIT_ROWS + row, bytes, false);
+    count(LIMIT_COUNT.get_ptr_mut(cpu * LIMIT_ROWS + row), bytes, false);
 }
 
 #[inline(always)]
 pub(crate) fn count_list(cpu: u32, number: u32, bytes: u64) {
-    count(&LIST_COUNT, cpu * abi::limits::LIST_ROWS + number, bytes, false);
+    let row = LIST_COUNT.get_ptr(cpu * abi::limits::LIST_ROWS + number, &LIST_COUNT_N);
+    count(row, bytes, false);
 }
 
 #[inline(always)]
-fn count(table: &Array<Counter>, index: u32, bytes: u64, opening: bool) {
-    if let Some(row) = table.get_ptr_mut(index) {
+fn count(row: Option<*mut Counter>, bytes: u64, opening: bool) {
+    if let Some(row) = row {
         // SAFETY: as in `count_reason`.
         unsafe {
             (*row).packets += 1;
             (*row).bytes += bytes;
-            (*row).new_connections += u64::from(opening);
+            if opening {
+                (*row).new_connections += 1;
+            }
         }
     }
 }

@@ -167,21 +167,20 @@ impl Packet {
     }
 
     /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as
-    /// they stand in the frame: first four bytes, last two.
+    /// they stand in the frame, in the first six bytes of a word; the last two do not matter.
     #[inline(always)]
     pub(crate) fn put_link<const L3: usize>(
         &mut self,
-        dst: (u32, u16),
-        src: (u32, u16),
+        dst: u64,
+        src: u64,
         tags: u64,
         ethertype: [u8; 2],
     ) -> Option<()> {
         const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
         let place = self.bytes_mut::<L3>(0)?;
-        place[0..4].copy_from_slice(&dst.0.to_ne_bytes());
-        place[4..6].copy_from_slice(&dst.1.to_ne_bytes());
-        place[6..10].copy_from_slice(&src.0.to_ne_bytes());
-        place[10..12].copy_from_slice(&src.1.to_ne_bytes());
+        // What one store writes too much, the next one puts right.
+        place[0..8].copy_from_slice(&dst.to_ne_bytes());
+        place[6..14].copy_from_slice(&src.to_ne_bytes());
         match L3 {
             14 => {}
             18 => place[12..16].copy_from_slice(&(tags as u32).to_ne_bytes()),

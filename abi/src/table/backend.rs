@@ -231,19 +231,20 @@ pub struct Egress {
     src4: u32,
     entropy4: u32,
     entropy6: u32,
-    sum4: u32,
+    reserved: u32,
     src_mac: [u8; 6],
     flags: u16,
     nat: u32,
-    reserved: u32,
-    reserved2: u64,
+    reserved2: u32,
+    reserved3: u64,
 }
 
-shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, sum4 @ 36, src_mac @ 40, flags @ 46, nat @ 48, reserved @ 52, reserved2 @ 56 });
+shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, reserved @ 36, src_mac @ 40, flags @ 46, nat @ 48, reserved2 @ 52, reserved3 @ 56 });
 
 impl Egress {
     const HAS_V4: u16 = 1;
     const HAS_V6: u16 = 2;
+    const _MAC: () = assert!(core::mem::offset_of!(Self, src_mac) == 5 * 8);
 
     /// `mtu` in bytes of L3. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
     /// is no source of that family, and no encapsulation.
@@ -268,13 +269,13 @@ impl Egress {
             src4: base4,
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
-            sum4: crate::outer::constant_sum4(base4),
+            reserved: 0,
             src_mac,
             flags: if src4.is_some() { Self::HAS_V4 } else { 0 }
                 | if src6.is_some() { Self::HAS_V6 } else { 0 },
             nat: 0,
-            reserved: 0,
             reserved2: 0,
+            reserved3: 0,
         }
     }
 
@@ -310,6 +311,14 @@ impl Egress {
         self.mtu
     }
 
+    /// Our MAC in the first six bytes of a word, as they stand in a frame; the last two mean nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn src_mac_word(&self) -> u64 {
+        // SAFETY: aligned, and inside the row, as `shared!` has checked; the bytes behind it are `flags`.
+        unsafe { core::ptr::from_ref(self).cast::<u64>().add(5).read() }
+    }
+
     /// Our MAC.
     #[inline(always)]
     #[must_use]
@@ -329,20 +338,6 @@ impl Egress {
     #[must_use]
     pub const fn source4(&self, entropy: u32) -> u32 {
         self.src4 | (entropy & self.entropy4)
-    }
-
-    /// The entropy part of [`Self::source4`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn entropy4(&self, entropy: u32) -> u32 {
-        entropy & self.entropy4
-    }
-
-    /// Sum over the constant words of an outer IPv4 header.
-    #[inline(always)]
-    #[must_use]
-    pub const fn sum4(&self) -> u32 {
-        self.sum4
     }
 
     /// First half of the outer IPv6 source.

@@ -8,6 +8,7 @@ mod active;
 mod conntrack;
 mod counters;
 mod events;
+mod flat;
 mod grow;
 mod load;
 mod mapped;
@@ -262,8 +263,8 @@ impl Bpf {
     pub fn verified(&self) -> BTreeMap<String, u32> {
         let mut found = BTreeMap::new();
         for instance in self.instances.values() {
-            let Instance::Object(ebpf) = instance else { continue };
-            for (name, program) in ebpf.programs() {
+            let Instance::Object(loaded) = instance else { continue };
+            for (name, program) in loaded.ebpf.programs() {
                 let info = program.info().ok();
                 if let Some(count) = info.and_then(|info| info.verified_instruction_count()) {
                     found.insert(name.to_owned(), count);
@@ -327,11 +328,11 @@ impl Bpf {
         let source = Source { pins: self.pins.as_deref(), instance };
         let size = |name: &'static str| {
             let info = source.open(name).ok()?.info().ok()?;
-            let entries = u64::from(info.max_entries());
+            let (entries, entry) = flat::rows(name, &info);
+            let (entries, entry) = (u64::from(entries), u64::from(entry));
             if name == "EVENTS" {
                 return Some((name, entries, entries));
             }
-            let entry = u64::from(info.value_size()).next_multiple_of(8);
             // Keys of arrays are not stored; those of hashes are, with a header each.
             let key = match name {
                 "FLOWS" | "FRAGMENTS" => u64::from(info.key_size()).next_multiple_of(8) + 48,
@@ -388,19 +389,23 @@ impl Source<'_> {
         if let Some(dir) = self.pins {
             return MapData::from_pin(pin_of(dir, name)).map_err(|_| BpfError::Map(name));
         }
-        let Instance::Object(ebpf) = self.instance else { return Err(BpfError::Map(name)) };
-        match ebpf.map(name) {
+        let Instance::Object(loaded) = self.instance else { return Err(BpfError::Map(name)) };
+        let copy = |map: &MapData| {
+            let fd = map.fd().as_fd().try_clone_to_owned();
+            fd.map_err(|source| BpfError::Mmap { name, source })
+                .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))
+        };
+        if let Some(map) = loaded.flat.get(name) {
+            return copy(map);
+        }
+        match loaded.ebpf.map(name) {
             Some(
                 Map::Array(map)
                 | Map::LruHashMap(map)
                 | Map::PerCpuArray(map)
                 | Map::ProgramArray(map)
                 | Map::RingBuf(map),
-            ) => {
-                let fd = map.fd().as_fd().try_clone_to_owned();
-                fd.map_err(|source| BpfError::Mmap { name, source })
-                    .and_then(|fd| MapData::from_fd(fd).map_err(|_| BpfError::Map(name)))
-            }
+            ) => copy(map),
             _ => Err(BpfError::Map(name)),
         }
     }

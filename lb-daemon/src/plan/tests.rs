@@ -133,7 +133,10 @@ impl Rig {
         let key = FrontendKey::new(vip(front).into(), 80, 6);
         let (_, frontend) = pick::frontend(&view, &key).ok_or(Reason::NotOurs)?;
         let hash = hash::flow(&tuple, SEED);
-        pick::backend(&view, frontend, &tuple, hash, phase).map(|(_, b)| b.addr().into())
+        pick::backend(&view, frontend, hash, || {
+            pick::unsettled(&view, frontend, &tuple, hash, phase)
+        })
+        .map(|(_, b)| b.addr().into())
     }
 
     fn open(&self, n: u16) -> Vec<IpAddr> {
@@ -564,7 +567,8 @@ proptest! {
             prop_assert!(row.is_some_and(|row| rig.fake.frontend(row).is_nat()));
         }
         for vip in vips {
-            prop_assert!(abi::pick::may_be_vip(&rig.fake.view(), vip.into()));
+            let view = rig.fake.view();
+            prop_assert!(abi::pick::may_be_vip(&view, vip.into(), pick::Tables::salt(&view)));
         }
         for n in 1..6u8 {
             if !second.services.contains_key(&format!("s{n}")) {

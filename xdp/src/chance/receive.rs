@@ -15,7 +15,10 @@ use crate::{
     host::{self, Socket},
     maps::Maps,
     packet::Packet,
-    stage::decap::{self, Tunnel},
+    stage::{
+        decap::{self, Tunnel},
+        forward::mac_word,
+    },
 };
 
 /// Bytes of the outer IP header; a sender of ours writes no options.
@@ -119,7 +122,9 @@ fn hand_on<const L3: usize, const V4: bool>(
     }
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
     let e = if V4 { wire::ethertype::IPV4 } else { wire::ethertype::IPV6 };
-    packet.put_link::<L3>(way.dst, way.src, tags, e).ok_or(Reason::AdjustFailed)?;
+    packet
+        .put_link::<L3>(mac_word(way.dst), mac_word(way.src), tags, e)
+        .ok_or(Reason::AdjustFailed)?;
     packet.redirect(way.ifindex);
     Ok(Reason::HandedOn)
 }

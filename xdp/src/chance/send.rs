@@ -27,7 +27,7 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     let ip = &Ip { protocol: above.protocol, ..*ip };
     let transport = wire::transport(packet, above.at, ip.protocol).ok_or(Reason::Truncated)?;
     let (row, frontend) = service::frontend(ip, &transport)?;
-    let picked = service::pick(ip, &transport, frontend)?;
+    let picked = service::pick(ip, &transport, row, frontend)?;
 
     let mut other = Slot::NONE;
     if ip.protocol == protocol::TCP && !transport.opening {

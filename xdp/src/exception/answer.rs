@@ -13,7 +13,10 @@ use abi::{
 use crate::{
     maps,
     packet::Packet,
-    stage::{forward::split, service},
+    stage::{
+        forward::{mac_word, split},
+        service,
+    },
 };
 
 /// Tells the sender how large a packet may be; IPv4 only if it asked to know.
@@ -120,7 +123,7 @@ fn quote<const L3: usize, const V4: bool, const N: usize>(
     packet.cut(L3 + N)?;
     packet.grow_head(head)?;
     let e = if V4 { ethertype::IPV4 } else { ethertype::IPV6 };
-    packet.put_link::<L3>(dst, src, tags, e).ok_or(Reason::AdjustFailed)?;
+    packet.put_link::<L3>(mac_word(dst), mac_word(src), tags, e).ok_or(Reason::AdjustFailed)?;
     put_ip::<L3, V4>(packet, ip, icmp, len).ok_or(Reason::AdjustFailed)?;
     let at = L3 + if V4 { 20 } else { 40 };
     *packet.bytes_mut::<8>(at).ok_or(Reason::AdjustFailed)? = message;
@@ -154,7 +157,7 @@ fn reset<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> Optio
     }
     let e = if V4 { ethertype::IPV4 } else { ethertype::IPV6 };
     let mut done = || {
-        packet.put_link::<L3>(dst, src, tags, e)?;
+        packet.put_link::<L3>(mac_word(dst), mac_word(src), tags, e)?;
         put_ip::<L3, V4>(packet, ip, protocol::TCP, 20)?;
         *packet.bytes_mut::<20>(at)? = answer;
         Some(())

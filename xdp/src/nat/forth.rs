@@ -14,7 +14,7 @@ use super::{L3, Segment, header, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
-    stage::service::{frontend, permit, sendable},
+    stage::service::{frontend, permit, sendable, unsettled},
 };
 
 /// Where a client's packets go, and the entry that is sought for them.
@@ -53,7 +53,7 @@ pub(super) fn route(
     ports: u32,
     udp: bool,
     opening: bool,
-    frontend: &Frontend,
+    (service_row, frontend): (u32, &Frontend),
 ) -> Result<Route, Reason> {
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
     let hash = hash::flow(&tuple, maps::seed());
@@ -62,7 +62,8 @@ pub(super) fn route(
         (_, true) => Phase::Opening,
         _ => Phase::Established,
     };
-    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    let slow = || unsettled(service_row, &tuple, hash, phase);
+    let (row, backend) = pick::backend(&Maps, frontend, hash, slow)?;
     let hop = backend.hop();
     let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
     let address_row = egress.nat(backend.addr().is_v4(), hash).ok_or(Reason::NoNextHop)?;
@@ -108,7 +109,7 @@ pub(super) fn run<const V4: bool>(
     let (row, frontend) = service(ip, ports, opening)?;
     sendable::<L3>(packet, ip, header::<V4>())?;
     let Route { row: backend_row, backend, hop, egress, address, target, flow } =
-        route(ip, ports, udp, opening, frontend)?;
+        route(ip, ports, udp, opening, (row, frontend))?;
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
     write::crosses::<V4>(packet, udp, backend.addr())?;
     let link = {

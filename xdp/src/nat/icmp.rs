@@ -150,7 +150,7 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
     let flow = Ip { src: about.dst, dst: about.src, protocol: number, ..*ip };
     let ports = about.ports.rotate_left(16);
     let (row, frontend) = forth::service(&flow, ports, false)?;
-    let route = forth::route(&flow, ports, about.udp, false, frontend)?;
+    let route = forth::route(&flow, ports, about.udp, false, (row, frontend))?;
     let found = forth::entry(route.flow, 0, 0)?;
     let to = write::To {
         src: route.address,

@@ -13,7 +13,10 @@ use abi::{
 use crate::{
     maps::Maps,
     packet::Packet,
-    stage::{forward::split, service::is_among},
+    stage::{
+        forward::{mac_word, split},
+        service::is_among,
+    },
 };
 
 /// What stands behind the outer IP header.
@@ -176,7 +179,7 @@ pub(crate) fn strip_at<const L3: usize>(
     let (dst, src) = (split(link.dst()), split(link.src()));
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
     packet.grow_head(-(outer as i32))?;
-    packet.put_link::<L3>(dst, src, tags, e).ok_or(Reason::AdjustFailed)?;
+    packet.put_link::<L3>(mac_word(dst), mac_word(src), tags, e).ok_or(Reason::AdjustFailed)?;
     if ecn != tos & 3 {
         mark::<L3>(packet, e, ecn).ok_or(Reason::AdjustFailed)?;
     }

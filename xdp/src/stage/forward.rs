@@ -150,12 +150,7 @@ fn encap4<const L3: usize, const V4: bool, const SHIM: usize>(
 
     packet.grow_head(20 + SHIM as i32)?;
     packet
-        .put_link::<L3>(
-            (hop.mac_head(), hop.mac_tail()),
-            split(egress.src_mac()),
-            tags,
-            ethertype::IPV4,
-        )
+        .put_link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV4)
         .ok_or(Reason::AdjustFailed)?;
     let place = packet.bytes_mut::<20>(L3).ok_or(Reason::AdjustFailed)?;
     put(&mut place[0..4], header[0]);
@@ -186,12 +181,7 @@ fn encap6<const L3: usize, const V4: bool, const SHIM: usize>(
 
     packet.grow_head(40 + SHIM as i32)?;
     packet
-        .put_link::<L3>(
-            (hop.mac_head(), hop.mac_tail()),
-            split(egress.src_mac()),
-            tags,
-            ethertype::IPV6,
-        )
+        .put_link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV6)
         .ok_or(Reason::AdjustFailed)?;
     let place = packet.bytes_mut::<40>(L3).ok_or(Reason::AdjustFailed)?;
     put64(&mut place[0..8], header[0]);
@@ -265,6 +255,12 @@ pub(crate) const fn split(mac: [u8; 6]) -> (u32, u16) {
     (u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]), u16::from_ne_bytes([mac[4], mac[5]]))
 }
 
+/// Such a MAC address in the first six bytes of a word.
+#[inline(always)]
+pub(crate) const fn mac_word((head, tail): (u32, u16)) -> u64 {
+    head as u64 | (tail as u64) << 32
+}
+
 #[inline(always)]
 pub(crate) fn macs(link: &mut [u8; 12], hop: HopWord, egress: &Egress) {
     put_macs(link, (hop.mac_head(), hop.mac_tail()), egress.src_mac());
@@ -284,17 +280,11 @@ pub(crate) fn put_macs(link: &mut [u8; 12], dst: (u32, u16), src: [u8; 6]) {
 #[inline(always)]
 fn decrement_ttl<const L3: usize, const V4: bool>(packet: &mut Packet) -> Result<(), Reason> {
     if V4 {
-        const TTL: usize = 8;
-        const CHECKSUM: usize = 10;
         const _: () = assert!(size_of::<Ipv4>() == 20);
         let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
-        let old = u16::from_ne_bytes([h[TTL], h[TTL + 1]]);
-        h[TTL] -= 1;
-        let new = u16::from_ne_bytes([h[TTL], h[TTL + 1]]);
-        let check = u16::from_ne_bytes([h[CHECKSUM], h[CHECKSUM + 1]]);
-        let check = checksum::replace(check, old, new).to_ne_bytes();
-        h[CHECKSUM] = check[0];
-        h[CHECKSUM + 1] = check[1];
+        h[8] -= 1;
+        let check = checksum::after_hop(u16::from_ne_bytes([h[10], h[11]]));
+        h[10..12].copy_from_slice(&check.to_ne_bytes());
     } else {
         let h = packet.bytes_mut::<8>(L3).ok_or(Reason::Truncated)?;
         h[7] -= 1;

@@ -52,42 +52,28 @@ type Found = (u32, &'static Frontend, Transport);
 
 #[inline(always)]
 fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
-    if !pick::may_be_vip(&Maps, ip.dst) {
+    let salt = Maps.salt();
+    if !pick::may_be_vip(&Maps, ip.dst, salt) {
         return Err(Reason::NotOurs);
     }
-    let balanced = is_usual(ip.protocol);
-    // Not an `Option`: the compiler leaves the inside of `None` unset and still moves it between
-    // registers, which the verifier refuses.
-    let mut transport = Transport { ports: 0, opening: false };
-    let mut whole = false;
-    if balanced
-        && !ip.fragment
-        && let Some(parsed) = parse::<L3, V4>(packet, ip)
-    {
-        transport = parsed;
-        whole = true;
-        let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
-        if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
-            return Ok((row, frontend, transport));
-        }
+    if ip.fragment || !is_usual(ip.protocol) {
+        return Err(refusal(ip));
+    }
+    let Some(transport) = parse::<L3, V4>(packet, ip) else {
+        return Err(match refusal(ip) {
+            // A VIP's, of a protocol that has ports.
+            Reason::VipOtherProtocol => Reason::Truncated,
+            other => other,
+        });
+    };
+    let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
+    if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
+        return Ok((row, frontend, transport));
     }
 
-    let Some((_, vip)) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)) else {
-        return Err(Reason::NotOurs);
-    };
+    let vip = maps::frontend(vip(ip.dst.hi(), ip.dst.lo())).ok_or(Reason::NotOurs)?;
     if vip.is_nat() {
         return Err(Reason::NatPassed);
-    }
-    if ip.fragment {
-        return Err(Reason::Fragment);
-    }
-    if !balanced {
-        // Rare enough not to cost the others anything: the next program sees to it.
-        let sctp = ip.protocol == protocol::SCTP;
-        return Err(if sctp { Reason::SourceRefused } else { Reason::VipOtherProtocol });
-    }
-    if !whole {
-        return Err(Reason::Truncated);
     }
     if vip.ranges() != 0 {
         // Ranges of ports are searched by the next program.
@@ -98,6 +84,27 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
     Ok((row, frontend, transport))
 }
 
+/// What becomes of a packet whose ports are not looked at here.
+#[inline(always)]
+fn refusal(ip: &Ip) -> Reason {
+    match maps::frontend(vip(ip.dst.hi(), ip.dst.lo())) {
+        None => Reason::NotOurs,
+        Some(vip) if vip.is_nat() => Reason::NatPassed,
+        Some(_) if ip.fragment => Reason::Fragment,
+        // Rare enough not to cost the others anything: the next program sees to it.
+        Some(_) if ip.protocol == protocol::SCTP => Reason::SourceRefused,
+        Some(_) => Reason::VipOtherProtocol,
+    }
+}
+
+/// The row of a VIP or of a NAT address. A global function: the verifier goes through the search once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn vip(hi: u64, lo: u64) -> u32 {
+    let key = FrontendKey::vip(Addr::from_halves(hi, lo));
+    pick::frontend(&Maps, &key).map_or(Slot::NONE, |(row, _)| row)
+}
+
 /// The frontend of a packet for a VIP, for those who know its ports from elsewhere.
 #[inline(always)]
 pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static Frontend), Reason> {
@@ -105,7 +112,7 @@ pub(crate) fn frontend(ip: &Ip, transport: &Transport) -> Result<(u32, &'static 
     if let Some((row, frontend)) = pick::frontend(&Maps, &key) {
         return Ok((row, frontend));
     }
-    let (vip, _) = pick::frontend(&Maps, &FrontendKey::vip(ip.dst)).ok_or(Reason::NoService)?;
+    let vip = vip(ip.dst.hi(), ip.dst.lo());
     let row = other_port(vip, u32::from(transport.dst_port()) | u32::from(ip.protocol) << 16);
     Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
 }
@@ -141,15 +148,28 @@ extern "C" fn in_ranges(sources: u64, hi: u64, lo: u64) -> u32 {
     u32::from(ranges::contains(&Maps, sources, hi, lo))
 }
 
-/// The transport header; the usual place first, so that its offset is a constant.
+/// The transport header of TCP or UDP; the usual place first, so that its offset is a constant.
 #[inline(always)]
 fn parse<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Transport> {
-    if !V4 {
-        wire::transport(packet, L3 + 40, ip.protocol)
-    } else if ip.header == 20 {
-        wire::transport(packet, L3 + 20, ip.protocol)
+    if ip.protocol == protocol::TCP {
+        of::<L3, V4>(packet, ip, protocol::TCP)
     } else {
-        wire::transport(packet, L3 + ip.header, ip.protocol)
+        of::<L3, V4>(packet, ip, protocol::UDP)
+    }
+}
+
+#[inline(always)]
+fn of<const L3: usize, const V4: bool>(
+    packet: &Packet,
+    ip: &Ip,
+    protocol: u8,
+) -> Option<Transport> {
+    if !V4 {
+        wire::transport(packet, L3 + 40, protocol)
+    } else if ip.header == 20 {
+        wire::transport(packet, L3 + 20, protocol)
+    } else {
+        wire::transport(packet, L3 + ip.header, protocol)
     }
 }
 
@@ -161,11 +181,54 @@ pub(crate) struct Picked {
 }
 
 #[inline(always)]
-pub(crate) fn pick(ip: &Ip, transport: &Transport, frontend: &Frontend) -> Result<Picked, Reason> {
+pub(crate) fn pick(
+    ip: &Ip,
+    transport: &Transport,
+    row: u32,
+    frontend: &Frontend,
+) -> Result<Picked, Reason> {
     let (tuple, hash) = flow(ip, transport);
-    let phase = phase(ip, transport);
-    let (row, backend) = pick::backend(&Maps, frontend, &tuple, hash, phase)?;
+    let unsettled = || unsettled(row, &tuple, hash, phase(ip, transport));
+    let (row, backend) = pick::backend(&Maps, frontend, hash, unsettled)?;
     Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// What [`pick::unsettled`] says of a flow for the frontend of this row.
+#[inline(always)]
+pub(crate) fn unsettled(row: u32, tuple: &Tuple, hash: u64, phase: Phase) -> u32 {
+    let flow = word(tuple, phase, false);
+    flow_unsettled(row, tuple.src.hi(), tuple.src.lo(), flow, hash)
+}
+
+/// All of a flow in one word but its addresses: ports, protocol, phase, and whether it is closing.
+#[inline(always)]
+fn word(tuple: &Tuple, phase: Phase, closing: bool) -> u64 {
+    u64::from(tuple.ports)
+        | u64::from(tuple.protocol) << 32
+        | (phase as u64) << 40
+        | u64::from(closing) << 48
+}
+
+/// From it, with the address of the frontend that it is for.
+#[inline(always)]
+fn of_word(word: u64, frontend: &Frontend, src: Addr) -> (Tuple, Phase, bool) {
+    let dst = frontend.key().addr;
+    let tuple = Tuple { src, dst, ports: word as u32, protocol: (word >> 32) as u8 };
+    let phase = match word >> 40 & 3 {
+        0 => Phase::Opening,
+        1 => Phase::Established,
+        _ => Phase::Unknown,
+    };
+    (tuple, phase, word >> 48 & 1 != 0)
+}
+
+/// A global function: the verifier goes through it once, and its stack is its own. `flow`: [`word`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_unsettled(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    let (tuple, phase, _) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
+    pick::unsettled(&Maps, frontend, &tuple, hash, phase)
 }
 
 /// The same for a packet that the fast path does not take: first by the entry of its flow, if the service
@@ -178,28 +241,22 @@ pub(crate) fn pick_again(
     frontend: &Frontend,
 ) -> Result<Picked, Reason> {
     if frontend.choice().is_some() {
-        let flow = u64::from(transport.ports) | u64::from(ip.protocol) << 32;
+        let (tuple, hash) = flow(ip, transport);
+        let flow = word(&tuple, Phase::Established, false);
         let owner = flow_owner(row, ip.src.hi(), ip.src.lo(), flow);
         if let Some(backend) = Maps.backend(owner) {
-            let (_, hash) = self::flow(ip, transport);
             return Ok(Picked { row: owner, backend, entropy: hash as u32 });
         }
     }
-    pick(ip, transport, frontend)
+    pick(ip, transport, row, frontend)
 }
 
-/// A global function: the verifier goes through it once, and its stack is its own. `flow`: ports, and the
-/// protocol above them.
+/// A global function, as the one above.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn flow_owner(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
     let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
-    let tuple = Tuple {
-        src: Addr::from_halves(src_hi, src_lo),
-        dst: frontend.key().addr,
-        ports: flow as u32,
-        protocol: (flow >> 32) as u8,
-    };
+    let (tuple, ..) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
     choice::owner(&Maps, frontend, &tuple)
 }
 
@@ -208,16 +265,26 @@ extern "C" fn flow_owner(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
 pub(crate) fn choose(
     ip: &Ip,
     transport: &Transport,
-    frontend: &Frontend,
-    choice: &Choice,
+    row: u32,
     closing: bool,
     id: u64,
 ) -> Result<Picked, Reason> {
     let (tuple, hash) = flow(ip, transport);
-    let segment = Segment { phase: phase(ip, transport), closing, id };
-    let row = choice::backend(&Maps, frontend, choice, &tuple, hash, segment);
+    let flow = word(&tuple, phase(ip, transport), closing);
+    let row = flow_choice(row, ip.src.hi(), ip.src.lo(), flow, id);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
     Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_choice(row: u32, src_hi: u64, src_lo: u64, flow: u64, id: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    let Some(choice) = Choice::read(&Maps, frontend) else { return Slot::NONE };
+    let (tuple, phase, closing) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
+    let hash = hash::flow(&tuple, maps::seed());
+    choice::backend(&Maps, frontend, &choice, &tuple, hash, Segment { phase, closing, id })
 }
 
 /// The packet's flow, and its hash.
@@ -250,7 +317,7 @@ pub(crate) fn send<const L3: usize, const V4: bool>(
     cpu: u32,
 ) -> Result<Reason, Reason> {
     sendable::<L3>(packet, ip, upper)?;
-    let picked = pick(ip, transport, frontend)?;
+    let picked = pick(ip, transport, row, frontend)?;
     sent::<L3, V4>(packet, ip, transport, row, frontend, &picked, cpu)
 }
 

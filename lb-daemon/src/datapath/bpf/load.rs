@@ -1,12 +1,14 @@
 //! Loading the programs, or taking over those that are pinned.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use abi::{
     event::STREAMS,
     guard::LIMIT_ROWS,
-    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS, behind, feature},
-    summary,
+    limits::{MAX_LISTS, behind, feature},
     table::Control,
 };
 use aya::{
@@ -17,7 +19,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use siphasher::sip::SipHasher13;
 
-use super::{super::Capacity, BpfError, MAPS, pin_of};
+use super::{super::Capacity, BpfError, MAPS, flat, pin_of};
 use crate::refusal::chain;
 
 /// The XDP program's object file.
@@ -39,16 +41,23 @@ const BEHIND_HOST: [(&str, u32); 1] = [("lb_syn", behind::SYN)];
 /// A loaded program.
 pub(super) enum Instance {
     /// Loaded by this process, with its maps.
-    Object(Box<Ebpf>),
+    Object(Box<Loaded>),
     /// Loaded by an earlier process from the same object file, and pinned.
     Pinned(Box<Xdp>),
+}
+
+/// Programs and their maps.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// Flat tables, by name.
+    pub(super) flat: BTreeMap<&'static str, MapData>,
 }
 
 impl Instance {
     pub(super) fn program(&mut self) -> Result<&mut Xdp, BpfError> {
         match self {
-            Self::Object(ebpf) => {
-                let program = ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
+            Self::Object(loaded) => {
+                let program = loaded.ebpf.program_mut("lb").ok_or(BpfError::Map("lb"))?;
                 program.try_into().map_err(|_| BpfError::Map("lb"))
             }
             Self::Pinned(program) => Ok(program),
@@ -60,7 +69,8 @@ impl Instance {
 pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
     let entries = |name: &'static str| {
         let map = MapData::from_pin(dir.join(name)).map_err(|_| BpfError::Map(name))?;
-        Ok(map.info().map_err(|_| BpfError::Map(name))?.max_entries())
+        let info = map.info().map_err(|_| BpfError::Map(name))?;
+        Ok(flat::rows(name, &info).0)
     };
     Ok(Capacity {
         buckets: entries("BUCKETS")?,
@@ -98,7 +108,7 @@ pub(super) fn instance(
     {
         return Ok(Instance::Pinned(Box::new(program)));
     }
-    let Capacity { buckets, frontends, slots, backends, egress, .. } = capacity;
+    let Capacity { buckets, frontends, backends, .. } = capacity;
     let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
     let fine4 = capacity.fine4();
     let cpus = control.cpus();
@@ -118,12 +128,6 @@ pub(super) fn instance(
         .override_global("NAT_PORTS", &nat_ports, true)
         .override_global("TICK", &tick, true)
         .map_max_entries("NAT", capacity.nat)
-        .map_max_entries("VIPS", capacity.vip_words())
-        .map_max_entries("BUCKETS", buckets)
-        .map_max_entries("FRONTENDS", frontends)
-        .map_max_entries("SLOTS", slots)
-        .map_max_entries("BACKENDS", backends)
-        .map_max_entries("EGRESS", egress)
         .override_global("LINE_ROWS", &lines, true)
         .override_global("FINE4_ROWS", &fine4, true)
         .override_global("BITMAP_ROWS", &bitmaps, true)
@@ -131,29 +135,31 @@ pub(super) fn instance(
         .override_global("FILTER6_ROWS", &filter6, true)
         .override_global("BUCKET6_ROWS", &buckets6, true)
         // Two halves each.
-        // Whether or not there are entries: IPv6 prefixes have none.
-        .map_max_entries("SUMMARY", summary::WORDS * 2)
-        .map_max_entries("FINE4", (fine4 * 2).max(1))
-        .map_max_entries("LINES", (lines * 2).max(1))
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
         .map_max_entries("BLOCKS", (blocks * 2).max(1))
         .map_max_entries("FILTER6", filter6 * 2)
         .map_max_entries("BUCKETS6", buckets6 * 2)
-        .map_max_entries("LISTS", MAX_LISTS + 1)
         .map_max_entries("SCOPES", MAX_LISTS + 1)
-        .map_max_entries("FRONTEND_COUNT", frontends * cpus)
-        .map_max_entries("BACKEND_COUNT", backends * cpus)
-        .map_max_entries("LIST_COUNT", LIST_ROWS * cpus)
         .map_max_entries("LIMIT_COUNT", LIMIT_ROWS * cpus)
-        .map_max_entries("REASON_COUNT", REASON_ROWS * cpus)
         .map_max_entries("SAMPLERS", STREAMS * cpus);
+    let tables = flat::all(&capacity, cpus);
+    for table in &tables {
+        loader.override_global(table.global, &table.rows, true);
+    }
+    let refused = |detail: String| BpfError::Load { features, detail };
+    let mut flat = BTreeMap::new();
+    for table in &tables {
+        let pin = pins.map(|dir| pin_of(dir, table.name));
+        let map = table.open(pin.as_deref());
+        flat.insert(table.name, map.map_err(|e| refused(format!("{}: {e}", table.name)))?);
+    }
     if let Some(dir) = pins {
-        for name in MAPS {
+        for name in MAPS.into_iter().filter(|name| !flat::is(name)) {
             loader.map_pin_path(name, pin_of(dir, name));
         }
     }
-    let refused = |detail: String| BpfError::Load { features, detail };
-    let mut ebpf = loader.load(OBJECT).map_err(|e| refused(chain(&e)))?;
+    let object = flat::linked(OBJECT, &flat).map_err(refused)?;
+    let mut ebpf = loader.load(&object).map_err(|e| refused(chain(&e)))?;
     let program: &mut Xdp = ebpf
         .program_mut("lb")
         .ok_or(BpfError::Map("lb"))?
@@ -174,7 +180,7 @@ pub(super) fn instance(
     if let Some(path) = pins.map(|dir| program_pin(dir, features)) {
         program.pin(&path).map_err(|e| BpfError::Pin { path, detail: chain(&e) })?;
     }
-    Ok(Instance::Object(Box::new(ebpf)))
+    Ok(Instance::Object(Box::new(Loaded { ebpf, flat })))
 }
 
 /// Loads the programs that a packet goes on to, and puts them where the first one finds them. The map is
@@ -214,4 +220,17 @@ fn load_behind(
 fn program_pin(dir: &Path, features: u32) -> PathBuf {
     let object = SipHasher13::new().hash(OBJECT);
     dir.join(format!("lb-{features:x}-{object:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_nobody_made_is_named() {
+        let error = flat::linked(OBJECT, &BTreeMap::new()).unwrap_err();
+        let name = error.strip_prefix("there is no table ").unwrap_or_default();
+        assert!(flat::is(name), "{error}");
+        assert!(flat::linked(&OBJECT[..1000], &BTreeMap::new()).is_err());
+    }
 }

@@ -25,7 +25,9 @@ impl<T: Pod> Mapped<T> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let fail = |source| BpfError::Mmap { name, source };
         let info = map.info().map_err(|e| fail(io::Error::other(e)))?;
-        let len = info.max_entries();
+        // Rows of one element, or elements.
+        let element = info.value_size().next_multiple_of(8) / size_of::<T>() as u32;
+        let len = info.max_entries() * element;
         let bytes = len as usize * size_of::<T>();
         let memory = MmapOptions::new().len(bytes).map_raw(&map.fd().as_fd()).map_err(fail)?;
         Ok(Self { memory, len, _rows: std::marker::PhantomData })

@@ -7,7 +7,11 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 
-use super::{Bpf, BpfError, Mapped, pin_of};
+use super::{
+    Bpf, BpfError, Mapped,
+    flat::{self, Table},
+    pin_of,
+};
 use crate::refusal::chain;
 
 /// The object file of the programs.
@@ -52,10 +56,22 @@ impl Sock {
         let mask = buckets.len - 1;
         let mut loader = EbpfLoader::new();
         loader.override_global("BUCKET_MASK", &mask, true).override_global("SALT", &salt, true);
+        let mut tables = Vec::new();
         for name in MAPS {
-            loader.map_pin_path(name, pin_of(dir, name));
+            let path = pin_of(dir, name);
+            if flat::is(name) {
+                tables.push(Table::pinned(name, &path).ok_or(BpfError::Map(name))?);
+            } else {
+                loader.map_pin_path(name, path);
+            }
         }
-        let mut sock = Self { ebpf: loader.load(OBJECT).map_err(|e| refused(chain(&e)))? };
+        let rows: Vec<_> = tables.iter().map(|(table, _)| (table.global, table.rows)).collect();
+        for (global, rows) in &rows {
+            loader.override_global(global, rows, true);
+        }
+        let maps = tables.into_iter().map(|(table, map)| (table.name, map)).collect();
+        let object = flat::linked(OBJECT, &maps).map_err(refused)?;
+        let mut sock = Self { ebpf: loader.load(&object).map_err(|e| refused(chain(&e)))? };
         for name in PROGRAMS {
             sock.program(name)?.load().map_err(|e| refused(format!("{name}: {}", chain(&e))))?;
         }
