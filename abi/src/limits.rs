@@ -14,8 +14,10 @@ pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
 pub const MAX_FRONTENDS: u32 = 1 << 20;
 /// Backend rows: one for each service and backend.
 pub const MAX_BACKENDS: u32 = 1 << 20;
-/// Words of the ring arena: 2 GiB.
-pub const MAX_SLOTS: u32 = 1 << 28;
+/// Words of the ring arena: as many as a flat table has.
+pub const MAX_SLOTS: u32 = (FLAT_BYTES / 8) as u32;
+/// Bytes of a flat table, at most: the verifier takes no offset of as many (`BPF_MAX_VAR_OFF`).
+pub const FLAT_BYTES: u64 = 1 << 29;
 /// Buckets of the frontend table.
 pub const MAX_BUCKETS: u32 = 1 << 20;
 /// Ways out: interface, source addresses, MTU.

@@ -16,10 +16,11 @@ use std::{
 
 use abi::{
     limits::{
-        ABI_VERSION, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS, MAX_BUCKETS6, MAX_EGRESS,
-        MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
+        ABI_VERSION, FLAT_BYTES, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS, MAX_BUCKETS6,
+        MAX_EGRESS, MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
     },
     reason::Reason,
+    table::Counter,
 };
 use arc_swap::ArcSwap;
 use config::model::{DesiredState, Forwarding};
@@ -29,7 +30,7 @@ use crate::{
     conntrack::{Connection, Growth, NatUse, Visit},
     datapath::{
         ApplyError, Capacity, Datapath, Op, Tables,
-        bpf::{Bpf, BpfError, Events, MappedCounters},
+        bpf::{Bpf, BpfError, Events, MappedCounters, cpus},
     },
     plan::prefixes::Needs,
     refusal::RIGHTS,
@@ -370,6 +371,12 @@ pub(super) fn has_nat(wanted: &DesiredState) -> bool {
     wanted.services.values().any(|service| service.forwarding == Forwarding::Nat)
 }
 
+/// At most as many rows as can be counted, for each CPU has counters of its own.
+pub(super) fn counted(most: u32) -> u32 {
+    let rows = FLAT_BYTES / size_of::<Counter>() as u64 / u64::from(cpus());
+    most.min(rows as u32)
+}
+
 /// Room for what is wanted, and as much again as is likely to come.
 ///
 /// # Errors
@@ -396,13 +403,13 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         }
         Ok((used + used / 4).max(least).min(u64::from(most)) as u32)
     };
-    let frontends = room("FRONTENDS", frontends, 1024, MAX_FRONTENDS)?;
+    let frontends = room("FRONTENDS", frontends, 1024, counted(MAX_FRONTENDS))?;
     Ok(Capacity {
         // Half full at most: a bucket holds four.
         buckets: (frontends / 2).next_power_of_two().min(MAX_BUCKETS),
         frontends,
         slots: room("SLOTS", slots, 1 << 16, MAX_SLOTS)?,
-        backends: room("BACKENDS", backends, 1024, MAX_BACKENDS)?,
+        backends: room("BACKENDS", backends, 1024, counted(MAX_BACKENDS))?,
         egress: MAX_EGRESS,
         lines: room("LINES", lists.lines, 1 << 12, abi::prefix::LINES)? * u32::from(lists.any),
         bitmaps: room("BITMAPS", lists.bitmaps, 4096, MAX_BITMAPS)? * u32::from(lists.any),

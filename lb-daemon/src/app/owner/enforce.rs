@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use abi::table::State;
+use abi::{
+    limits::{MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS},
+    table::State,
+};
 use config::model::{BackendState, DesiredState, HealthCheck};
 
 use super::{Failure, Owner};
@@ -207,6 +210,9 @@ impl Owner {
         twice(&mut needs.frontends, now.frontends, "FRONTENDS");
         twice(&mut needs.slots, now.slots, "SLOTS");
         twice(&mut needs.backends, now.backends, "BACKENDS");
+        needs.frontends = needs.frontends.min(kernel::counted(MAX_FRONTENDS));
+        needs.slots = needs.slots.min(MAX_SLOTS);
+        needs.backends = needs.backends.min(kernel::counted(MAX_BACKENDS));
         twice(&mut needs.egress, now.egress, "EGRESS");
         twice(&mut needs.lines, now.lines, "LINES");
         needs.lines = needs.lines.min(abi::prefix::LINES);
