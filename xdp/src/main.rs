@@ -41,10 +41,17 @@ pub fn lb(ctx: XdpContext) -> u32 {
     let bytes = packet.arrived();
     let cpu = maps::cpu();
     let reason = pipeline::run(&mut packet, cpu);
-    if matches!(reason, Reason::ForwardedTx | Reason::ForwardedRedirect) {
-        // What most packets come to needs none of what follows.
+    // What most packets come to needs none of what follows.
+    let last = match reason {
+        Reason::ForwardedTx => Some(xdp_action::XDP_TX),
+        Reason::ForwardedRedirect => Some(xdp_action::XDP_REDIRECT),
+        Reason::NotOurs => Some(xdp_action::XDP_PASS),
+        Reason::Blocked => Some(xdp_action::XDP_DROP),
+        _ => None,
+    };
+    if let Some(action) = last {
         maps::count_reason(cpu, reason, bytes);
-        return action(reason);
+        return action;
     }
     if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
         // Does not come back, unless there is no such program.
