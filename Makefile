@@ -17,7 +17,7 @@ endif
 
 ARGS ?=
 
-.PHONY: help run test test-host test-root bench build lint lint-setup lint-format lint-host lint-ebpf lint-docs setup clean
+.PHONY: help run test test-host test-root test-kernel bench build lint lint-setup lint-format lint-host lint-ebpf lint-docs setup clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,10 @@ test-root: ## end to end, in network namespaces
 	@scripts/setup.sh test
 	$(CARGO) build --release
 	$(as_root) $(CARGO) test --no-fail-fast -p lb-tests -p lb-bench
+
+test-kernel: ## golden tests on Linux 6.1, the oldest supported, in an emulator: minutes; ARGS: names of tests
+	@scripts/setup.sh kernel
+	scripts/kernel-test.sh $(ARGS)
 
 bench: ## the benchmarks of bench/: tables, and bench/results/*.json; ARGS=--quick: in a minute
 	@scripts/setup.sh test

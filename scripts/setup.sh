@@ -4,14 +4,15 @@
 #
 #   setup.sh build    compilers, BPF linker
 #   setup.sh test     the same and what the namespace lab uses
+#   setup.sh kernel   the same as build and an emulator
 #   setup.sh lint     the same as build and the linters
 set -euo pipefail
 
 want=${1:-build}
 case $want in
-build | test | lint) ;;
+build | test | kernel | lint) ;;
 *)
-    echo "usage: $0 build|test|lint" >&2
+    echo "usage: $0 build|test|kernel|lint" >&2
     exit 2
     ;;
 esac
@@ -115,6 +116,9 @@ case $want in
 test)
     install "real HTTP servers, captures and switches of the namespace lab" \
         nginx-light iproute2 ethtool tcpdump bpftool
+    ;;
+kernel)
+    install "another kernel, in an emulated machine" qemu-system-x86 busybox-static cpio
     ;;
 lint)
     component fmt rustfmt
