@@ -242,6 +242,21 @@ impl TcFrame {
     }
 }
 
+/// A program that reads one word of a table of so many, a power of two, at random by its source.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn one_load(words: u32) -> anyhow::Result<ProgramFd> {
+    let mask = words - 1;
+    let mut ebpf = EbpfLoader::new()
+        .map_max_entries("WORDS", words)
+        .override_global("WORD_MASK", &mask, true)
+        .load(OBJECT)?;
+    let program = program(&mut ebpf, "load")?;
+    program.load().context("program load")?;
+    Ok(program.fd()?.try_clone()?)
+}
+
 /// A program that drops what the kernel's trie has and lets pass the rest, with a trie of these IPv4
 /// prefixes.
 ///

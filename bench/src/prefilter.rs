@@ -3,7 +3,8 @@
 //!
 //! Sources are random, and a million of them, so that nothing of the tables is where the last packet left
 //! it. Net cost is that above a program of ours without the prefilter: what asking for the list adds. For
-//! the trie it is that above the same program with a trie that holds nothing.
+//! the trie it is that above the same program with a trie that holds nothing, for one load from a table that
+//! above a load from a table of one word.
 
 pub mod load;
 pub(crate) mod sets;
@@ -115,7 +116,7 @@ struct Case {
 enum Target {
     /// Ours, and what every packet is counted for.
     Rig(Box<Rig>, Reason),
-    /// The trie, and the verdict.
+    /// The trie, or one load, and the verdict.
     Trie(ProgramFd, u32),
 }
 
@@ -214,6 +215,7 @@ fn all(effort: Effort) -> anyhow::Result<(Vec<Frame>, Vec<Case>)> {
         rows.cases.push(Case { bar: Some(20.0), of_one, ..case });
     }
     rows.tries(&lists, effort.trie)?;
+    rows.loads()?;
 
     // Sources that are all on the list of a million.
     let (set, less) = rows.set(random.within4(effort.sources, lists[2].v4()))?;
@@ -257,6 +259,26 @@ impl Rows {
             let target = Target::Trie(frame::trie(list)?, PASS);
             let of_one = (list.len() > 1).then_some((less + 1, None));
             self.cases.push(Case { of_one, ..row(set, "IPv4, pass", list, less, target) });
+        }
+        Ok(())
+    }
+}
+
+impl Rows {
+    /// What one load at random costs, by the size of the table: no set of prefixes that has to be as large costs less.
+    fn loads(&mut self) -> anyhow::Result<()> {
+        const MB: u32 = (1 << 20) / 8;
+        let (set, less) = (self.frames.len() - 1, self.cases.len());
+        let none = PrefixSet::default();
+        let one = Target::Trie(frame::one_load(1)?, PASS);
+        self.cases.push(row(set, "pass", &none, NOTHING, one));
+        for (words, program) in [
+            (2 * MB, "one load from 2 MB"),
+            (16 * MB, "one load from 16 MB"),
+            (64 * MB, "one load from 64 MB"),
+        ] {
+            let target = Target::Trie(frame::one_load(words)?, PASS);
+            self.cases.push(Case { program, ..row(set, "IPv4, pass", &none, less, target) });
         }
         Ok(())
     }

@@ -62,6 +62,12 @@ static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static FLOWS: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "TRIE")]
 static TRIE: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(1, 0);
+/// What [`load`] reads one word of.
+#[map(name = "WORDS")]
+static WORDS: Array<u64> = Array::with_max_entries(1, 0);
+/// Words of it, less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static WORD_MASK: Global<u32> = Global::new(0);
 #[map(name = "TARGET")]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// An array of programs takes one kind.
@@ -173,6 +179,23 @@ pub fn trie(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     }
     xdp_action::XDP_PASS
+}
+
+/// One load from a table, at a place that the source's hash names, and a branch on what is there.
+#[xdp(frags)]
+#[inline(always)]
+pub fn load(ctx: XdpContext) -> u32 {
+    let (data, end) = bounds(ctx.ctx);
+    if data + ETH + 20 > end {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: inside the packet by the check above.
+    let source = unsafe { ((data + ETH + 12) as *const u32).read_unaligned() };
+    let place = (u64::from(source).wrapping_mul(0x9e37_79b1) >> 6) as u32 & WORD_MASK.load();
+    match WORDS.get(place) {
+        Some(0) => xdp_action::XDP_PASS,
+        _ => xdp_action::XDP_DROP,
+    }
 }
 
 /// The encap floor: room for an outer IPv4 header, the header with its checksum, and out. No lookup,
