@@ -76,7 +76,7 @@ fn a_change_is_taken_back_unless_it_is_confirmed() -> anyhow::Result<()> {
 
 #[test]
 fn what_the_machine_needs_is_not_cut_off_by_mistake() -> anyhow::Result<()> {
-    let edge = edge()?;
+    let mut edge = edge()?;
     // The machine's own network, with its own address in it.
     let wide = ["prefilter", "add", "192.0.2.0/24"];
     let plan = edge.lb.lbctl(&["prefilter", "plan", "192.0.2.0/24"])?;
@@ -109,7 +109,24 @@ fn what_the_machine_needs_is_not_cut_off_by_mistake() -> anyhow::Result<()> {
     edge.lb.lbctl(&["prefilter", "delete", "192.0.2.0/24"])?;
     let gone = edge.lb.lbctl(&["prefilter", "delete", "192.0.2.0/24"]);
     ensure!(format!("{:#}", gone.err().context("it was there")?).contains("192.0.2.0/24 not on"));
-    expect_free(&edge)
+    expect_free(&edge)?;
+
+    // At a start there is no state that could stay: the list is in force, and said to be as long as it is.
+    edge.lb.stop()?;
+    edge.lb.write_config(&with(&format!("cidrs: [{OTHER}, {backend}]")))?;
+    edge.lb.resume()?;
+    expect_blocked(&edge)?;
+    let warning = "lists cut off what this machine needs: ";
+    let status = edge.lb.lbctl(&["status"])?;
+    ensure!(
+        status.contains(warning) && status.contains(&format!("{backend} (a backend of l2-v4)")),
+        "{status}"
+    );
+    ensure!(edge.lb.log_text().contains(warning), "{}", edge.lb.log_text());
+    edge.lb.change_config(&with(&format!("cidrs: [{OTHER}]")))?;
+    let status = edge.lb.lbctl(&["status"])?;
+    ensure!(!status.contains(warning), "{status}");
+    expect_blocked(&edge)
 }
 
 /// A server in the balancer's namespace that answers every request with what it holds, or not at all.

@@ -66,8 +66,8 @@ pub(super) async fn metrics(State(state): State<ApiState>) -> Result<Response, P
 /// One page about everything.
 #[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Status>, Problem> {
-    let now = SystemTime::now();
-    state.read(move |view, counters| Status::of(view, counters, now)).await.map(Json)
+    let (now, guard) = (SystemTime::now(), state.guard.clone());
+    state.read(move |view, counters| Status::of(view, counters, &guard, now)).await.map(Json)
 }
 
 /// Blocklists in the order in which they apply.

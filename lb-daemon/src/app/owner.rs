@@ -239,6 +239,7 @@ impl Owner {
         owner.presume_down();
         owner.audit_what_cuts_off();
         owner.enforce(owner.began)?;
+        owner.warn_of_what_cuts_off();
         owner.publish();
         Ok((owner, published))
     }

@@ -6,6 +6,7 @@
 
 mod around;
 pub mod host;
+pub mod standing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

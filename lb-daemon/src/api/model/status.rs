@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     conntrack::{NatUse, REMEDY},
+    guard::Guard,
     view::{self, Counters, View},
 };
 
@@ -81,7 +82,7 @@ pub struct ServicesStatus {
 impl Status {
     /// The state of everything as of `now`.
     #[must_use]
-    pub fn of(view: &View, counters: &dyn Counters, now: SystemTime) -> Self {
+    pub fn of(view: &View, counters: &dyn Counters, guard: &Guard, now: SystemTime) -> Self {
         let mut services = ServicesStatus::default();
         for service in &view.services {
             services.total += 1;
@@ -106,7 +107,7 @@ impl Status {
             interfaces: view.interfaces.iter().map(Interface::from).collect(),
             services,
             prefilter: PrefilterStatus::of(view, counters),
-            warnings: warnings(counters),
+            warnings: warnings(view, counters, guard),
             drops: counters
                 .reasons()
                 .into_iter()
@@ -119,7 +120,7 @@ impl Status {
 }
 
 /// What does not keep the appliance from its work, and wants to be seen to.
-fn warnings(counters: &dyn Counters) -> Vec<String> {
+fn warnings(view: &View, counters: &dyn Counters, guard: &Guard) -> Vec<String> {
     let NatUse { used, capacity, refused } = counters.nat();
     let exhausted = (refused > 0).then(|| {
         format!(
@@ -127,7 +128,7 @@ fn warnings(counters: &dyn Counters) -> Vec<String> {
              entries in use; {REMEDY}"
         )
     });
-    exhausted.into_iter().collect()
+    exhausted.into_iter().chain(guard.warnings(view)).collect()
 }
 
 impl From<&view::ConfigView> for ConfigStatus {

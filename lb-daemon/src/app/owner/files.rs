@@ -7,7 +7,7 @@ use config::model::DesiredState;
 use super::{Owner, sources};
 use crate::{
     app::{notify, synproxy},
-    guard::{self, Protected, host},
+    guard::{self, Protected, host, standing},
 };
 
 impl Owner {
@@ -40,6 +40,7 @@ impl Owner {
             self.refused = None;
             self.faults.clear();
             self.pause = None;
+            self.warn_of_what_cuts_off();
             return;
         };
         for fault in faults.iter().filter(|fault| !self.faults.contains(*fault)) {
@@ -69,6 +70,16 @@ impl Owner {
              `force: true` in the list",
             guard::listed(&covered)
         )])
+    }
+
+    /// Lists of files that are in force and cut off what this machine needs: at a start there is no state that could
+    /// stay, and what was dropped before is not refused. `lbctl status` looks for itself.
+    pub(super) fn warn_of_what_cuts_off(&self) {
+        let mut protected = Protected::clone(&self.parts.guard.around());
+        protected.add_backends(self.wanted.services.values());
+        for warning in standing::cutting_off(&protected, &self.wanted.prefilter) {
+            tracing::warn!("{warning}");
+        }
     }
 
     /// Rules about this machine that would newly deny what it needs.

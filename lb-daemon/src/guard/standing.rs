@@ -1,0 +1,166 @@
+//! What is in force and should be seen to: lists of files that cut off what this machine needs (at a start nothing
+//! is refused, and gateways and sessions come later than lists), and ports of the SYN proxy that are proxied for
+//! nobody.
+
+use std::{collections::BTreeSet, fs, net::IpAddr, sync::Arc};
+
+use config::model::{Prefilter, Protocol, Service, Source, SynProxy};
+
+use super::{Guard, Protected, Role, listed};
+use crate::view::View;
+
+/// State of a socket that accepts connections, in the kernel's tables (`TCP_LISTEN`).
+const LISTEN: &str = "0A";
+
+/// Lists of files that drop packets from what is protected, without `force`: one text for each.
+#[must_use]
+pub fn cutting_off(protected: &Protected, prefilter: &Prefilter) -> Vec<String> {
+    let all = protected.cut_off(&Prefilter::default(), prefilter);
+    let of_files = prefilter.lists.iter().filter(|list| list.source != Source::Api);
+    let text = |name: &String| {
+        let own: Vec<_> = all.iter().filter(|covered| covered.list == *name).cloned().collect();
+        (!own.is_empty()).then(|| {
+            format!(
+                "lists cut off what this machine needs: {}; put it under `allow`, or, if it is meant, set \
+                 `force: true` in the list",
+                listed(&own)
+            )
+        })
+    };
+    of_files.filter_map(|list| text(&list.name)).collect()
+}
+
+/// Services whose ports the SYN proxy has, and whose SYNs it hands on unanswered, as none of their backends is this
+/// machine: one text for each port that no listener of this machine has either.
+#[must_use]
+pub fn not_proxied<'s>(
+    proxy: &SynProxy,
+    services: impl Iterator<Item = &'s Arc<Service>>,
+    local: &BTreeSet<IpAddr>,
+    listening: &BTreeSet<u16>,
+) -> Vec<String> {
+    if proxy.ports.is_empty() {
+        return Vec::new();
+    }
+    let has = |low, high| proxy.ports.iter().any(|(a, b)| *a <= high && *b >= low);
+    let elsewhere = |service: &&Arc<Service>| {
+        !service.backends.iter().any(|backend| local.contains(&backend.address.to_canonical()))
+    };
+    let mut texts = Vec::new();
+    for service in services.filter(elsewhere) {
+        let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        for port in tcp {
+            if has(port.port, port.last) && listening.range(port.port..=port.last).next().is_none()
+            {
+                texts.push(format!(
+                    "SYN proxy: SYNs to port {} of the service {} are not answered here, as its backends are other \
+                     machines; set net.ipv4.tcp_syncookies on these, and take the port out of `syn_proxy`",
+                    port.port, service.name
+                ));
+            }
+        }
+    }
+    texts
+}
+
+/// Ports of sockets that listen: `sl local remote state ...`.
+fn listening(text: &str) -> impl Iterator<Item = u16> {
+    text.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
+        (state == LISTEN).then_some(port)
+    })
+}
+
+impl Protected {
+    fn local(&self) -> BTreeSet<IpAddr> {
+        let own = self.0.iter().filter(|(_, roles)| roles.contains(&Role::Local));
+        own.map(|(address, _)| *address).collect()
+    }
+}
+
+impl Guard {
+    /// What is in force and should be seen to, one text for each. Reads files.
+    #[must_use]
+    pub fn warnings(&self, view: &View) -> Vec<String> {
+        let mut protected = Protected::clone(&self.around());
+        protected.add_backends(view.services.iter().map(|service| &service.spec));
+        let mut texts = cutting_off(&protected, &view.prefilter);
+        let proxy = &view.prefilter.syn_proxy;
+        if !proxy.ports.is_empty() {
+            let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+            let tables = tables.map(|path| fs::read_to_string(path).unwrap_or_default());
+            let listening = tables.iter().flat_map(|text| listening(text)).collect();
+            let services = view.services.iter().map(|service| &service.spec);
+            texts.extend(not_proxied(proxy, services, &protected.local(), &listening));
+        }
+        texts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::model::PrefixList;
+
+    use super::*;
+    use crate::api::testing::service;
+
+    fn file() -> Source {
+        Source::File { path: Arc::new("lists.yaml".into()), line: 1, column: 1 }
+    }
+
+    #[test]
+    fn lists_of_files_that_are_not_forced_are_named() {
+        let mut protected = Protected::default();
+        protected.add("192.0.2.1".parse().unwrap(), Role::Gateway);
+        protected.add("192.0.2.53".parse().unwrap(), Role::NameServer);
+        let wide = || ["192.0.2.0/26".parse().unwrap()].into_iter().collect();
+        let of = |source: Source, force: bool, allow: &[&str]| {
+            let list = PrefixList { force, ..PrefixList::new("l", source, wide()) };
+            let allow = allow.iter().map(|net| net.parse::<ipnet::IpNet>().unwrap()).collect();
+            let prefilter = Prefilter { lists: vec![list.into()], allow, ..Prefilter::default() };
+            cutting_off(&protected, &prefilter)
+        };
+        let texts = of(file(), false, &["192.0.2.53/32"]);
+        assert_eq!(
+            texts,
+            [
+                "lists cut off what this machine needs: 192.0.2.1 (a gateway) is in 192.0.2.0/26 of the list \"l\"; put it \
+              under `allow`, or, if it is meant, set `force: true` in the list"
+            ]
+        );
+        assert!(of(file(), false, &[])[0].contains("192.0.2.53 (a name server)"));
+        assert!(of(file(), true, &[]).is_empty(), "it is meant");
+        assert!(of(Source::Api, false, &[]).is_empty(), "it was forced when it was put there");
+        assert!(of(file(), false, &["192.0.2.0/24"]).is_empty());
+    }
+
+    #[test]
+    fn ports_that_nobody_here_listens_at_are_named() {
+        // Port 443 over TCP, backends 10.0.1.11 and 2001:db8::12.
+        let web = Arc::new(service("web", Source::Api, "203.0.113.10"));
+        let of = |ports: &[(u16, u16)], local: &[&str], listening: &[u16]| {
+            let proxy = SynProxy { ports: ports.to_vec(), ..SynProxy::default() };
+            let local = local.iter().map(|address| address.parse().unwrap()).collect();
+            let listening = listening.iter().copied().collect();
+            not_proxied(&proxy, [&web].into_iter(), &local, &listening)
+        };
+        let texts = of(&[(22, 22), (440, 450)], &["10.0.1.9"], &[22]);
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        assert!(texts[0].contains("port 443 of the service web"), "{texts:?}");
+        assert!(of(&[], &[], &[]).is_empty());
+        assert!(of(&[(80, 80)], &[], &[]).is_empty(), "another port");
+        assert!(of(&[(443, 443)], &["10.0.1.11"], &[]).is_empty(), "delivered here");
+        assert!(of(&[(443, 443)], &[], &[443]).is_empty(), "a listener of this machine has it too");
+    }
+
+    #[test]
+    fn sockets_that_listen() {
+        let tcp = "  sl  local_address rem_address   st tx_queue rx_queue\n\
+             0: 00000000:0016 00000000:0000 0A 00000000:00000000 02:0 0\n\
+             1: 0A0200C0:0050 076433C6:D431 01 00000000:00000000 02:0 0\n";
+        assert_eq!(listening(tcp).collect::<Vec<_>>(), [22]);
+        assert_eq!(listening("x\ny z\n").count(), 0);
+    }
+}
