@@ -1,5 +1,7 @@
 //! The planner against tables in vectors, with packets picked by the code the kernel runs.
 
+mod one_dies;
+
 use abi::{
     choice::Choice,
     hash::{self, Tuple},
@@ -18,11 +20,11 @@ use crate::{
 const SEED: u64 = 5;
 const DRAIN: Duration = Duration::from_secs(60);
 
-fn fake() -> Fake {
+fn fake(slots: u32) -> Fake {
     let capacity = Capacity {
         buckets: 256,
         frontends: 256,
-        slots: 40_000,
+        slots,
         backends: 256,
         egress: 8,
         lines: 0,
@@ -101,7 +103,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let fake = fake();
+        Self::with_slots(40_000)
+    }
+
+    fn with_slots(slots: u32) -> Self {
+        let fake = fake(slots);
         let planner = Planner::adopt(&fake, std::iter::empty(), Duration::ZERO);
         let mut rig = Self { fake, planner };
         let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
