@@ -2,17 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, UdpSocket},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
+    cgroup::Cgroup,
     edge::{Edge, PATIENCE, expect_all_answer, spec},
     eventually,
     http::{self, Kept},
-    lab::{L2_V4, L2_V6, Lab, SPARE_V4, WEBS, at, web_v4},
+    lab::{CLIENT_V4, L2_V4, L2_V6, Lab, SPARE_V4, WEBS, at, unique, web_v4},
     process::{Log, Process},
     web,
 };
@@ -210,5 +212,80 @@ fn by_connection_id() -> anyhow::Result<()> {
         met.insert(words);
     }
     assert!(met.len() > 1, "one server answers all");
+    Ok(())
+}
+
+/// Where the other example listens.
+const OPTION_PORT: u16 = 4001;
+const CONNECTIONS: usize = 30;
+
+/// Connections go on through another balancer, whose ring is another one and which knows of none of them.
+#[test]
+fn tcp_options_lead_past_the_loss_of_the_balancer() -> anyhow::Result<()> {
+    let mut lab = Lab::start()?;
+    lab.add_balancer("lb-2", &["192.0.2.2"])?;
+    let backends: String = (1..=3)
+        .map(|n| {
+            format!("      - {{name: web-{n}, address: {}, server_id: {}}}\n", web_v4(n), 10 + n)
+        })
+        .collect();
+    let mut balancers = Vec::new();
+    for host in ["lb", "lb-2"] {
+        let lb = lab.daemon(
+            host,
+            &format!(
+                "interfaces:\n  - {{name: eth0, roles: [balance]}}\nmaglev: {{seed: {host}}}\n\
+                 services:\n  - name: named\n    address: {L2_V4}\n    forwarding: l2\n    ports:\n      \
+                 - {{port: {OPTION_PORT}, protocol: tcp}}\n    server_ids: [tcp-option]\n    \
+                 backends:\n{backends}"
+            ),
+        )?;
+        eventually(PATIENCE, || lb.ways_known())?;
+        balancers.push(lb);
+    }
+    let address = at(L2_V4, OPTION_PORT).to_string();
+    let example = |cgroup: &Cgroup, role: &str, number: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server-id-tcp"));
+        command.arg(cgroup.path()).args([role, &address, &number.to_string()]);
+        command
+    };
+    let cgroup = |name: &str| Cgroup::create(&format!("{}-{name}", unique()));
+    let mut servers = Vec::new();
+    for n in 1..=3 {
+        let cgroup = cgroup(WEBS[n - 1])?;
+        let log = Log::default();
+        let command = example(&cgroup, "serve", 10 + n);
+        servers.push((Process::spawn(lab.host(WEBS[n - 1])?, command, &log)?, cgroup));
+        log.wait_line("listening", 0, PATIENCE)?;
+    }
+
+    let mine = cgroup("client")?;
+    let mut command = example(&mine, "ask", CONNECTIONS);
+    lab.host("client")?.put(&mut command);
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = client.stdin.take().context("stdin was asked for")?;
+    let mut output = BufReader::new(client.stdout.take().context("stdout was asked for")?).lines();
+    let mut answers = || -> anyhow::Result<Vec<String>> {
+        let mut all = Vec::new();
+        loop {
+            match output.next().context("the client has ended")?? {
+                end if end == "all answered" => return Ok(all),
+                answer => all.push(answer),
+            }
+        }
+    };
+    let before = answers()?;
+    assert_eq!(before.len(), CONNECTIONS);
+    assert_eq!(before.iter().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
+    let way = format!("route replace {L2_V4}/32 via 192.0.2.2 src {CLIENT_V4}");
+    lab.host("client")?.ip(&way)?;
+    writeln!(input, "again")?;
+    let after = answers();
+    drop(input);
+    client.wait()?;
+    assert_eq!(after?, before);
+    let forwarded = "lb_datapath_packets_total{reason=\"forwarded_tx\"";
+    let there = balancers[1].metric(forwarded)?;
+    ensure!(there >= CONNECTIONS as f64, "{there} packets by the other balancer");
     Ok(())
 }
