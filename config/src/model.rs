@@ -417,6 +417,28 @@ impl Scope {
         *self == Self::default()
     }
 
+    /// Whether it has a packet of which this is known; `None`: that depends on what is not known.
+    #[must_use]
+    pub fn has(&self, packet: &About<'_>) -> Option<bool> {
+        let within = |port| self.ports.iter().any(|&(first, last)| (first..=last).contains(&port));
+        let aspects = [
+            Some(self.destination == packet.destination),
+            match self.interfaces.is_empty() {
+                true => Some(true),
+                false => packet.interface.map(|own| self.interfaces.iter().any(|i| i == own)),
+            },
+            match self.protocol {
+                None => Some(true),
+                wanted => packet.protocol.map(|_| wanted == packet.protocol),
+            },
+            if self.ports.is_empty() { Some(true) } else { packet.port.map(within) },
+        ];
+        if aspects.contains(&Some(false)) {
+            return Some(false);
+        }
+        aspects.iter().all(Option::is_some).then_some(true)
+    }
+
     /// Whether it has every packet of its direction.
     #[must_use]
     pub const fn is_whole_direction(&self) -> bool {
@@ -449,6 +471,19 @@ impl std::fmt::Display for Scope {
     }
 }
 
+/// What is known of a packet from or to an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct About<'a> {
+    /// The interface that it comes in by.
+    pub interface: Option<&'a str>,
+    /// The address is its destination.
+    pub destination: bool,
+    /// Its protocol.
+    pub protocol: Option<ScopeProtocol>,
+    /// The port that it goes to.
+    pub port: Option<u16>,
+}
+
 /// A protocol of a list's scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScopeProtocol {
@@ -463,6 +498,12 @@ pub enum ScopeProtocol {
 }
 
 impl ScopeProtocol {
+    /// By its name in files.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp].into_iter().find(|p| p.as_str() == name)
+    }
+
     /// As it is written in files.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -11,6 +11,7 @@ use std::{
 
 use abi::reason::Reason;
 use axum::{Json, extract::State, http::StatusCode};
+use config::model::{About, ScopeProtocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -134,13 +135,13 @@ pub struct Lookup {
     /// The address asked for.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// `pass`, `audit` or `drop`.
+    /// `pass`, `audit` or `drop`; `depends`: on what was not said of the packet.
     pub verdict: String,
     /// The allow prefix because of which no list applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub allowed_by: Option<IpNet>,
-    /// The list that decides.
+    /// The list that decides, or may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
     /// The country that it is said to be in, where there is a table.
@@ -290,14 +291,51 @@ pub(super) async fn refresh_list(
 pub(super) struct Address {
     /// IPv4 or IPv6.
     ip: String,
+    /// Of the packet asked about: `tcp`, `udp`, `sctp` or `icmp`.
+    protocol: Option<String>,
+    /// The port that it goes to.
+    port: Option<u16>,
+    /// The interface that it comes in by.
+    interface: Option<String>,
+    /// Whether the address is where it goes, not where it is from.
+    #[serde(default)]
+    destination: bool,
 }
 
-/// Which lists hold an address, by which prefix, and which of them decides.
+impl Address {
+    /// The packet asked about; `None`: the question is about all packets from the address.
+    fn about(&self) -> Result<Option<About<'_>>, Problem> {
+        let Self { protocol, port, interface, destination, .. } = self;
+        let protocol = match protocol {
+            None => None,
+            Some(name) => Some(ScopeProtocol::by_name(name).ok_or_else(|| {
+                Problem::invalid(
+                    "protocol",
+                    format!("\"{name}\" is none of tcp, udp, sctp, icmp, which scopes know"),
+                )
+            })?),
+        };
+        if port.is_some() && matches!(protocol, None | Some(ScopeProtocol::Icmp)) {
+            let why = "a port needs the protocol that it is of: tcp, udp or sctp".to_owned();
+            return Err(Problem::invalid("port", why));
+        }
+        let about = About {
+            interface: interface.as_deref(),
+            destination: *destination,
+            protocol,
+            port: *port,
+        };
+        Ok((about != About::default()).then_some(about))
+    }
+}
+
+/// Which lists hold an address, by which prefix, and which of them decides: about all packets from there, or about the
+/// one that the other parameters tell of.
 #[utoipa::path(
     get, path = "/v1/prefilter/lookup", tag = "prefilter", params(Address),
     responses(
         (status = 200, body = Lookup),
-        (status = 422, description = "Not an address", body = Problem,
+        (status = 422, description = "Not an address, or no such packet", body = Problem,
             content_type = "application/problem+json"),
     )
 )]
@@ -308,7 +346,11 @@ pub(super) async fn lookup(
     let Ok(ip) = asked.ip.parse::<IpAddr>() else {
         return Err(Problem::invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
     };
-    state.read(move |view, _| look_up(view, ip)).await.map(Json)
+    asked.about()?;
+    let find = move |view: &View, _: &dyn crate::view::Counters| {
+        look_up(view, ip, asked.about().ok().flatten())
+    };
+    state.read(find).await.map(Json)
 }
 
 /// Listeners of this machine whose SYNs are answered in their place.
@@ -436,9 +478,17 @@ fn tcp_flags((mask, set): (u8, u8)) -> Vec<String> {
     names.into_iter().enumerate().filter_map(flag).collect()
 }
 
-fn look_up(view: &View, ip: IpAddr) -> Lookup {
-    let Verdict { allowed, decides, hits } = prefixes::lookup(&view.prefilter, ip);
+fn look_up(view: &View, ip: IpAddr, about: Option<About<'_>>) -> Lookup {
+    let Verdict { allowed, decides, depends, hits } = match about {
+        Some(about) => prefixes::lookup_packet(&view.prefilter, ip, &about),
+        None => prefixes::lookup(&view.prefilter, ip),
+    };
     let deciding = hits.iter().find(|hit| Some(hit.list) == decides);
+    let verdict = match deciding {
+        Some(_) if depends => "depends",
+        Some(hit) => hit.action.as_str(),
+        None => "pass",
+    };
     let now = SystemTime::now();
     let geo = &view.prefilter.geo;
     let asn = geo.asn(ip);
@@ -447,7 +497,7 @@ fn look_up(view: &View, ip: IpAddr) -> Lookup {
         asn: asn.map(|(number, _)| number),
         as_name: asn.and_then(|(_, name)| name).map(ToString::to_string),
         address: ip,
-        verdict: deciding.map_or("pass", |hit| hit.action.as_str()).to_owned(),
+        verdict: verdict.to_owned(),
         allowed_by: allowed,
         list: decides.map(str::to_owned),
         hits: hits

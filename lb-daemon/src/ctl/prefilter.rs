@@ -86,9 +86,13 @@ pub(super) enum Verb {
         skip_errors: bool,
     },
     /// Which lists hold an address, by which prefix, and what becomes of its packets.
+    ///
+    /// Without options: of all packets from there. With any of them: of one packet, as far as it is told.
     Lookup {
         /// IPv4 or IPv6.
         ip: IpAddr,
+        #[command(flatten)]
+        packet: Packet,
     },
     /// Print a list for other programs.
     Export {
@@ -185,10 +189,45 @@ impl Verb {
             }
             Self::Limits => limits(client, output),
             Self::SynProxy => syn_proxy(client, output),
-            Self::Lookup { ip } => lookup(client, output, *ip),
+            Self::Lookup { ip, packet } => lookup(client, output, *ip, packet),
             Self::Export { name, format } => export(client, output, name, *format),
             Self::Set { name, action, safety } => change::set(client, output, name, action, safety),
         }
+    }
+}
+
+/// What is told of a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub(super) struct Packet {
+    /// Its protocol: tcp, udp, sctp or icmp.
+    #[arg(long)]
+    protocol: Option<String>,
+    /// The port that it goes to.
+    #[arg(long, requires = "protocol")]
+    port: Option<u16>,
+    /// The interface that it comes in by.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// It goes to the address, and does not come from there.
+    #[arg(long)]
+    destination: bool,
+}
+
+impl Packet {
+    /// As a query of the API, behind another parameter.
+    fn query(&self) -> String {
+        let Self { protocol, port, interface, destination } = self;
+        let port = port.map(|port| port.to_string());
+        let destination = destination.then(|| true.to_string());
+        [
+            ("protocol", protocol.as_ref()),
+            ("port", port.as_ref()),
+            ("interface", interface.as_ref()),
+            ("destination", destination.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| value.map(|value| format!("&{name}={}", segment(value))))
+        .collect()
     }
 }
 
@@ -280,8 +319,9 @@ fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
     })
 }
 
-fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
-    let (value, found) = client.get::<Lookup>(&format!("/v1/prefilter/lookup?ip={ip}"))?;
+fn lookup(client: &Client, output: &Output, ip: IpAddr, packet: &Packet) -> anyhow::Result<()> {
+    let path = format!("/v1/prefilter/lookup?ip={ip}{}", packet.query());
+    let (value, found) = client.get::<Lookup>(&path)?;
     output.show(&value, || {
         let Lookup { address, verdict, allowed_by, list, country, asn, as_name, hits } = found;
         let place = country.map(|country| format!("country {country}"));
@@ -294,7 +334,13 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr) -> anyhow::Result<()> {
         };
         let why = match (allowed_by, list) {
             (Some(prefix), _) => format!("{prefix} is allowed, whatever lists say"),
+            (None, Some(list)) if verdict == "depends" => {
+                format!("whether the list {list} decides, what was not said would tell")
+            }
             (None, Some(list)) => format!("the list {list} decides"),
+            (None, None) if *packet != Packet::default() && !hits.is_empty() => {
+                "no list is about such a packet".to_owned()
+            }
             (None, None) if hits.iter().any(|hit| hit.scope.is_some()) => {
                 "only what a list below is about is dropped or counted".to_owned()
             }

@@ -12,6 +12,7 @@
 
 mod change;
 mod layers;
+mod lookup;
 #[cfg(test)]
 mod tests;
 mod v4;
@@ -19,7 +20,6 @@ mod v6;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -31,12 +31,9 @@ use abi::{
     synproxy::{self, PORT_WORDS},
     table::Control,
 };
-use config::{
-    PrefixSet,
-    model::{ListAction, Prefilter, PrefixList, Protocol, Rate, RateLimit, ScopeProtocol},
-};
-use ipnet::IpNet;
+use config::model::{ListAction, Prefilter, PrefixList, Protocol, Rate, RateLimit, ScopeProtocol};
 
+pub use self::lookup::{Hit, Verdict, lookup, lookup_packet};
 use self::{
     layers::{Combinations, Layers},
     v4::Painted,
@@ -566,53 +563,4 @@ fn is_same(one: &Prefilter, other: &Prefilter) -> bool {
         && one.syn_proxy == other.syn_proxy
         && one.lists.len() == other.lists.len()
         && one.lists.iter().zip(&other.lists).all(|(a, b)| Arc::ptr_eq(a, b))
-}
-
-/// What the blocklists say about one address.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Verdict<'a> {
-    /// The longest prefix that allows it: then no list applies.
-    pub allowed: Option<IpNet>,
-    /// The list that decides about all packets from there; `None` when the address is allowed or in no such
-    /// list.
-    pub decides: Option<&'a str>,
-    /// Every list that holds it, in the order of the configuration.
-    pub hits: Vec<Hit<'a>>,
-}
-
-/// A list that holds an address.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hit<'a> {
-    /// Its name.
-    pub list: &'a str,
-    /// What it does.
-    pub action: ListAction,
-    /// The longest of its prefixes that cover the address.
-    pub prefix: IpNet,
-    /// Which packets it is about.
-    pub scope: &'a config::model::Scope,
-}
-
-/// Looks an address up in the lists themselves, not in the tables. An IPv4-mapped IPv6 address is
-/// taken as IPv4.
-#[must_use]
-pub fn lookup(lists: &Prefilter, ip: IpAddr) -> Verdict<'_> {
-    let ip = ip.to_canonical();
-    let longest = |prefixes: &PrefixSet| prefixes.longest(ip, 128);
-    let allowed = longest(&lists.allow);
-    let hit = |list: &'_ Arc<config::model::PrefixList>| longest(&list.prefixes);
-    let hits: Vec<Hit<'_>> = lists
-        .lists
-        .iter()
-        .filter_map(|l| {
-            let prefix = hit(l)?;
-            Some(Hit { list: &l.name, action: l.action, prefix, scope: &l.scope })
-        })
-        .collect();
-    let first = |action| hits.iter().find(|h| h.action == action && h.scope.is_all());
-    let decides = match allowed {
-        Some(_) => None,
-        None => first(ListAction::Drop).or_else(|| first(ListAction::Audit)).map(|h| h.list),
-    };
-    Verdict { allowed, decides, hits }
 }

@@ -49,6 +49,16 @@ async fn one_entry_with_all_it_has() {
     let found = get(&state, "/v1/prefilter/lookup?ip=::ffff:192.0.2.7").await;
     assert_eq!((&found["verdict"], &found["list"]), (&json!("drop"), &json!("f2b")));
     assert_eq!(found["hits"][0]["reason"], "ssh");
+    let packet = "/v1/prefilter/lookup?ip=192.0.2.7&protocol=tcp&port=22";
+    assert_eq!(get(&state, packet).await["verdict"], "drop");
+    let other_way = format!("{packet}&destination=true");
+    assert_eq!(get(&state, &other_way).await["verdict"], "pass");
+    for (wrong, place) in [("protocol=gre", "protocol"), ("port=22", "port"), ("port=x", "port")] {
+        let (status, body) =
+            json(&state, "GET", &format!("/v1/prefilter/lookup?ip=::1&{wrong}"), Value::Null).await;
+        assert!((400..=422).contains(&status), "{wrong}: {status}");
+        assert!(body.to_string().contains(place), "{wrong}: {body}");
+    }
     let free = get(&state, "/v1/prefilter/lookup?ip=192.0.2.8").await;
     assert_eq!((&free["verdict"], &free["hits"]), (&json!("pass"), &json!([])));
 

@@ -1,11 +1,14 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use abi::{
     hash,
     prefix::{Bitmap, One, list_v4, list_v6},
 };
-use config::model::{PrefixList, Protocol, Rate, RateLimit, Source};
-use ipnet::{Ipv4Net, Ipv6Net};
+use config::{
+    PrefixSet,
+    model::{PrefixList, Protocol, Rate, RateLimit, Source},
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
 use super::*;
@@ -370,11 +373,48 @@ fn lookup_names_lists_and_prefixes() {
         Hit { list: "l", action: ListAction::Drop, prefix: net("192.0.2.64/26"), scope: &all },
     ];
     let seen = lookup(&p, "::ffff:192.0.2.65".parse().unwrap());
-    assert_eq!(seen, Verdict { allowed: None, decides: Some("l"), hits: hits.clone() });
+    let want = Verdict { decides: Some("l"), hits: hits.clone(), ..Verdict::default() };
+    assert_eq!(seen, want);
     p.allow = [net("0.0.0.0/0")].into_iter().collect();
     let seen = lookup(&p, "192.0.2.65".parse().unwrap());
-    assert_eq!(seen, Verdict { allowed: Some(net("0.0.0.0/0")), decides: None, hits });
+    assert_eq!(seen, Verdict { allowed: Some(net("0.0.0.0/0")), hits, ..Verdict::default() });
     assert_eq!(lookup(&p, "2001:db8::1".parse().unwrap()), Verdict::default());
+}
+
+#[test]
+fn lookup_of_a_packet_minds_scopes() {
+    use config::model::{About, Scope, ScopeProtocol};
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let ssh =
+        Scope { protocol: Some(ScopeProtocol::Tcp), ports: vec![(22, 22)], ..Scope::default() };
+    let mut p = dropping(&[]);
+    p.lists = [
+        ("watch", ListAction::Audit, Scope::default()),
+        ("ssh", ListAction::Drop, ssh),
+        ("wan", ListAction::Drop, Scope { interfaces: vec!["wan".into()], ..Scope::default() }),
+        ("out", ListAction::Drop, Scope { destination: true, ..Scope::default() }),
+    ]
+    .into_iter()
+    .map(|(name, action, scope)| {
+        let list = list(name, action, vec![net("192.0.2.0/24")]);
+        Arc::new(PrefixList { scope, ..Arc::unwrap_or_clone(list) })
+    })
+    .collect();
+    let ask = |about: About<'_>| {
+        let seen = lookup_packet(&p, "192.0.2.7".parse().unwrap(), &about);
+        assert_eq!(seen.hits.len(), 4);
+        (seen.decides.map(str::to_owned), seen.depends)
+    };
+    let to =
+        |protocol, port| About { protocol: Some(protocol), port: Some(port), ..About::default() };
+    let on = |interface, about| About { interface: Some(interface), ..about };
+    let decides = |list: &str| (Some(list.to_owned()), false);
+    assert_eq!(ask(to(ScopeProtocol::Tcp, 22)), decides("ssh"));
+    assert_eq!(ask(on("lan", to(ScopeProtocol::Tcp, 80))), decides("watch"));
+    assert_eq!(ask(on("wan", to(ScopeProtocol::Udp, 22))), decides("wan"));
+    assert_eq!(ask(About { destination: true, ..About::default() }), decides("out"));
+    assert_eq!(ask(About::default()), (Some("ssh".to_owned()), true), "by protocol and port");
+    assert_eq!(ask(to(ScopeProtocol::Udp, 22)), (Some("wan".to_owned()), true), "by interface");
 }
 
 #[test]
