@@ -337,6 +337,11 @@ fn lookup(client: &Client, output: &Output, ip: IpAddr, packet: &Packet) -> anyh
             (None, Some(list)) if verdict == "depends" => {
                 format!("whether the list {list} decides, what was not said would tell")
             }
+            (None, Some(list))
+                if *packet == Packet::default() && hits.iter().any(|hit| hit.scope.is_some()) =>
+            {
+                format!("the list {list} decides about what no list for some packets only is about")
+            }
             (None, Some(list)) => format!("the list {list} decides"),
             (None, None) if *packet != Packet::default() && !hits.is_empty() => {
                 "no list is about such a packet".to_owned()
