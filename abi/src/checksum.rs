@@ -26,8 +26,8 @@ pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !fold((!checksum as u32) + (!old as u32) + new as u32)
 }
 
-/// The checksum of an IPv4 header, or of what stands in a hop limit's place, after the first byte of one of its words
-/// has become one less: as [`replace`], whose sum of the two words is a constant then.
+/// The checksum of an IPv4 header whose TTL has become one less: as [`replace`], where what the two words come to
+/// is a constant.
 #[inline(always)]
 #[must_use]
 pub const fn after_hop(checksum: u16) -> u16 {

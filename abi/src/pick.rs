@@ -51,8 +51,8 @@ pub enum Phase {
     Unknown = 2,
 }
 
-/// Whether the address can be a VIP, by the tables' salt: `false` is certain. One load, where a lookup takes two or more, and of
-/// far less memory: most packets that are not for a service need no more than this.
+/// Whether the address can be a VIP, by the tables' salt: `false` is certain. One load, where a lookup takes two or
+/// more, and of far less memory: most packets that are not for a service need no more than this.
 #[inline(always)]
 pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
     let (index, bit) = vip_place(addr, salt, tables.vip_shift());

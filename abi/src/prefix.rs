@@ -180,6 +180,12 @@ impl Entry {
         }
     }
 
+    /// The word of the fine bits for eight neighbouring networks, whose entries these words are.
+    #[must_use]
+    pub fn fine(words: &[u32; 8], bitmap: impl Fn(u32) -> [u64; 4]) -> u64 {
+        u64::from_le_bytes(words.map(|word| Self::from_word(word).eighths(&bitmap)))
+    }
+
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u32 {

@@ -26,8 +26,8 @@ pub const GROUPS: u32 = 1 << 19;
 pub const FIRST_GROUP: u32 = COARSE + MIDDLE;
 /// Networks of a group.
 pub const GROUP: usize = 32;
-/// Words of the fine bits of IPv6.
-pub const FINE: u32 = 1 << 18;
+/// Words of the fine bits of IPv6: as those of the middle bits of IPv4.
+pub const FINE: u32 = MIDDLE;
 /// Words of IPv4, which stand before those of IPv6.
 pub const V4: u32 = FIRST_GROUP + GROUPS;
 /// Words of each half.
@@ -42,11 +42,29 @@ pub const FINE4_FROM: u64 = 1 << 21;
 /// there are none.
 #[inline(always)]
 pub fn may_have(word: impl Fn(u32) -> u64, fine: impl Fn(u32) -> u64, addr: u32) -> bool {
+    let middle = upper(word, 0, addr >> 8);
+    middle & bit(fine((addr >> 11) * middle as u32), addr >> 5) != 0
+}
+
+/// The second of the two bits above a number of 24 bits, 0 where the first one is: those of a family stand from `first`
+/// on.
+#[inline(always)]
+fn upper(word: impl Fn(u32) -> u64, first: u32, number: u32) -> u64 {
     // Where a bit is 0, the next word asked for is the first one, which is in the cache: a branch here would have
     // the verifier follow what comes after it once more.
-    let coarse = bit(word(addr >> 17), addr >> 11);
-    let middle = coarse & bit(word((COARSE + (addr >> 14)) * coarse as u32), addr >> 8);
-    middle & bit(fine((addr >> 11) * middle as u32), addr >> 5) != 0
+    let coarse = bit(word(first + (number >> 9)), number >> 3);
+    coarse & bit(word((first + COARSE + (number >> 6)) * coarse as u32), number)
+}
+
+/// Sets both.
+fn set_upper(first: u32, number: u32, read: impl Fn(u32) -> u64, store: impl Fn(u32, u64)) {
+    for (row, n) in [(number >> 9, number >> 3), (COARSE + (number >> 6), number)] {
+        let (row, bit) = (first + row, 1 << (n & 63));
+        let word = read(row);
+        if word & bit == 0 {
+            store(row, word | bit);
+        }
+    }
 }
 
 #[inline(always)]
@@ -87,12 +105,7 @@ pub const fn place(group: u64, network: u32) -> Option<u32> {
 /// Sets the bits of a network above its group. They stand before the group has the entry: for one writer,
 /// who may end at any moment.
 pub fn note4(network: u32, read: impl Fn(u32) -> u64, store: impl Fn(u32, u64)) {
-    for (row, n) in [(network >> 9, network >> 3), (COARSE + (network >> 6), network)] {
-        let (word, bit) = (read(row), 1 << (n & 63));
-        if word & bit == 0 {
-            store(row, word | bit);
-        }
-    }
+    set_upper(0, network, read, store);
 }
 
 /// The same for the fine bits: `eighths` has a bit for each 32 addresses of the network.
@@ -131,24 +144,12 @@ pub fn coarse4(middle: &[u64; 8]) -> u64 {
 /// ([`crate::hash::leading6`]).
 #[inline(always)]
 pub fn may_have6(word: impl Fn(u32) -> u64, leading: u32) -> bool {
-    let network = leading >> 8;
-    let coarse = network >> 3;
-    let bit = word(V4 + (coarse >> 6)) >> (coarse & 63) & 1;
-    let row = (V4 + COARSE + (network >> 6)) * bit as u32;
-    bit & (word(row) >> (network & 63)) != 0
+    upper(word, V4, leading >> 8) != 0
 }
 
 /// Notes that there is one.
-pub fn note6(leading: u32, read: impl Fn(u32) -> u64, mut store: impl FnMut(u32, u64)) {
-    let network = leading >> 8;
-    let coarse = network >> 3;
-    for (row, bit) in [(coarse >> 6, coarse & 63), (COARSE + (network >> 6), network & 63)] {
-        let (row, bit) = (V4 + row, 1 << bit);
-        let word = read(row);
-        if word & bit == 0 {
-            store(row, word | bit);
-        }
-    }
+pub fn note6(leading: u32, read: impl Fn(u32) -> u64, store: impl Fn(u32, u64)) {
+    set_upper(V4, leading >> 8, read, store);
 }
 
 #[cfg(test)]

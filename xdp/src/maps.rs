@@ -1,30 +1,23 @@
 //! Every map and load-time constant, and the tables that the packet code reads through them.
 //!
 //! All tables are memory-mapped by the daemon, which alone writes them and makes them as large as they must be: those
-//! of every packet's way are flat ([`crate::flat`]), the others are arrays whose sizes here are placeholders. Exceptions: the counters, which only programs write, each CPU its own
-//! rows; and how many connections a backend has, which both write.
+//! of every packet's way are flat ([`crate::flat`]), the others are arrays whose sizes here are placeholders.
+//! Exceptions: the counters, which only programs write, each CPU its own rows; and how many connections a backend
+//! has, which both write.
+
+mod nat;
+mod prefixes;
 
 use abi::{
-    addr::Addr,
     choice::Tracking,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{
-        ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, MAX_NAT_ADDRESSES, REASON_ROWS,
-        WAY_PROBES, WAYS, behind,
-    },
-    nat::{Entries, Entry, Flow, Ports, Stamp},
+    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, REASON_ROWS, behind},
     pick::Tables,
-    prefix::{self, Bitmap, Block, Bucket6, Filter6, Line, ListRow, Prefixes},
     reason::Reason,
-    reply,
-    scope::Scope,
-    summary, synproxy,
-    table::{
-        Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, ReasonCounter, Unserved,
-        Way,
-    },
+    reply, synproxy,
+    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
     upper::{Piece, Upper},
 };
 use aya_ebpf::{
@@ -39,17 +32,15 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use crate::{
-    flat::{Flat, flat},
-    nat::Onward,
+pub(crate) use self::{
+    nat::{
+        kept_flow, nat_address, nat_ports, onward, put_flow, put_onward, set_link, tell_mtu,
+        told_mtu, way,
+    },
+    prefixes::{Half, list, scope},
 };
+use crate::flat::{Flat, flat};
 
-/// Entries of the NAT table, less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static NAT_MASK: Global<u32> = Global::new(0);
-/// The range of NAT ports, in one word.
-#[unsafe(no_mangle)]
-static NAT_PORTS: Global<u32> = Global::new(0);
 /// 2^32 divided by the ticks of the kernel's clock in a second.
 #[unsafe(no_mangle)]
 static TICK: Global<u64> = Global::new(0);
@@ -69,31 +60,6 @@ static SALT: Global<u64> = Global::new(0);
 /// Seed of the flow hash.
 #[unsafe(no_mangle)]
 static SEED: Global<u64> = Global::new(0);
-/// Rows of the frontend counters for each CPU.
-#[unsafe(no_mangle)]
-static FRONTEND_ROWS: Global<u32> = Global::new(1);
-/// Rows of the backend counters for each CPU.
-#[unsafe(no_mangle)]
-static BACKEND_ROWS: Global<u32> = Global::new(1);
-
-/// Rows of [`LINES`] in each half.
-#[unsafe(no_mangle)]
-static LINE_ROWS: Global<u32> = Global::new(0);
-/// Rows of [`FINE4`] in each half: [`summary::FINE4`] or none.
-#[unsafe(no_mangle)]
-static FINE4_ROWS: Global<u32> = Global::new(0);
-/// Rows of [`BITMAPS`] in each half.
-#[unsafe(no_mangle)]
-static BITMAP_ROWS: Global<u32> = Global::new(1);
-/// Rows of [`BLOCKS`] in each half.
-#[unsafe(no_mangle)]
-static BLOCK_ROWS: Global<u32> = Global::new(1);
-/// Rows of [`FILTER6`] in each half; a power of two.
-#[unsafe(no_mangle)]
-static FILTER6_ROWS: Global<u32> = Global::new(1);
-/// Rows of [`BUCKETS6`] in each half; a power of two.
-#[unsafe(no_mangle)]
-static BUCKET6_ROWS: Global<u32> = Global::new(1);
 
 flat! {
     ".flat.CONTROL" CONTROL: Control, CONTROL_N;
@@ -103,11 +69,6 @@ flat! {
     ".flat.SLOTS" SLOTS: u64, SLOTS_N;
     ".flat.BACKENDS" BACKENDS: Backend, BACKENDS_N;
     ".flat.EGRESS" EGRESS: Egress, EGRESS_N;
-    ".flat.SUMMARY" SUMMARY: u64, SUMMARY_N;
-    /// See [`summary`]; one row where there are no fine bits.
-    ".flat.FINE4" FINE4: u64, FINE4_N;
-    ".flat.LINES" LINES: Line, LINES_N;
-    ".flat.LISTS" LISTS: ListRow, LISTS_N;
     ".flat.FRONTEND_COUNT" FRONTEND_COUNT: Counter, FRONTEND_COUNT_N;
     ".flat.BACKEND_COUNT" BACKEND_COUNT: Counter, BACKEND_COUNT_N;
     ".flat.LIST_COUNT" LIST_COUNT: Counter, LIST_COUNT_N;
@@ -134,23 +95,6 @@ static FRAGMENT_TABLE: LruHashMap<FragmentKey, FragmentEntry> =
 static JUMP: ProgramArray = ProgramArray::with_max_entries(behind::PLACES, 0);
 #[map(name = "HANDED_ON")]
 static HANDED_ON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
-/// Connections behind NAT.
-#[map(name = "NAT")]
-static NAT_TABLE: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// How large a packet may be that does not fit where its translation goes; 0: nobody asks.
-#[map(name = "NAT_MTU")]
-static NAT_MTU: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
-/// Where a translated packet goes, for the program that writes it.
-#[map(name = "NAT_ONWARD")]
-static NAT_ONWARD: PerCpuArray<Onward> = PerCpuArray::with_max_entries(1, 0);
-/// A flow that is put aside while its entry is searched for.
-#[map(name = "NAT_FLOW")]
-static NAT_FLOW: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
-#[map(name = "NAT_ADDRESSES")]
-static NAT_ADDRESSES: Array<NatAddress> =
-    Array::with_max_entries(MAX_NAT_ADDRESSES, BPF_F_MMAPABLE);
-#[map(name = "WAYS")]
-static WAY_TABLE: Array<Way> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
 /// See [`forget`].
 #[map(name = "SCRATCH")]
 static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
@@ -161,18 +105,6 @@ static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// What [`reply::allow_at`] keeps for flows that get entries, and how many got none.
 #[map(name = "ADMISSION")]
 static ADMISSION: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
-
-#[map(name = "BITMAPS")]
-static BITMAPS: Array<Bitmap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BLOCKS")]
-static BLOCKS: Array<Block> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "FILTER6")]
-static FILTER6: Array<Filter6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "BUCKETS6")]
-static BUCKETS6: Array<Bucket6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-#[map(name = "SCOPES")]
-static SCOPES: Array<Scope> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map(name = "LIMITS")]
 static LIMITS: Array<Limit> = Array::with_max_entries(MAX_LIMITS, BPF_F_MMAPABLE);
@@ -315,202 +247,12 @@ impl Tracking for Maps {
     }
 }
 
-impl Entries for Maps {
-    #[inline(always)]
-    fn entry(&self, index: u32) -> Option<&Entry> {
-        NAT_TABLE.get(index & NAT_MASK.load())
-    }
-
-    #[inline(always)]
-    fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool {
-        let Some(entry) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return false };
-        let (old, mut seen) = (old.to_word(), old.to_word());
-        // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
-        // version 3. Its operand and result are in r0.
-        // SAFETY: the kernel's lookup returned the entry, whose first word is the state; aligned.
-        unsafe {
-            const { assert!(Entry::STATE == 0) };
-            core::arch::asm!(
-                "r0 = cmpxchg_64({place} + 0, r0, {new})",
-                place = in(reg) entry,
-                new = in(reg) new.to_word(),
-                inout("r0") seen,
-            );
-        }
-        seen == old
-    }
-
-    #[inline(always)]
-    fn write(&self, index: u32, entry: &Entry) {
-        let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
-        let (from, to) = (core::ptr::from_ref(entry).cast::<u64>(), place.cast::<u64>());
-        // SAFETY: the kernel's lookup returned the place; both are aligned and of this many words. Volatile
-        // keeps the order, in which the state comes last.
-        unsafe {
-            let mut word = size_of::<Entry>() / 8;
-            while word > 0 {
-                word -= 1;
-                to.add(word).write_volatile(*from.add(word));
-            }
-        }
-    }
-}
-
-/// Puts a flow aside: what it takes is not on the stack.
-#[inline(always)]
-pub(crate) fn put_flow(flow: Flow) -> Option<&'static Flow> {
-    let place = NAT_FLOW.get_ptr_mut(0)?;
-    // SAFETY: the kernel's lookup returned this CPU's own element, which no other packet gets before this one
-    // has left.
-    unsafe {
-        place.write(flow);
-        Some(&*place)
-    }
-}
-
-/// The flow that was put aside.
-#[inline(always)]
-pub(crate) fn kept_flow() -> Option<&'static Flow> {
-    NAT_FLOW.get(0)
-}
-
-/// Puts aside where a translated packet goes.
-#[inline(always)]
-pub(crate) fn put_onward(onward: Onward) {
-    if let Some(place) = NAT_ONWARD.get_ptr_mut(0) {
-        // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { place.write(onward) };
-    }
-}
-
-/// What was put aside.
-#[inline(always)]
-pub(crate) fn onward() -> Option<&'static Onward> {
-    NAT_ONWARD.get(0)
-}
-
-/// Puts aside how large a packet of its sender's family may be, for the one who tells it.
-#[inline(always)]
-pub(crate) fn tell_mtu(mtu: u32) {
-    if let Some(place) = NAT_MTU.get_ptr_mut(0) {
-        // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { place.write(mtu) };
-    }
-}
-
-/// Takes what was put aside, if this packet's program did.
-#[inline(always)]
-pub(crate) fn told_mtu() -> Option<u32> {
-    let place = NAT_MTU.get_ptr_mut(0)?;
-    // SAFETY: as above.
-    let mtu = unsafe { place.replace(0) };
-    (mtu != 0).then_some(mtu)
-}
-
-/// Stores the way back to a client.
-#[inline(always)]
-pub(crate) fn set_link(index: u32, link: u64) {
-    let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
-    // SAFETY: the kernel's lookup returned it; an aligned word inside of it.
-    unsafe { place.cast::<u64>().add(Entry::LINK / 8).write_volatile(link) };
-}
-
-/// The range of NAT ports.
-#[inline(always)]
-pub(crate) fn nat_ports() -> Ports {
-    Ports::from_word(NAT_PORTS.load())
-}
-
-/// A NAT address.
-#[inline(always)]
-pub(crate) fn nat_address(row: u8) -> Option<Addr> {
-    NAT_ADDRESSES.get(u32::from(row)).map(|row| row.addr)
-}
-
-/// The interface of this number.
-#[inline(always)]
-pub(crate) fn way(ifindex: u32) -> Option<&'static Way> {
-    let mut n = 0;
-    while n < WAY_PROBES {
-        let way = WAY_TABLE.get(Way::place(ifindex, n))?;
-        if way.ifindex() == ifindex {
-            return Some(way);
-        }
-        n += 1;
-    }
-    None
-}
-
 /// Seconds of a clock that costs next to nothing.
 #[inline(always)]
 pub(crate) fn seconds() -> u32 {
     // SAFETY: no arguments, no effect.
     let ticks = unsafe { bpf_jiffies64() };
     (ticks.wrapping_mul(TICK.load()) >> 32) as u32
-}
-
-/// A half of the prefix sets: 0 or 1.
-#[derive(Clone, Copy)]
-pub(crate) struct Half(u32);
-
-impl Half {
-    /// The one in force, as the control table's flags say. Computed: a branch would double the paths.
-    #[inline(always)]
-    pub(crate) const fn of(flags: u64) -> Self {
-        const { assert!(Control::HALF == 2) };
-        Self((flags >> 1) as u32 & 1)
-    }
-}
-
-impl Prefixes for Half {
-    #[inline(always)]
-    fn summary(&self, row: u32) -> u64 {
-        let Some(word) = SUMMARY.get_ptr(self.0 * summary::WORDS + row, &SUMMARY_N) else {
-            return 0;
-        };
-        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
-        unsafe { word.read_volatile() }
-    }
-
-    #[inline(always)]
-    fn fine(&self, row: u32) -> u64 {
-        if FINE4_ROWS.load() == 0 {
-            return u64::MAX;
-        }
-        let Some(word) = FINE4.get_ptr(self.0 * summary::FINE4 + row, &FINE4_N) else { return 0 };
-        // SAFETY: a row of the table; aligned; volatile because the daemon stores.
-        unsafe { word.read_volatile() }
-    }
-
-    #[inline(always)]
-    fn entry(&self, place: u32) -> u32 {
-        let line = self.0 * LINE_ROWS.load() + place / prefix::LINE as u32;
-        let line = LINES.get(line, &LINES_N);
-        line.map_or(0, |line| line.word(place))
-    }
-
-    #[inline(always)]
-    fn bitmap(&self, row: u32, low: u8) -> bool {
-        BITMAPS.get(self.0 * BITMAP_ROWS.load() + row).is_some_and(|bitmap| bitmap.holds(low))
-    }
-
-    #[inline(always)]
-    fn block(&self, row: u32, low: u8) -> u8 {
-        let block = BLOCKS.get(self.0 * BLOCK_ROWS.load() + row);
-        block.map_or(0, |block| block.lists()[usize::from(low)])
-    }
-
-    #[inline(always)]
-    fn filter6(&self, row: u32) -> [u64; 2] {
-        let rows = FILTER6_ROWS.load();
-        FILTER6.get(self.0 * rows + (row & (rows - 1))).map_or([0; 2], Filter6::words)
-    }
-
-    #[inline(always)]
-    fn bucket6(&self, index: u32) -> Option<&Bucket6> {
-        let rows = BUCKET6_ROWS.load();
-        BUCKETS6.get(self.0 * rows + (index & (rows - 1)))
-    }
 }
 
 /// Whether this instance does `bit`; the verifier removes what it does not.
@@ -653,17 +395,6 @@ pub(crate) fn flags() -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn list(number: u32) -> Option<&'static ListRow> {
-    LISTS.get(number, &LISTS_N)
-}
-
-/// Which packets a list is about.
-#[inline(always)]
-pub(crate) fn scope(number: u32) -> Option<&'static Scope> {
-    SCOPES.get(number)
-}
-
-#[inline(always)]
 pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
     if let Some(row) = REASON_COUNT.get_ptr(cpu * REASON_ROWS + reason as u32, &REASON_COUNT_N) {
         // SAFETY: a row of the table; only this CPU writes this row, and a program is
@@ -677,13 +408,13 @@ pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
 
 #[inline(always)]
 pub(crate) fn count_frontend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    let row = FRONTEND_COUNT.get_ptr(cpu * FRONTEND_ROWS.load() + row, &FRONTEND_COUNT_N);
+    let row = FRONTEND_COUNT.get_ptr(cpu * FRONTENDS_N.load() + row, &FRONTEND_COUNT_N);
     count(row, bytes, opening);
 }
 
 #[inline(always)]
 pub(crate) fn count_backend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    let row = BACKEND_COUNT.get_ptr(cpu * BACKEND_ROWS.load() + row, &BACKEND_COUNT_N);
+    let row = BACKEND_COUNT.get_ptr(cpu * BACKENDS_N.load() + row, &BACKEND_COUNT_N);
     count(row, bytes, opening);
 }
 

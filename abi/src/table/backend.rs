@@ -232,19 +232,18 @@ pub struct Egress {
     entropy4: u32,
     entropy6: u32,
     reserved: u32,
-    src_mac: [u8; 6],
-    flags: u16,
+    /// Our MAC as it stands in a frame, and flags in the last two bytes.
+    src_mac: u64,
     nat: u32,
     reserved2: u32,
     reserved3: u64,
 }
 
-shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, reserved @ 36, src_mac @ 40, flags @ 46, nat @ 48, reserved2 @ 52, reserved3 @ 56 });
+shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, reserved @ 36, src_mac @ 40, nat @ 48, reserved2 @ 52, reserved3 @ 56 });
 
 impl Egress {
     const HAS_V4: u16 = 1;
     const HAS_V6: u16 = 2;
-    const _MAC: () = assert!(core::mem::offset_of!(Self, src_mac) == 5 * 8);
 
     /// `mtu` in bytes of L3. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
     /// is no source of that family, and no encapsulation.
@@ -261,6 +260,9 @@ impl Egress {
         let (a6, bits6) = src6.unwrap_or_default();
         let base4 = u32::from_be_bytes(a4) & !mask(bits4);
         let base4 = u32::from_ne_bytes(base4.to_be_bytes());
+        let flags = if src4.is_some() { Self::HAS_V4 } else { 0 }
+            | if src6.is_some() { Self::HAS_V6 } else { 0 };
+        let (m, flags) = (src_mac, flags.to_ne_bytes());
         let low6 = u128::from_be_bytes(a6) & !u128::from(mask(bits6));
         Self {
             src6: Addr::from_bytes(low6.to_be_bytes()),
@@ -270,9 +272,7 @@ impl Egress {
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
             reserved: 0,
-            src_mac,
-            flags: if src4.is_some() { Self::HAS_V4 } else { 0 }
-                | if src6.is_some() { Self::HAS_V6 } else { 0 },
+            src_mac: u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], flags[0], flags[1]]),
             nat: 0,
             reserved2: 0,
             reserved3: 0,
@@ -315,22 +315,24 @@ impl Egress {
     #[inline(always)]
     #[must_use]
     pub const fn src_mac_word(&self) -> u64 {
-        // SAFETY: aligned, and inside the row, as `shared!` has checked; the bytes behind it are `flags`.
-        unsafe { core::ptr::from_ref(self).cast::<u64>().add(5).read() }
+        self.src_mac
     }
 
     /// Our MAC.
     #[inline(always)]
     #[must_use]
     pub const fn src_mac(&self) -> [u8; 6] {
-        self.src_mac
+        let [mac @ .., _, _] = self.src_mac.to_ne_bytes();
+        mac
     }
 
     /// Whether an outer header of that family can be made.
     #[inline(always)]
     #[must_use]
     pub const fn has_source(&self, v4: bool) -> bool {
-        self.flags & (if v4 { Self::HAS_V4 } else { Self::HAS_V6 }) != 0
+        let flag = if v4 { Self::HAS_V4 } else { Self::HAS_V6 };
+        let [.., a, b] = self.src_mac.to_ne_bytes();
+        u16::from_ne_bytes([a, b]) & flag != 0
     }
 
     /// Outer IPv4 source for a flow's entropy, as it stands in a header.

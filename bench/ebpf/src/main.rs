@@ -167,30 +167,33 @@ pub fn empty(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn trie(ctx: XdpContext) -> u32 {
+    let Some(source) = sender(&ctx) else { return xdp_action::XDP_PASS };
+    if TRIE.get(Key::new(32, source)).is_some() {
+        return xdp_action::XDP_DROP;
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The source of an IPv4 packet.
+#[inline(always)]
+fn sender(ctx: &XdpContext) -> Option<[u8; 4]> {
     let (data, end) = bounds(ctx.ctx);
     if data + ETH + 20 > end {
-        return xdp_action::XDP_PASS;
+        return None;
     }
     // SAFETY: inside the packet by the check above.
     let (kind, source) = unsafe {
         (((data + 12) as *const u16).read_unaligned(), ((data + ETH + 12) as *const [u8; 4]).read())
     };
-    if kind == 0x0800u16.to_be() && TRIE.get(Key::new(32, source)).is_some() {
-        return xdp_action::XDP_DROP;
-    }
-    xdp_action::XDP_PASS
+    (kind == 0x0800u16.to_be()).then_some(source)
 }
 
 /// One load from a table, at a place that the source's hash names, and a branch on what is there.
 #[xdp(frags)]
 #[inline(always)]
 pub fn load(ctx: XdpContext) -> u32 {
-    let (data, end) = bounds(ctx.ctx);
-    if data + ETH + 20 > end {
-        return xdp_action::XDP_PASS;
-    }
-    // SAFETY: inside the packet by the check above.
-    let source = unsafe { ((data + ETH + 12) as *const u32).read_unaligned() };
+    let Some(source) = sender(&ctx) else { return xdp_action::XDP_PASS };
+    let source = u32::from_ne_bytes(source);
     let place = (u64::from(source).wrapping_mul(0x9e37_79b1) >> 6) as u32 & WORD_MASK.load();
     match WORDS.get(place) {
         Some(0) => xdp_action::XDP_PASS,

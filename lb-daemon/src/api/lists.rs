@@ -346,11 +346,10 @@ pub(super) async fn lookup(
     let Ok(ip) = asked.ip.parse::<IpAddr>() else {
         return Err(Problem::invalid("ip", format!("\"{}\" is not an IP address", asked.ip)));
     };
-    asked.about()?;
     let find = move |view: &View, _: &dyn crate::view::Counters| {
-        look_up(view, ip, asked.about().ok().flatten())
+        asked.about().map(|about| look_up(view, ip, about))
     };
-    state.read(find).await.map(Json)
+    state.read(find).await?.map(Json)
 }
 
 /// Listeners of this machine whose SYNs are answered in their place.

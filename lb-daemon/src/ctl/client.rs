@@ -228,6 +228,12 @@ fn session() -> Option<IpAddr> {
     of("SSH_CONNECTION").or_else(|| of("SSH_CLIENT"))
 }
 
+/// A path with a query.
+pub(super) fn asking(path: &str, query: &[(&'static str, String)]) -> String {
+    let query: Vec<_> = query.iter().map(|(name, v)| format!("{name}={}", segment(v))).collect();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+}
+
 /// A name as a segment of a path (RFC 3986, section 3.3).
 pub(super) fn segment(name: &str) -> String {
     let mut out = String::new();

@@ -7,7 +7,7 @@ use hyper::Method;
 use serde::Deserialize as _;
 
 use super::{
-    client::{Client, Guard, segment},
+    client::{Client, Guard, asking},
     output::{Output, count, duration, table},
 };
 use crate::api::conntrack::{Connection, Connections, Removed};
@@ -120,18 +120,13 @@ impl Which {
     }
 }
 
-fn path(path: &str, query: &[(&'static str, String)]) -> String {
-    let query: Vec<_> = query.iter().map(|(name, v)| format!("{name}={}", segment(v))).collect();
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
-}
-
 impl Verb {
     pub(super) fn run(&self, client: &Client, output: &Output) -> anyhow::Result<()> {
         match self {
             Self::List { which, limit } => {
                 let mut query = which.query();
                 query.push(("limit", limit.to_string()));
-                let (value, found) = client.get::<Connections>(&path("/v1/conntrack", &query))?;
+                let (value, found) = client.get::<Connections>(&asking("/v1/conntrack", &query))?;
                 output.show(&value, || page(&found))
             }
             Self::Get { protocol, source, destination } => {
@@ -140,7 +135,7 @@ impl Verb {
                     ("source", source.to_string()),
                     ("destination", destination.to_string()),
                 ];
-                let path = path("/v1/conntrack/entry", &query);
+                let path = asking("/v1/conntrack/entry", &query);
                 let (value, found) = client.get::<Connection>(&path)?;
                 output.show(&value, || connections(&[found]))
             }
@@ -149,7 +144,7 @@ impl Verb {
                 if *all {
                     query.push(("all", "true".to_owned()));
                 }
-                let path = path("/v1/conntrack", &query);
+                let path = asking("/v1/conntrack", &query);
                 let value = client.change(Method::DELETE, &path, None, Guard::default())?;
                 let Removed { removed } = Removed::deserialize(&value)?;
                 output.done(&value, &format!("removed: {}", count(removed, "connection")))

@@ -9,7 +9,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{
-    client::{Client, Guard, segment},
+    client::{Client, Guard, asking, segment},
     output::{Output, bytes, number, table},
 };
 use crate::api::{
@@ -214,19 +214,18 @@ pub(super) struct Packet {
 }
 
 impl Packet {
-    /// As a query of the API, behind another parameter.
-    fn query(&self) -> String {
+    /// The question about it and an address, as a query of the API.
+    fn query(&self, ip: IpAddr) -> Vec<(&'static str, String)> {
         let Self { protocol, port, interface, destination } = self;
-        let port = port.map(|port| port.to_string());
-        let destination = destination.then(|| true.to_string());
         [
-            ("protocol", protocol.as_ref()),
-            ("port", port.as_ref()),
-            ("interface", interface.as_ref()),
-            ("destination", destination.as_ref()),
+            ("ip", Some(ip.to_string())),
+            ("protocol", protocol.clone()),
+            ("port", port.map(|port| port.to_string())),
+            ("interface", interface.clone()),
+            ("destination", destination.then(|| true.to_string())),
         ]
         .into_iter()
-        .filter_map(|(name, value)| value.map(|value| format!("&{name}={}", segment(value))))
+        .filter_map(|(name, value)| Some((name, value?)))
         .collect()
     }
 }
@@ -320,7 +319,7 @@ fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
 }
 
 fn lookup(client: &Client, output: &Output, ip: IpAddr, packet: &Packet) -> anyhow::Result<()> {
-    let path = format!("/v1/prefilter/lookup?ip={ip}{}", packet.query());
+    let path = asking("/v1/prefilter/lookup", &packet.query(ip));
     let (value, found) = client.get::<Lookup>(&path)?;
     output.show(&value, || {
         let Lookup { address, verdict, allowed_by, list, country, asn, as_name, hits } = found;

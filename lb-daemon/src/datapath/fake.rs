@@ -258,8 +258,7 @@ impl prefix::Prefixes for Fake {
         let Some(half) = self.half() else { return 0 };
         let words = half.words.get(row as usize * 8..).and_then(|words| words.first_chunk::<8>());
         let bitmap = |row: u32| half.bitmaps[row as usize].words();
-        let eighths = |word| Entry::from_word(word).eighths(bitmap);
-        words.map_or(0, |words| u64::from_le_bytes(words.map(eighths)))
+        words.map_or(0, |words| Entry::fine(words, bitmap))
     }
 
     fn entry(&self, place: u32) -> u32 {

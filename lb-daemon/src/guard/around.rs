@@ -13,6 +13,8 @@ use super::{Protected, Role, SSH};
 const RTF_GATEWAY: u32 = 2;
 /// State of a connection that is open, in the kernel's tables (`TCP_ESTABLISHED`).
 const ESTABLISHED: &str = "01";
+/// State of a socket that accepts connections (`TCP_LISTEN`).
+const LISTEN: &str = "0A";
 
 /// Everything around this machine, whose addresses these are.
 pub(super) fn read(local: &BTreeSet<IpAddr>, api: &[u16]) -> Protected {
@@ -22,14 +24,19 @@ pub(super) fn read(local: &BTreeSet<IpAddr>, api: &[u16]) -> Protected {
     gateways4(&text("/proc/self/net/route")).for_each(|ip| all.add(ip, Role::Gateway));
     gateways6(&text("/proc/self/net/ipv6_route")).for_each(|ip| all.add(ip, Role::Gateway));
     name_servers(&text("/etc/resolv.conf")).for_each(|ip| all.add(ip, Role::NameServer));
-    for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        let text = text(path);
+    for text in sockets() {
         peers(&text, SSH).for_each(|ip| all.add(ip, Role::Ssh));
         for &port in api {
             peers(&text, port).for_each(|ip| all.add(ip, Role::Client(port)));
         }
     }
     all
+}
+
+/// The kernel's tables of TCP sockets.
+pub(super) fn sockets() -> [String; 2] {
+    ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
+        .map(|path| fs::read_to_string(path).unwrap_or_default())
 }
 
 /// `Iface Destination Gateway Flags ...`: an address is a number of this machine's byte order.
@@ -61,13 +68,25 @@ fn name_servers(text: &str) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-/// The other ends of connections to a port of this machine: `sl local remote state ...`.
+/// The other ends of connections to a port of this machine.
 fn peers(text: &str, port: u16) -> impl Iterator<Item = IpAddr> {
+    each(text, ESTABLISHED)
+        .filter(move |(own, _)| *own == port)
+        .filter_map(|(_, remote)| address(remote.split_once(':')?.0))
+}
+
+/// Ports of sockets that listen.
+pub(super) fn listening(text: &str) -> impl Iterator<Item = u16> {
+    each(text, LISTEN).map(|(own, _)| own)
+}
+
+/// Own port and other end of sockets in a state: `sl local remote state ...`.
+fn each<'t>(text: &'t str, wanted: &'static str) -> impl Iterator<Item = (u16, &'t str)> {
     text.lines().skip(1).filter_map(move |line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
         let own = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
-        (own == port && state == ESTABLISHED).then(|| address(remote.split_once(':')?.0))?
+        (state == wanted).then_some((own, remote))
     })
 }
 

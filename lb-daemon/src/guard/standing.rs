@@ -2,15 +2,12 @@
 //! is refused, and gateways and sessions come later than lists), and ports of the SYN proxy that are proxied for
 //! nobody.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use config::model::{Prefilter, Protocol, Service, Source, SynProxy};
 
-use super::{Guard, Protected, Role, listed};
+use super::{Guard, Protected, Role, around, listed};
 use crate::view::View;
-
-/// State of a socket that accepts connections, in the kernel's tables (`TCP_LISTEN`).
-const LISTEN: &str = "0A";
 
 /// Lists of files that drop packets from what is protected, without `force`: one text for each.
 #[must_use]
@@ -63,16 +60,6 @@ pub fn not_proxied<'s>(
     texts
 }
 
-/// Ports of sockets that listen: `sl local remote state ...`.
-fn listening(text: &str) -> impl Iterator<Item = u16> {
-    text.lines().skip(1).filter_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
-        let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
-        (state == LISTEN).then_some(port)
-    })
-}
-
 impl Protected {
     fn local(&self) -> BTreeSet<IpAddr> {
         let own = self.0.iter().filter(|(_, roles)| roles.contains(&Role::Local));
@@ -89,9 +76,8 @@ impl Guard {
         let mut texts = cutting_off(&protected, &view.prefilter);
         let proxy = &view.prefilter.syn_proxy;
         if !proxy.ports.is_empty() {
-            let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-            let tables = tables.map(|path| fs::read_to_string(path).unwrap_or_default());
-            let listening = tables.iter().flat_map(|text| listening(text)).collect();
+            let sockets = around::sockets();
+            let listening = sockets.iter().flat_map(|text| around::listening(text)).collect();
             let services = view.services.iter().map(|service| &service.spec);
             texts.extend(not_proxied(proxy, services, &protected.local(), &listening));
         }
@@ -160,7 +146,7 @@ mod tests {
         let tcp = "  sl  local_address rem_address   st tx_queue rx_queue\n\
              0: 00000000:0016 00000000:0000 0A 00000000:00000000 02:0 0\n\
              1: 0A0200C0:0050 076433C6:D431 01 00000000:00000000 02:0 0\n";
-        assert_eq!(listening(tcp).collect::<Vec<_>>(), [22]);
-        assert_eq!(listening("x\ny z\n").count(), 0);
+        assert_eq!(around::listening(tcp).collect::<Vec<_>>(), [22]);
+        assert_eq!(around::listening("x\ny z\n").count(), 0);
     }
 }

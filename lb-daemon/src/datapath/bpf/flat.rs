@@ -92,6 +92,7 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "BACKEND_COUNT" => backends * cpus,
         "LIST_COUNT" => LIST_ROWS * cpus,
         "REASON_COUNT" => REASON_ROWS * cpus,
+        // CONTROL.
         _ => 1,
     };
     KINDS.iter().map(|kind| kind.table(rows(kind.name))).collect()

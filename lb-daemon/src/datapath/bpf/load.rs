@@ -108,9 +108,7 @@ pub(super) fn instance(
     {
         return Ok(Instance::Pinned(Box::new(program)));
     }
-    let Capacity { buckets, frontends, backends, .. } = capacity;
-    let Capacity { lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
-    let fine4 = capacity.fine4();
+    let Capacity { buckets, lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
     let cpus = control.cpus();
     let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
     let (salt, seed) = (control.salt(), control.seed());
@@ -121,15 +119,12 @@ pub(super) fn instance(
         .override_global("BUCKET_MASK", &mask, true)
         .override_global("SALT", &salt, true)
         .override_global("SEED", &seed, true)
-        .override_global("FRONTEND_ROWS", &frontends, true)
-        .override_global("BACKEND_ROWS", &backends, true)
         .override_global("VIP_SHIFT", &vip_shift, true)
         .override_global("NAT_MASK", &nat_mask, true)
         .override_global("NAT_PORTS", &nat_ports, true)
         .override_global("TICK", &tick, true)
         .map_max_entries("NAT", capacity.nat)
         .override_global("LINE_ROWS", &lines, true)
-        .override_global("FINE4_ROWS", &fine4, true)
         .override_global("BITMAP_ROWS", &bitmaps, true)
         .override_global("BLOCK_ROWS", &blocks, true)
         .override_global("FILTER6_ROWS", &filter6, true)

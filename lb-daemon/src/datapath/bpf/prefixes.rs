@@ -216,8 +216,7 @@ fn fine_of(words: &[u32], bitmaps: &[Bitmap]) -> Vec<u64> {
         if words.iter().fold(0, |all, word| all | word) == 0 {
             continue;
         }
-        let eighths = |word| Entry::from_word(word).eighths(|row| bitmaps[row as usize].words());
-        *fine = u64::from_le_bytes(words.map(eighths));
+        *fine = Entry::fine(words, |row| bitmaps[row as usize].words());
     }
     fine
 }
