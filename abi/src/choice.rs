@@ -149,36 +149,36 @@ pub struct Segment {
     pub phase: Phase,
     /// FIN or RST: this side is done.
     pub closing: bool,
-    /// The server that it names, or [`NO_ID`].
-    pub id: u64,
 }
 
-/// Row of the backend of a flow, or [`Slot::NONE`].
+/// Row of the server that a packet names, or [`Slot::NONE`].
+#[inline(always)]
+pub fn named<T: Tables>(tables: &T, frontend: &Frontend, choice: &Choice, id: u64) -> u32 {
+    if id < u64::from(choice.ids)
+        && let Some(at) = frontend.choice()
+        && let Some(word) = tables.slot(at + Choice::WORDS + id as u32)
+        && word != 0
+        && pick::is_up(tables, word as u32 - 1)
+    {
+        return word as u32 - 1;
+    }
+    Slot::NONE
+}
+
+/// Row of the backend of a flow that names none, or [`Slot::NONE`], where flows or clients have entries
+/// ([`Choice::keeps`]); else the ring decides. `service`: the number of the service that a client stays with its
+/// backend for.
 #[inline(always)]
 pub fn backend<T: Tracking>(
     tables: &T,
+    service: u64,
     frontend: &Frontend,
     choice: &Choice,
     tuple: &Tuple,
     hash: u64,
     segment: Segment,
 ) -> u32 {
-    if segment.id < u64::from(choice.ids)
-        && let Some(at) = frontend.choice()
-        && let Some(word) = tables.slot(at + Choice::WORDS + segment.id as u32)
-        && word != 0
-        && pick::is_up(tables, word as u32 - 1)
-    {
-        return word as u32 - 1;
-    }
-    if !choice.keeps() {
-        let unsettled = || pick::unsettled(tables, frontend, tuple, hash, segment.phase);
-        return match pick::backend(tables, frontend, hash, unsettled) {
-            Ok((row, _)) => row,
-            Err(_) => Slot::NONE,
-        };
-    }
-    let key = key(choice, frontend, tuple);
+    let key = key(choice, service, tuple);
     let now = tables.now();
     if let Some(row) = entered(tables, choice, &key, segment, now) {
         return row;
@@ -188,12 +188,8 @@ pub fn backend<T: Tracking>(
 
 /// The key of a flow's entry: the flow itself, or all that the client has with the service.
 #[inline(always)]
-fn key(choice: &Choice, frontend: &Frontend, tuple: &Tuple) -> FlowKey {
-    if choice.stay_ns != 0 {
-        FlowKey::client(tuple.src, frontend.service_id())
-    } else {
-        FlowKey::new(tuple)
-    }
+fn key(choice: &Choice, service: u64, tuple: &Tuple) -> FlowKey {
+    if choice.stay_ns != 0 { FlowKey::client(tuple.src, service) } else { FlowKey::new(tuple) }
 }
 
 /// Where the flow's entry says, if it has one that counts.
@@ -241,7 +237,9 @@ fn entered<T: Tracking>(
 #[inline(always)]
 pub fn owner<T: Tables>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
     let Some(choice) = Choice::read(tables, frontend) else { return Slot::NONE };
-    let Some(entry) = tables.flow(&key(&choice, frontend, tuple)) else { return Slot::NONE };
+    let Some(entry) = tables.flow(&key(&choice, frontend.service_id(), tuple)) else {
+        return Slot::NONE;
+    };
     if pick::counts(tables, &entry, true) { entry.backend() } else { Slot::NONE }
 }
 

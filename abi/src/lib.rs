@@ -24,6 +24,7 @@ pub mod prefix;
 pub mod ranges;
 pub mod reason;
 pub mod reply;
+pub mod routes;
 pub mod scope;
 pub mod server;
 pub mod sock;

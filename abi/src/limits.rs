@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 18;
+pub const ABI_VERSION: u32 = 19;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -77,6 +77,9 @@ pub const QUOTED: usize = 512;
 
 /// Prefixes of one set of sources, of either family.
 pub const MAX_RANGES: u32 = 1 << 16;
+/// Prefixes of a service that lead to groups of its backends, of either family: within one another, they make two
+/// ranges of each.
+pub const MAX_ROUTES: u32 = MAX_RANGES / 2;
 /// Steps that halve the largest set to nothing.
 pub const RANGE_STEPS: u32 = 17;
 

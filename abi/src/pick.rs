@@ -125,17 +125,31 @@ pub fn backend<'a, T: Tables>(
 ) -> Result<(u32, &'a Backend), Reason> {
     let ring = frontend.ring();
     let slot = own_slot(tables, ring, hash).ok_or(Reason::NoBackend)?;
-    let row = if slot.current == slot.previous
-        && !ring.resizing
-        && let Some(backend) = tables.backend(slot.current)
-        && backend.is_plain()
-    {
-        return Ok((slot.current, backend));
-    } else {
-        unsettled()
+    let row = match settled(tables, ring, slot) {
+        Some(backend) => return Ok((slot.current, backend)),
+        None => unsettled(),
     };
     let backend = tables.backend(row).ok_or(Reason::NoBackend)?;
     Ok((row, backend))
+}
+
+/// The backend of all flows of a slot, where no entry can decide otherwise.
+#[inline(always)]
+fn settled<T: Tables>(tables: &T, ring: Ring, slot: Slot) -> Option<&Backend> {
+    if slot.current != slot.previous || ring.resizing {
+        return None;
+    }
+    tables.backend(slot.current).filter(|backend| backend.is_plain())
+}
+
+/// The row of that backend, or [`Slot::NONE`].
+#[inline(always)]
+pub fn settled_row<T: Tables>(tables: &T, frontend: &Frontend, hash: u64) -> u32 {
+    let ring = frontend.ring();
+    match own_slot(tables, ring, hash) {
+        Some(slot) if settled(tables, ring, slot).is_some() => slot.current,
+        _ => Slot::NONE,
+    }
 }
 
 /// The slow way: the slot is between two backends, or its backend is down or has just come back.

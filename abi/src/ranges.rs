@@ -47,53 +47,64 @@ pub const fn words(v4: bool) -> u32 {
 /// Whether the set at `word` has an address, given in two halves as [`Addr`] has it.
 #[inline(always)]
 pub fn contains<T: Tables>(tables: &T, word: u64, hi: u64, lo: u64) -> bool {
-    let ranges = Ranges::from_word(word);
+    find::<T, 0>(tables, Ranges::from_word(word), hi, lo).is_some()
+}
+
+/// First word of the range that has the address. Each range is followed by `MORE` words of another kind.
+#[inline(always)]
+pub(crate) fn find<T: Tables, const MORE: u32>(
+    tables: &T,
+    ranges: Ranges,
+    hi: u64,
+    lo: u64,
+) -> Option<u32> {
     let v4 = hi == 0 && lo as u32 == 0xffff_0000;
     if v4 {
-        return contains4(tables, ranges, u32::from_be((lo >> 32) as u32));
+        return find4::<T, MORE>(tables, ranges, u32::from_be((lo >> 32) as u32));
     }
-    contains6(tables, ranges, u64::from_be(hi), u64::from_be(lo))
+    find6::<T, MORE>(tables, ranges, u64::from_be(hi), u64::from_be(lo))
 }
 
 #[inline(always)]
-fn contains4<T: Tables>(tables: &T, ranges: Ranges, addr: u32) -> bool {
+fn find4<T: Tables, const MORE: u32>(tables: &T, ranges: Ranges, addr: u32) -> Option<u32> {
     let (mut low, mut high, mut steps) = (0, ranges.count, 0);
     while steps < RANGE_STEPS && low < high {
         let middle = (low + high) / 2;
-        let Some(word) = tables.slot(ranges.offset.wrapping_add(middle)) else { return false };
+        let at = ranges.offset.wrapping_add(middle * (1 + MORE));
+        let word = tables.slot(at)?;
         if ((word >> 32) as u32) > addr {
             high = middle;
         } else if (word as u32) < addr {
             low = middle + 1;
         } else {
-            return true;
+            return Some(at);
         }
         steps += 1;
     }
-    false
+    None
 }
 
 #[inline(always)]
-fn contains6<T: Tables>(tables: &T, ranges: Ranges, hi: u64, lo: u64) -> bool {
+fn find6<T: Tables, const MORE: u32>(tables: &T, ranges: Ranges, hi: u64, lo: u64) -> Option<u32> {
     let (mut low, mut high, mut steps) = (0, ranges.count, 0);
     while steps < RANGE_STEPS && low < high {
         let middle = (low + high) / 2;
-        let at = ranges.offset.wrapping_add(middle * 4);
+        let at = ranges.offset.wrapping_add(middle * (4 + MORE));
         let (Some(first_hi), Some(first_lo), Some(last_hi), Some(last_lo)) =
             (tables.slot(at), tables.slot(at + 1), tables.slot(at + 2), tables.slot(at + 3))
         else {
-            return false;
+            return None;
         };
         if first_hi > hi || (first_hi == hi && first_lo > lo) {
             high = middle;
         } else if last_hi < hi || (last_hi == hi && last_lo < lo) {
             low = middle + 1;
         } else {
-            return true;
+            return Some(at);
         }
         steps += 1;
     }
-    false
+    None
 }
 
 /// The words of a set, from ranges of addresses that are sorted and do not touch.

@@ -137,6 +137,7 @@ pub struct FrontendKey {
 
 impl FrontendKey {
     const RANGE: u32 = 1 << 24;
+    const GROUP: u32 = 1 << 31;
 
     /// From a port as loaded from a header (network byte order in memory).
     #[inline(always)]
@@ -158,6 +159,15 @@ impl FrontendKey {
     pub const fn range(addr: Addr, first: u16, protocol: u8) -> Self {
         let Self { addr, port_protocol } = Self::new(addr, first, protocol);
         Self { addr, port_protocol: port_protocol | Self::RANGE }
+    }
+
+    /// A group of a service's backends, by a number that no other group at the address has; its highest bit does
+    /// not count. No packet has such a key: the words that say which sources are the group's have it
+    /// ([`crate::routes`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn group(addr: Addr, number: u32) -> Self {
+        Self { addr, port_protocol: number | Self::GROUP }
     }
 
     /// The entry of the address as a whole: port 0, protocol 0.
@@ -288,7 +298,7 @@ pub struct Frontend {
     flags: u32,
     ring: u64,
     old_ring: u64,
-    /// Of a VIP, the rows of its services with port 0; of a service, where its choice stands.
+    /// Of a VIP, the rows of its services with port 0; of a service, where its choice and its routes stand.
     any: u64,
     service: u64,
     /// Of a service, the sources that may use it; of a VIP, its ranges of ports.
@@ -360,19 +370,17 @@ impl Frontend {
         self.flags & Self::QUIC != 0
     }
 
-    /// The word itself: a VIP's services with port 0, or where a service's choice stands.
+    /// The word itself: a VIP's services with port 0, or where a service's choice and its routes stand.
     #[must_use]
     pub fn any(&self) -> u64 {
         live(&self.any)
     }
 
-    /// A word for [`Self::set_any`]: where the words of a [`crate::choice::Choice`] begin in the arena.
+    /// A word for [`Self::set_any`]: where the words of a [`crate::choice::Choice`] begin in the arena, and those of
+    /// [`crate::routes`].
     #[must_use]
-    pub const fn choice_word(at: Option<u32>) -> u64 {
-        match at {
-            Some(at) => at as u64 + 1,
-            None => 0,
-        }
+    pub const fn special_word(choice: Option<u32>, routes: Option<u32>) -> u64 {
+        Self::any_word(choice, routes)
     }
 
     /// Where the words of its [`crate::choice::Choice`] begin in the arena; of services only.
@@ -380,6 +388,13 @@ impl Frontend {
     #[must_use]
     pub fn choice(&self) -> Option<u32> {
         (live(&self.any) as u32).checked_sub(1)
+    }
+
+    /// Where the words of its routes ([`crate::routes`]) begin in the arena; of services only.
+    #[inline(always)]
+    #[must_use]
+    pub fn routes(&self) -> Option<u32> {
+        ((live(&self.any) >> 32) as u32).checked_sub(1)
     }
 
     /// Whether more than the ring decides where a packet goes, or whether it may; of services only.

@@ -95,6 +95,9 @@ pub fn service_to_json(service: &model::Service) -> Value {
         steering,
         backends,
         source_ranges,
+        source_routes,
+        parts: _,
+        part_of: _,
         drain_timeout,
         health_check,
     } = service;
@@ -113,6 +116,11 @@ pub fn service_to_json(service: &model::Service) -> Value {
     put_steering(&mut json, steering);
     if !source_ranges.is_empty() {
         json["source_ranges"] = json!(source_ranges);
+    }
+    if !source_routes.is_empty() {
+        let one =
+            |route: &model::SourceRoute| json!({"prefixes": route.prefixes, "group": route.group});
+        json["source_routes"] = source_routes.iter().map(one).collect();
     }
     if let Some(check) = health_check {
         json["health_check"] = self::health_check(check);
@@ -155,9 +163,12 @@ fn port(port: &model::Port) -> Value {
 }
 
 fn backend(backend: &model::Backend) -> Value {
-    let model::Backend { name, address, weight, state, server_id } = backend;
+    let model::Backend { name, address, weight, state, group, server_id } = backend;
     let mut json =
         json!({"name": name, "address": address, "weight": weight, "state": state.as_str()});
+    if let Some(group) = group {
+        json["group"] = json!(group);
+    }
     if let Some(id) = server_id {
         json["server_id"] = json!(id);
     }

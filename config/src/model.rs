@@ -11,8 +11,8 @@
 mod service;
 
 pub use self::service::{
-    Backend, BackendState, Forwarding, HealthCheck, Port, Probe, Protocol, Scheduling, Service,
-    Steering,
+    Backend, BackendState, Forwarding, HealthCheck, PartOf, Port, Probe, Protocol, Scheduling,
+    Service, SourceRoute, Steering,
 };
 
 use std::{
@@ -41,7 +41,7 @@ pub struct DesiredState {
     pub maglev: Maglev,
     /// Who may send encapsulated packets to this machine; empty: everybody.
     pub decap_sources: Vec<IpNet>,
-    /// Services by name.
+    /// Services by name; their parts, once [`Self::with_parts`] has added them.
     pub services: BTreeMap<String, Arc<Service>>,
     /// The blocklists.
     pub prefilter: Arc<Prefilter>,
@@ -59,6 +59,17 @@ pub struct DesiredState {
     pub host_firewall: Option<Arc<HostFirewall>>,
     /// Addresses of other nodes.
     pub remote_nodes: BTreeSet<IpAddr>,
+}
+
+impl DesiredState {
+    /// With the parts of all services beside them.
+    #[must_use]
+    pub fn with_parts(mut self) -> Self {
+        let parts: Vec<Arc<Service>> =
+            self.services.values().flat_map(|service| &service.parts).cloned().collect();
+        self.services.extend(parts.into_iter().map(|part| (part.name.clone(), part)));
+        self
+    }
 }
 
 /// This machine, as others see it.

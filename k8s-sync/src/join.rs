@@ -73,6 +73,9 @@ pub(crate) fn join(
                     steering: model::Steering::default(),
                     backends: backends.clone(),
                     source_ranges: sources.to_vec(),
+                    source_routes: Vec::new(),
+                    parts: Vec::new(),
+                    part_of: None,
                     drain_timeout: settings.drain_timeout,
                     health_check: None,
                 };
@@ -194,7 +197,14 @@ fn backends(endpoints: &BTreeMap<IpAddr, &Reachable>) -> Vec<Backend> {
             let name = pod.unwrap_or_else(|| endpoint.address.to_string());
             names.insert(name.clone());
             let state = if some_active { endpoint.state } else { BackendState::Active };
-            Backend { name, address: endpoint.address, weight: WEIGHT, state, server_id: None }
+            Backend {
+                name,
+                address: endpoint.address,
+                weight: WEIGHT,
+                state,
+                group: None,
+                server_id: None,
+            }
         })
         .collect()
 }

@@ -113,9 +113,9 @@ pub struct ServiceView {
     pub ring_size: u32,
     /// Slots that are between two backends because of a recent change.
     pub moving_slots: u32,
-    /// One for each address and port.
+    /// One for each address and port; none of a part, which no packet is for.
     pub frontends: Vec<FrontendView>,
-    /// In the order of `spec.backends`.
+    /// Its own, in the order of `spec.backends`; those of groups are its parts'.
     pub backends: Vec<BackendView>,
 }
 

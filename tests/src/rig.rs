@@ -106,10 +106,14 @@ pub fn service(name: &str, vips: &[&str], forwarding: Forwarding, backends: &[&s
                 address: address(a),
                 weight: 1,
                 state: BackendState::Active,
+                group: None,
                 server_id: None,
             })
             .collect(),
         source_ranges: Vec::new(),
+        source_routes: Vec::new(),
+        parts: Vec::new(),
+        part_of: None,
         drain_timeout: Duration::from_secs(60),
         health_check: None,
     }
@@ -202,10 +206,12 @@ impl Rig {
 
     /// Puts services in force.
     pub fn put(&mut self, services: Vec<Service>) {
+        let services = services.into_iter().map(Service::divided);
         let wanted = DesiredState {
-            services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
+            services: services.map(|s| (s.name.clone(), Arc::new(s))).collect(),
             ..DesiredState::default()
         };
+        let wanted = wanted.with_parts();
         let ops = self.planner.plan(&wanted, &self.bpf, Duration::ZERO).expect("room");
         self.apply(&ops);
     }
@@ -277,6 +283,14 @@ impl Rig {
             add(&mut back, self.counters.backend(member.row));
         }
         (front, back)
+    }
+
+    /// Packets of each backend of all services, by its address.
+    #[must_use]
+    pub fn packets_of_backends(&self) -> BTreeMap<IpAddr, u64> {
+        let services = self.planner.services().values();
+        let members = services.flat_map(|planned| &planned.members);
+        members.map(|(&a, member)| (a, self.counters.backend(member.row).packets)).collect()
     }
 
     /// Hits of a blocklist.

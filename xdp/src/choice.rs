@@ -1,4 +1,5 @@
-//! Packets for a service that wants more than its ring says ([`abi::choice`]), or that not everybody may use;
+//! Packets for a service that wants more than its ring says ([`abi::choice`]), that not everybody may use, or that
+//! routes clients to groups of its backends ([`abi::routes`]);
 //! those of SCTP, whatever their service wants: the first program does not look at their ports.
 //!
 //! Whole packets of TCP, UDP and SCTP only: others go to [`crate::exception`].
@@ -61,10 +62,7 @@ fn chosen<const L3: usize, const V4: bool>(
     let (row, frontend) = service::frontend(ip, &transport)?;
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, ip, ip.header)?;
-    let Some(choice) = Choice::read(&Maps, frontend) else {
-        let picked = service::pick(ip, &transport, row, frontend)?;
-        return service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu);
-    };
+    let choice = Choice::read(&Maps, frontend).unwrap_or_default();
     let id = named(packet, ip, l4, &transport, frontend, &choice);
     let picked = service::choose(ip, &transport, row, closing, id)?;
     service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu)

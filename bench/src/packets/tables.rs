@@ -296,6 +296,7 @@ fn backend(index: u32) -> Backend {
         address: address.into(),
         weight: 1,
         state: BackendState::Active,
+        group: None,
         server_id: None,
     }
 }

@@ -35,6 +35,9 @@ pub(crate) struct Service {
     pub(crate) quic: Field<Quic>,
     /// Clients that may use the service; everybody else is dropped. Without it, everybody may.
     pub(crate) source_ranges: List<Cidr>,
+    /// Sources whose packets go to a group of the backends. The longest prefix counts; a client in none, and one
+    /// whose group takes no new connections, has the backends without a group.
+    pub(crate) source_routes: List<SourceRoute>,
     /// Where the packets go. Without any, all packets for the service are dropped.
     pub(crate) backends: List<Backend>,
     /// How long connections of a draining or removed backend are kept. Default: 5m.
@@ -44,6 +47,17 @@ pub(crate) struct Service {
     /// While a packet may belong to either of two backends, it names the other one as well, and the backend's
     /// `decap` hands on what it has no socket for. Needs `forwarding: gue`. Default: false.
     pub(crate) second_chance: Field<bool>,
+}
+
+/// Sources, and the group of backends that their packets go to.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["prefixes", "group"]))]
+pub(crate) struct SourceRoute {
+    /// Client addresses.
+    pub(crate) prefixes: List<Cidr>,
+    /// The `group` of some of the backends.
+    pub(crate) group: Field<String>,
 }
 
 /// A port of a service.
@@ -157,6 +171,8 @@ pub(crate) struct Backend {
     pub(crate) weight: Field<u16>,
     /// Default: `active`.
     pub(crate) state: Field<BackendState>,
+    /// It is for clients in `source_routes` of this group, and for no others.
+    pub(crate) group: Field<String>,
     /// The number by which packets name it, where they do (`server_ids`, `quic`).
     pub(crate) server_id: Field<u16>,
 }

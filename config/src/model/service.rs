@@ -1,6 +1,6 @@
 //! Services: what they listen on, how new flows are spread, and the backends behind them.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -25,10 +25,80 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// Clients that may use the service; empty: everybody.
     pub source_ranges: Vec<IpNet>,
+    /// Clients that go to a group of the backends; no prefix stands twice.
+    pub source_routes: Vec<SourceRoute>,
+    /// For each group a service of its own, made by [`Self::divided`].
+    pub parts: Vec<Arc<Self>>,
+    /// It is such a part itself; `None`: somebody has written it.
+    pub part_of: Option<PartOf>,
     /// How long connections of a draining or removed backend are kept.
     pub drain_timeout: Duration,
     /// `None`: backends count as healthy.
     pub health_check: Option<HealthCheck>,
+}
+
+/// Client prefixes, and the group of backends that they go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRoute {
+    /// At least one.
+    pub prefixes: Vec<IpNet>,
+    /// That of at least one backend.
+    pub group: String,
+}
+
+/// Whose part a service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartOf {
+    /// Name of the service.
+    pub service: String,
+    /// The group of its backends.
+    pub group: String,
+}
+
+impl Service {
+    /// Backends of no group, in the order written.
+    pub fn own_backends(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.iter().filter(|backend| backend.group.is_none())
+    }
+
+    /// The name of the part for a group. No name that somebody gives has a slash.
+    #[must_use]
+    pub fn part_name(&self, group: &str) -> String {
+        format!("{}/{group}", self.name)
+    }
+
+    /// With a part for each group: the same settings and addresses, and the group's backends. Which clients may use
+    /// the service, and which server a packet names, is the whole one's business.
+    #[must_use]
+    pub fn divided(mut self) -> Self {
+        let mut groups: Vec<&str> =
+            self.backends.iter().filter_map(|backend| backend.group.as_deref()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let part = |group: &str| {
+            let own = self.backends.iter().filter(|b| b.group.as_deref() == Some(group));
+            let own = own.map(|b| Backend { group: None, server_id: None, ..b.clone() });
+            let steering =
+                Steering { tcp_option: false, udp_header: false, quic_len: 0, ..self.steering };
+            Arc::new(Self {
+                name: self.part_name(group),
+                source: self.source.clone(),
+                addresses: self.addresses.clone(),
+                ports: self.ports.clone(),
+                forwarding: self.forwarding,
+                steering,
+                backends: own.collect(),
+                source_ranges: Vec::new(),
+                source_routes: Vec::new(),
+                parts: Vec::new(),
+                part_of: Some(PartOf { service: self.name.clone(), group: group.to_owned() }),
+                drain_timeout: self.drain_timeout,
+                health_check: self.health_check.clone(),
+            })
+        };
+        self.parts = groups.into_iter().map(part).collect();
+        self
+    }
 }
 
 /// One port of a service.
@@ -208,6 +278,8 @@ pub struct Backend {
     pub weight: u32,
     /// What the operator wants of it.
     pub state: BackendState,
+    /// It is for the clients that are routed to this group only.
+    pub group: Option<String>,
     /// The number by which packets name it; there wherever they do.
     pub server_id: Option<u16>,
 }

@@ -10,6 +10,7 @@ mod policy;
 mod ports;
 mod prefilter;
 mod refused;
+mod routes;
 mod service;
 mod steering;
 

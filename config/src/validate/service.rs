@@ -3,7 +3,7 @@
 use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Duration};
 
 use super::{name, unusable};
-use super::{ports, steering};
+use super::{ports, routes, steering};
 use crate::{
     fault::{Loc, Report, show},
     file::{self, Field, List},
@@ -55,6 +55,7 @@ pub(crate) fn service(
         server_ids,
         quic,
         source_ranges,
+        source_routes,
         backends,
         drain_timeout,
         health_check,
@@ -90,6 +91,7 @@ pub(crate) fn service(
             "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
         );
     }
+    let source_routes = routes::routes(source_routes, backends, forwarding, report);
     let backends = self::backends(backends, &addresses, forwarding, report);
     let source_ranges = super::sources(source_ranges, report);
     let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);
@@ -108,9 +110,13 @@ pub(crate) fn service(
         steering,
         backends,
         source_ranges,
+        source_routes,
+        parts: Vec::new(),
+        part_of: None,
         drain_timeout,
         health_check,
     };
+    let service = service.divided();
     let fronts = places
         .into_iter()
         .flat_map(|at| std::iter::repeat_n(at, service.addresses.len()))
@@ -236,7 +242,7 @@ fn backends(
     let (mut names, mut seen) = (HashMap::new(), HashMap::new());
     let mut valid = Vec::with_capacity(list.get().map_or(0, Vec::len));
     for (entry, at) in list.elements() {
-        let file::Backend { name: given, address, weight, state, server_id } = entry;
+        let file::Backend { name: given, address, weight, state, group, server_id } = entry;
         if address.is_absent() {
             report.missing(at, "address", "every backend needs the address it is reached at");
         }
@@ -283,7 +289,8 @@ fn backends(
         let weight = weight.get().copied().unwrap_or(WEIGHT).into();
         if let (Some(name), true, true) = (text, unique, unique_name) {
             let server_id = server_id.get().copied();
-            valid.push(model::Backend { name, address, weight, state, server_id });
+            let group = group.get().cloned();
+            valid.push(model::Backend { name, address, weight, state, group, server_id });
         }
     }
     valid
@@ -485,7 +492,7 @@ pub(super) fn once<K: Eq + Hash>(
     once_with(seen, key, at, || what.to_owned(), report)
 }
 
-fn once_with<K: Eq + Hash>(
+pub(super) fn once_with<K: Eq + Hash>(
     seen: &mut HashMap<K, Loc>,
     key: K,
     at: Loc,

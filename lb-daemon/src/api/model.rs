@@ -370,6 +370,11 @@ impl ServiceSummary {
         for frontend in &frontends {
             traffic.add(frontend.traffic);
         }
+        if service.spec.part_of.is_some() {
+            for (_, backend) in service.backends() {
+                traffic.add(counters.backend(backend.row).into());
+            }
+        }
         Self {
             name: service.spec.name.clone(),
             source: Source::from(&service.spec.source),

@@ -148,6 +148,9 @@ pub(super) async fn delete_service(
 ) -> Result<StatusCode, Problem> {
     let view = state.view();
     let service = find(&view, &name)?;
+    if service.spec.part_of.is_some() {
+        refuse_read_only(service)?;
+    }
     let if_match = preconditions.check(Some(service.version))?;
     // The owner task knows of one that a file's hides.
     state.command(|reply| Command::DeleteService { name, if_match, reply }).await??;
@@ -245,6 +248,14 @@ fn find<'v>(view: &'v View, name: &str) -> Result<&'v ServiceView, Problem> {
 }
 
 fn refuse_read_only(service: &ServiceView) -> Result<(), Problem> {
+    if let Some(part) = &service.spec.part_of {
+        let model::PartOf { service: whole, group } = part;
+        let detail = format!(
+            "\"{}\" is the group \"{group}\" of the backends of the service \"{whole}\": change it there",
+            service.spec.name
+        );
+        return Err(Problem::new(Kind::Conflict, detail));
+    }
     let Some(origin) = origin(&service.spec.source) else { return Ok(()) };
     let origin = format!("{} {origin}", service.spec.source.kind());
     Err(Refusal::ReadOnly { name: service.spec.name.clone(), origin }.into())
@@ -309,7 +320,7 @@ fn patched(
             BackendState::Maintenance => model::BackendState::Maintenance,
         };
     }
-    Ok(changed)
+    Ok(changed.divided())
 }
 
 impl ApiState {

@@ -126,6 +126,7 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
         address: address.parse().unwrap(),
         weight,
         state,
+        group: None,
         server_id: None,
     };
     Service {
@@ -147,6 +148,9 @@ pub(crate) fn service(name: &str, source: Source, vip: &str) -> Service {
             backend("web-2", "2001:db8::12", 50, BackendState::Draining),
         ],
         source_ranges: Vec::new(),
+        source_routes: Vec::new(),
+        parts: Vec::new(),
+        part_of: None,
         drain_timeout: Duration::from_secs(300),
         health_check: Some(HealthCheck {
             probe: Probe::Tcp { port: 443 },

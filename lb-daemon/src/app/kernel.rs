@@ -387,13 +387,15 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
     let mut backends = 0u64;
     let mut slots = 1u64;
     for service in wanted.services.values() {
-        frontends += (service.addresses.len() * service.ports.len()) as u64;
+        let ports = if service.part_of.is_some() { 1 } else { service.ports.len() };
+        frontends += (service.addresses.len() * ports) as u64;
         vips.extend(service.addresses.iter().copied());
-        backends += service.backends.len() as u64;
-        let size =
-            wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(service.backends.len()));
+        let own = service.own_backends().count();
+        backends += own as u64;
+        let size = wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(own));
         slots += u64::from(size) + 1 + crate::plan::ranges::room(&service.source_ranges);
         slots += crate::plan::choice::room(service) + crate::plan::vips::room(service);
+        slots += crate::plan::routes::room(service);
     }
     slots += crate::plan::ranges::room(&wanted.decap_sources);
     frontends += vips.len() as u64;

@@ -356,7 +356,7 @@ impl Owner {
         let Change { service, backend, health, reason } = change;
         // A decision about what is not wanted any more may still have been on its way.
         let wanted = self.wanted.services.get(&service).is_some_and(|s| {
-            s.health_check.is_some() && s.backends.iter().any(|b| b.address == backend)
+            s.health_check.is_some() && s.own_backends().any(|b| b.address == backend)
         });
         if !wanted {
             return;

@@ -113,14 +113,19 @@ pub(super) fn merge(
 }
 
 /// The same for files that are in force already, or at a start, when no good state before could stay:
-/// they win, and what contradicts them is left out and named.
+/// they win, and what contradicts them is left out and named. Services come with their parts.
 pub(super) fn merge_what_fits(
     files: &Arc<DesiredState>,
     api: &Api<'_>,
 ) -> (Arc<DesiredState>, Vec<String>) {
     let Api { services, lists, rules, endpoints } = api;
     if services.is_empty() && lists.is_empty() && rules.is_empty() && endpoints.is_empty() {
-        return (Arc::clone(files), Vec::new());
+        let divided = files.services.values().any(|service| !service.parts.is_empty());
+        let merged = match divided {
+            true => Arc::new(DesiredState::clone(files).with_parts()),
+            false => Arc::clone(files),
+        };
+        return (merged, Vec::new());
     }
     let mut faults = Vec::new();
     let mut merged = DesiredState::clone(files);
@@ -155,7 +160,7 @@ pub(super) fn merge_what_fits(
         let of_api = rules.values().flat_map(|rules| rules.iter());
         merged.policies = Arc::new(files.policies.iter().chain(of_api).cloned().collect());
     }
-    (Arc::new(merged), faults)
+    (Arc::new(merged.with_parts()), faults)
 }
 
 /// Whether a service of the API may stand beside all others.

@@ -47,6 +47,7 @@ pub(super) fn service(
         .backends
         .iter()
         .zip(0..)
+        .filter(|(backend, _)| backend.group.is_none())
         .filter_map(|(backend, index)| {
             let row = planned.members.get(&backend.address)?.row;
             let found = health.get(&(spec.name.clone(), backend.address));

@@ -68,7 +68,7 @@ pub fn needs<'s>(
         let port = match check.probe {
             Probe::Tcp { port } | Probe::Http { port, .. } => port,
         };
-        all.extend(service.backends.iter().map(|backend| Need {
+        all.extend(service.own_backends().map(|backend| Need {
             peer: backend.address,
             role: Role::Backend(service.name.clone()),
             direction: Direction::Egress,

@@ -126,7 +126,7 @@ impl Protected {
     /// The backends of services.
     pub fn add_backends<'a>(&mut self, services: impl Iterator<Item = &'a Arc<Service>>) {
         for service in services {
-            for backend in &service.backends {
+            for backend in service.own_backends() {
                 self.add(backend.address, Role::Backend(service.name.clone()));
             }
         }

@@ -19,9 +19,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// As a frontend row has it.
-    pub(super) fn word(self) -> u64 {
-        Frontend::choice_word(self.at)
+    /// As [`Frontend::special_word`] wants it.
+    pub(super) fn at(self) -> Option<u32> {
+        self.at
     }
 
     /// Gives back the words.

@@ -185,7 +185,7 @@ impl Planner {
         let Some(spec) = service.spec.clone() else { return };
         let mut states: Vec<(IpAddr, u32, State, bool)> = Vec::new();
         for (&address, member) in &service.members {
-            let wanted = spec.backends.iter().find(|b| b.address == address);
+            let wanted = spec.own_backends().find(|b| b.address == address);
             let unhealthy = self.unhealthy.contains(&(name.to_owned(), address));
             let reachable = self.hops.get(&address).is_some_and(NextHop::is_reachable);
             let maintenance = wanted.is_some_and(|b| b.state == BackendState::Maintenance);

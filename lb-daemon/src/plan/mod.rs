@@ -16,6 +16,7 @@ mod hops;
 pub mod nat;
 pub mod prefixes;
 pub mod ranges;
+pub(crate) mod routes;
 mod services;
 pub(crate) mod vips;
 pub use services::keys as service_keys;
@@ -98,6 +99,7 @@ pub struct Planned {
     signature: u64,
     ranges: ranges::Pair,
     choice: choice::Place,
+    routes: routes::Pair,
     settle_at: Option<Duration>,
 }
 
@@ -273,7 +275,9 @@ impl Planner {
             !resized && planned.spec.as_ref().is_some_and(|standing| Arc::ptr_eq(standing, spec))
         });
         let gone: Vec<Arc<str>> = gone.into_iter().map(|(name, _)| Arc::clone(name)).collect();
-        let changed: Vec<&Arc<Service>> = changed.into_iter().map(|(_, spec)| spec).collect();
+        let mut changed: Vec<&Arc<Service>> = changed.into_iter().map(|(_, spec)| spec).collect();
+        // What leads to the part of a service leads to something that stands.
+        changed.sort_by_key(|spec| spec.part_of.is_none());
         for name in gone {
             self.remove_service(&name, tables, &mut buckets, &mut ops);
         }
@@ -465,6 +469,7 @@ impl Planned {
         self.frontends.insert(f.key(), row);
         adopt_ranges(&mut self.ranges, f, arena);
         self.choice.adopt(f, tables, arena);
+        self.routes[ranges::family(f.key().addr.is_v4())].adopt(f, tables, arena);
         let ring = f.ring();
         if self.ring.size == 0 && ring.size > 0 {
             self.ring = ring;
@@ -489,6 +494,7 @@ impl Planned {
             signature: 0,
             ranges: ranges::Pair::default(),
             choice: choice::Place::default(),
+            routes: routes::Pair::default(),
             // After adoption: slots may be moving, and nobody remembers since when.
             settle_at: Some(settle_at),
         }

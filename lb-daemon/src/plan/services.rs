@@ -14,7 +14,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Port, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, buckets::Buckets, choice, ranges, stable_id};
+use super::{Full, Member, Planned, Planner, buckets::Buckets, choice, ranges, routes, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -51,21 +51,38 @@ impl Planner {
                     ranges::put(service.ranges, sources, &mut self.arena, tables, ops)?;
                 Ok(())
             })
+            .and_then(|()| self.put_choice(&mut service, spec, tables, ops))
             .and_then(|()| {
-                service.choice = choice::put(
-                    service.choice,
-                    &service.members,
-                    spec,
-                    &mut self.arena,
-                    tables,
-                    ops,
-                )?;
+                let nets = self.routes_of(spec);
+                for v4 in [true, false] {
+                    let place = &mut service.routes[ranges::family(v4)];
+                    *place = routes::put(*place, &nets, v4, &mut self.arena, tables, ops)?;
+                }
                 Ok(())
             })
             .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
         result
+    }
+
+    /// What it wants beyond its ring. Packets may name the servers of its parts, too.
+    fn put_choice(
+        &mut self,
+        service: &mut Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let mut members = service.members.clone();
+        for part in &spec.parts {
+            if let Some(part) = self.services.get(part.name.as_str()) {
+                members.extend(&part.members);
+            }
+        }
+        let arena = &mut self.arena;
+        service.choice = choice::put(service.choice, &members, spec, arena, tables, ops)?;
+        Ok(())
     }
 
     fn put_backends(
@@ -77,7 +94,7 @@ impl Planner {
         now: Duration,
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
-        for backend in &spec.backends {
+        for backend in spec.own_backends() {
             let address = backend.address;
             if let Some(member) = service.members.get_mut(&address) {
                 member.leaving = None;
@@ -97,7 +114,7 @@ impl Planner {
             });
             names.push(Arc::clone(name));
         }
-        let wanted: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
+        let wanted: BTreeSet<IpAddr> = spec.own_backends().map(|b| b.address).collect();
         for (address, member) in &mut service.members {
             if !wanted.contains(address) && member.leaving.is_none() {
                 member.leaving = Some(now + spec.drain_timeout);
@@ -108,7 +125,7 @@ impl Planner {
 
     /// Slots of a service's ring.
     fn size_of(&self, spec: &Service) -> u32 {
-        self.table_size.unwrap_or_else(|| ring::size_for(spec.backends.len()))
+        self.table_size.unwrap_or_else(|| ring::size_for(spec.own_backends().count()))
     }
 
     fn put_ring(
@@ -168,8 +185,7 @@ impl Planner {
             service.members.iter().any(|(address, m)| {
                 m.row == row
                     && spec
-                        .backends
-                        .iter()
+                        .own_backends()
                         .find(|b| b.address == *address)
                         .is_none_or(|b| b.state != BackendState::Maintenance)
             })
@@ -192,6 +208,8 @@ impl Planner {
                 // Nobody is to be looked for without an entry, and flows of a backend between have them: a slot
                 // that names one backend twice would not be asked for entries.
                 (false, true) => Slot::NONE,
+                // Nobody took what came: flows of a part's clients went elsewhere, and have entries.
+                (false, false) if old.current == Slot::NONE => Slot::NONE,
                 (false, false) => new,
             };
             let slot = Slot { current: new, previous };
@@ -234,8 +252,14 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
         let mode = mode(spec.forwarding);
-        let wanted: BTreeMap<FrontendKey, Target> = targets(spec).collect();
-        let choice = service.choice.word();
+        let wanted: BTreeMap<FrontendKey, Target> = match &spec.part_of {
+            None => targets(spec).collect(),
+            Some(_) => {
+                let number = self.part_number(&spec.name, service);
+                let key = |&a: &IpAddr| FrontendKey::group(a.into(), number);
+                spec.addresses.iter().map(|a| (key(a), Target { port: 0, quic: false })).collect()
+            }
+        };
         let gone: Vec<FrontendKey> =
             service.frontends.keys().filter(|k| !wanted.contains_key(k)).copied().collect();
         for key in gone {
@@ -246,7 +270,9 @@ impl Planner {
         }
         for (key, target) in wanted {
             let old = service.frontends.get(&key).copied();
-            let sources = service.ranges[ranges::family(key.addr.is_v4())].to_word();
+            let family = ranges::family(key.addr.is_v4());
+            let sources = service.ranges[family].to_word();
+            let special = Frontend::special_word(service.choice.at(), service.routes[family].at());
             if let Some(row) = old {
                 let stands = tables.frontend(row);
                 if stands.mode() == mode
@@ -256,8 +282,8 @@ impl Planner {
                     if stands.ranges() != sources {
                         ops.push(Op::FrontendRanges(row, sources));
                     }
-                    if stands.any() != choice {
-                        ops.push(Op::FrontendAny(row, choice));
+                    if stands.any() != special {
+                        ops.push(Op::FrontendAny(row, special));
                     }
                     // After adoption of a change that was cut short.
                     if stands.ring() != service.ring
@@ -273,7 +299,7 @@ impl Planner {
             let mut value = Frontend::service(key, mode, service.ring, service.id)
                 .with_target_port(target.port)
                 .with_quic(target.quic);
-            value.set_any(choice);
+            value.set_any(special);
             value.set_old_ring(service.old_ring);
             value.set_ranges(sources);
             ops.push(Op::Frontend(row, value));
@@ -308,6 +334,9 @@ impl Planner {
             ranges::give(service.ranges[ranges::family(v4)], v4, &mut self.arena);
         }
         service.choice.give(&mut self.arena);
+        for place in service.routes {
+            place.give(&mut self.arena);
+        }
         for ring in [service.ring, service.old_ring] {
             if ring.size > 0 {
                 self.arena.give(ring.offset - 1, ring.size + 1);
@@ -384,6 +413,11 @@ impl Planner {
             .filter(|(_, m)| service.settle_at.is_none() && m.leaving.is_some_and(|t| t <= now))
             .map(|(&a, m)| (a, m.row))
             .collect();
+        let whole = service.spec.as_ref().map(|spec| match &spec.part_of {
+            Some(part) => part.service.clone(),
+            None => spec.name.clone(),
+        });
+        let some_left = !left.is_empty();
         for (address, row) in left {
             service.members.remove(&address);
             self.drop_member(&name, address, row, tables, ops);
@@ -395,6 +429,27 @@ impl Planner {
         }
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
+        match whole.filter(|_| some_left) {
+            Some(whole) => done.and(self.renumber(&whole, tables, ops)),
+            None => done,
+        }
+    }
+
+    /// The numbers of servers that have gone name nobody: their rows will be others'.
+    fn renumber(&mut self, name: &str, tables: &dyn Tables, ops: &mut Vec<Op>) -> Result<(), Full> {
+        let Some((name, mut service)) = self.services.remove_entry(name) else { return Ok(()) };
+        let mut done = Ok(());
+        if let Some(spec) = service.spec.clone().filter(|spec| spec.steering.names_servers()) {
+            done = self.put_choice(&mut service, &spec, tables, ops);
+            for (key, &row) in &service.frontends {
+                let routes = service.routes[ranges::family(key.addr.is_v4())];
+                let special = Frontend::special_word(service.choice.at(), routes.at());
+                if tables.frontend(row).any() != special {
+                    ops.push(Op::FrontendAny(row, special));
+                }
+            }
+        }
+        self.services.insert(name, service);
         done
     }
 }
@@ -413,8 +468,7 @@ pub(crate) const fn mode(forwarding: Forwarding) -> Mode {
 /// The backends that take new flows, with weights, by address.
 fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
     let mut takers: Vec<(IpAddr, u32)> = spec
-        .backends
-        .iter()
+        .own_backends()
         .filter(|b| b.state == BackendState::Active && b.weight > 0)
         .map(|b| (b.address, b.weight))
         .collect();
@@ -433,7 +487,7 @@ fn signature(seed: u64, size: u32, members: &[(IpAddr, u32)]) -> u64 {
     SipHasher24::new_with_keys(seed, 3).hash(&bytes) | 1
 }
 
-/// Every address, port and protocol of a service.
+/// Every address, port and protocol of a service that is no part.
 pub fn keys(spec: &Service) -> impl Iterator<Item = FrontendKey> {
     targets(spec).map(|(key, _)| key)
 }

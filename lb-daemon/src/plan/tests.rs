@@ -1,6 +1,7 @@
 //! The planner against tables in vectors, with packets picked by the code the kernel runs.
 
 mod one_dies;
+mod routes;
 
 use abi::{
     choice::Choice,
@@ -47,7 +48,7 @@ fn vip(n: u8) -> IpAddr {
 }
 
 fn backend(n: u8, weight: u32, state: BackendStateOf) -> Backend {
-    Backend { name: ip(n).to_string(), address: ip(n), weight, state, server_id: None }
+    Backend { name: ip(n).to_string(), address: ip(n), weight, state, group: None, server_id: None }
 }
 use config::model::BackendState as BackendStateOf;
 
@@ -71,6 +72,9 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
         steering: Steering::default(),
         backends: backends.iter().map(|&n| backend(n, 1, BackendStateOf::Active)).collect(),
         source_ranges: Vec::new(),
+        source_routes: Vec::new(),
+        parts: Vec::new(),
+        part_of: None,
         drain_timeout: DRAIN,
         health_check: None,
     }
@@ -78,9 +82,10 @@ fn service(name: &str, front: u8, ports: &[u16], backends: &[u8]) -> Service {
 
 fn wanted(services: impl IntoIterator<Item = Service>) -> DesiredState {
     DesiredState {
-        services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
+        services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s.divided()))).collect(),
         ..DesiredState::default()
     }
+    .with_parts()
 }
 
 fn hops(all: impl IntoIterator<Item = u8>) -> BTreeMap<IpAddr, NextHop> {
@@ -129,9 +134,20 @@ impl Rig {
 
     /// The backend that a packet reaches.
     fn send(&self, front: u8, client: u16, phase: Phase) -> Result<IpAddr, Reason> {
+        self.send_from(ip(99), front, client, phase)
+    }
+
+    /// As the program does it for services without a choice of their own.
+    fn send_from(
+        &self,
+        src: IpAddr,
+        front: u8,
+        client: u16,
+        phase: Phase,
+    ) -> Result<IpAddr, Reason> {
         let view = self.fake.view();
         let tuple = Tuple {
-            src: ip(99).into(),
+            src: src.into(),
             dst: vip(front).into(),
             ports: u32::from(client.to_be()) | u32::from(80u16.to_be()) << 16,
             protocol: 6,
@@ -139,10 +155,16 @@ impl Rig {
         let key = FrontendKey::new(vip(front).into(), 80, 6);
         let (_, frontend) = pick::frontend(&view, &key).ok_or(Reason::NotOurs)?;
         let hash = hash::flow(&tuple, SEED);
-        pick::backend(&view, frontend, hash, || {
-            pick::unsettled(&view, frontend, &tuple, hash, phase)
-        })
-        .map(|(_, b)| b.addr().into())
+        let unsettled = |of| pick::unsettled(&view, of, &tuple, hash, phase);
+        let group = abi::routes::group(&view, frontend, tuple.src.hi(), tuple.src.lo());
+        let found = match pick::Tables::frontend(&view, group) {
+            None => pick::backend(&view, frontend, hash, || unsettled(frontend)),
+            Some(group) => pick::backend(&view, group, hash, || unsettled(group)).or_else(|_| {
+                let row = unsettled(frontend);
+                Ok((row, pick::Tables::backend(&view, row).ok_or(Reason::NoBackend)?))
+            }),
+        };
+        found.map(|(_, b)| b.addr().into())
     }
 
     fn open(&self, n: u16) -> Vec<IpAddr> {
@@ -351,14 +373,18 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
             vec![(100u16, 200u16), (201, 201), (300, 400), (350, 360)],
             0..=4,
         ),
+        routes::arbitrary(),
     );
     prop::collection::btree_map(1u8..6, one, 0..5).prop_map(|services| {
         wanted(services.into_iter().map(
-            |(n, (ports, backends, forwarding, sources, steering, ranges))| {
+            |(n, (ports, backends, forwarding, sources, steering, ranges, routed))| {
                 let backends: Vec<u8> = backends.into_iter().collect();
                 let mut s = service(&format!("s{n}"), n, &ports, &backends);
                 s.forwarding = forwarding;
                 s.steering = steering;
+                if forwarding != Forwarding::Nat {
+                    routes::put(&mut s, &routed);
+                }
                 if steering.names_servers() {
                     for (id, backend) in (5..).zip(&mut s.backends) {
                         backend.server_id = Some(id);
@@ -506,12 +532,15 @@ proptest! {
         rig.settle(1000);
         rig.settle(2000);
 
-        for (name, spec) in &second.services {
+        routes::check(&rig, &second)?;
+        let whole = || second.services.iter().filter(|(_, spec)| spec.part_of.is_none());
+        for (name, spec) in whole() {
             let front = name[1..].parse::<u8>().unwrap();
             let has80 = spec.ports.iter().any(|p| p.port == 80);
             let got = rig.send(front, 7, Phase::Opening);
-            match (has80, spec.backends.is_empty()) {
+            match (has80, spec.own_backends().count() == 0) {
                 (false, _) => prop_assert_eq!(got, Err(Reason::NotOurs)),
+                (true, _) if !spec.source_routes.is_empty() => {}
                 (true, true) => prop_assert_eq!(got, Err(Reason::NoBackend)),
                 (true, false) => prop_assert!(got.is_ok(), "{}: {:?}", name, got),
             }
@@ -559,10 +588,10 @@ proptest! {
                 }
             }
             let rows: BTreeSet<IpAddr> = rig.planner.services()[name.as_str()].members.keys().copied().collect();
-            let want: BTreeSet<IpAddr> = spec.backends.iter().map(|b| b.address).collect();
+            let want: BTreeSet<IpAddr> = spec.own_backends().map(|b| b.address).collect();
             prop_assert_eq!(rows, want);
         }
-        let vips: BTreeSet<IpAddr> = second.services.keys().map(|name| vip(name[1..].parse().unwrap())).collect();
+        let vips: BTreeSet<IpAddr> = whole().map(|(name, _)| vip(name[1..].parse().unwrap())).collect();
         let mut filter = Vec::new();
         let announced: Vec<IpAddr> = rig.planner.nat_addresses().collect();
         let known = vips.iter().chain(&announced).map(|&a| a.into());

@@ -93,7 +93,7 @@ fn echo_is_answered_for_vips_alone() {
 
 /// An ICMP error from a router, about the reply to `flow` (a frame from client to VIP), of which
 /// `bytes` of the transport header come back.
-fn error(flow: &[u8], kind: u8, code: u8, mtu: u16, bytes: usize) -> Vec<u8> {
+pub(crate) fn error(flow: &[u8], kind: u8, code: u8, mtu: u16, bytes: usize) -> Vec<u8> {
     let l3 = &flow[14..];
     let mut out = Vec::new();
     if l3[0] >> 4 == 4 {

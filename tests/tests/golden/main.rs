@@ -30,6 +30,7 @@ mod odd;
 mod one_dies;
 mod packets;
 mod ports;
+mod routes;
 mod sctp;
 mod synproxy;
 mod tunnels;

@@ -16,7 +16,7 @@ const CLIENT4: &str = "198.51.100.7";
 const CLIENT6: &str = "2001:db8:9::7";
 
 /// Cuts a datagram into fragments with `size` bytes of it each (a multiple of 8).
-fn fragments(frame: &[u8], id: u16, size: usize) -> Vec<Vec<u8>> {
+pub(crate) fn fragments(frame: &[u8], id: u16, size: usize) -> Vec<Vec<u8>> {
     let l3 = &frame[14..];
     let four = l3[0] >> 4 == 4;
     let (head, payload) = l3.split_at(if four { 20 } else { 40 });

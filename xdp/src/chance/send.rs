@@ -27,12 +27,14 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     let ip = &Ip { protocol: above.protocol, ..*ip };
     let transport = wire::transport(packet, above.at, ip.protocol).ok_or(Reason::Truncated)?;
     let (row, frontend) = service::frontend(ip, &transport)?;
-    let picked = service::pick(ip, &transport, row, frontend)?;
+    let picked = service::pick_again(ip, &transport, row)?;
 
     let mut other = Slot::NONE;
     if ip.protocol == protocol::TCP && !transport.opening {
         let (_, hash) = service::flow(ip, &transport);
-        other = chance::other(&Maps, frontend, hash, picked.row);
+        let by =
+            maps::frontend(service::source_row(row, ip.src.hi(), ip.src.lo())).unwrap_or(frontend);
+        other = chance::other(&Maps, by, hash, picked.row);
     }
     let bytes = packet.len() as u64;
     let reason = match Maps.backend(other) {

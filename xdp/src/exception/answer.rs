@@ -62,7 +62,7 @@ fn mtu(packet: &Packet, ip: &Ip, upper: &Upper) -> Option<u32> {
     let transport = wire::transport(packet, upper.at, upper.protocol)?;
     let flow = Ip { protocol: upper.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport).ok()?;
-    let picked = service::pick_again(&flow, &transport, row, frontend).ok()?;
+    let picked = service::pick_again(&flow, &transport, row).ok()?;
     let egress = maps::egress(picked.backend.hop().egress()?)?;
     let outer = outer::overhead(frontend.mode(), picked.backend.addr().is_v4());
     egress.mtu().checked_sub(outer)

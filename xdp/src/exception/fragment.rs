@@ -51,7 +51,7 @@ fn first<const L3: usize, const V4: bool>(
     let flow = Ip { protocol: upper.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
     service::permit(frontend, ip.src)?;
-    let picked = service::pick_again(&flow, &transport, row, frontend)?;
+    let picked = service::pick_again(&flow, &transport, row)?;
     let bytes = packet.len() as u64;
     let entry = FragmentEntry {
         frontend: row,

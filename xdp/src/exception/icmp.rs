@@ -109,7 +109,7 @@ fn error<const L3: usize, const V4: bool>(
     let flow = Ip { src: tuple.src, protocol: tuple.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
     service::permit(frontend, tuple.src)?;
-    let picked = service::pick_again(&flow, &transport, row, frontend)?;
+    let picked = service::pick_again(&flow, &transport, row)?;
     let bytes = packet.len() as u64;
     let reason = forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
     maps::count_frontend(cpu, row, bytes, false);

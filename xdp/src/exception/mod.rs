@@ -94,7 +94,7 @@ fn route<const L3: usize, const V4: bool>(
     let (row, frontend) = service::frontend(&inner, &transport)?;
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, &inner, upper.at - L3)?;
-    let picked = service::pick_again(&inner, &transport, row, frontend)?;
+    let picked = service::pick_again(&inner, &transport, row)?;
     service::sent::<L3, V4>(packet, &inner, &transport, row, frontend, &picked, cpu)
 }
 

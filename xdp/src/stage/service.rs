@@ -7,6 +7,7 @@ use abi::{
     pick::{self, Phase, Tables as _},
     ranges,
     reason::Reason,
+    routes,
     table::{Backend, Frontend, FrontendKey, Mode, Slot},
     wire::{self, Frame, Ip, Transport, protocol},
 };
@@ -209,6 +210,9 @@ fn word(tuple: &Tuple, phase: Phase, closing: bool) -> u64 {
         | u64::from(closing) << 48
 }
 
+/// In such a word: the group that its client is routed to takes no new flow, so it is remembered where it goes.
+const FELL_BACK: u64 = 1 << 49;
+
 /// From it, with the address of the frontend that it is for.
 #[inline(always)]
 fn of_word(word: u64, frontend: &Frontend, src: Addr) -> (Tuple, Phase, bool) {
@@ -231,24 +235,34 @@ extern "C" fn flow_unsettled(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash
     pick::unsettled(&Maps, frontend, &tuple, hash, phase)
 }
 
-/// The same for a packet that the fast path does not take: first by the entry of its flow, if the service
-/// keeps them.
+/// The same for a packet that the fast path does not take: by the entry of its flow, if the service keeps them, else
+/// by the ring of the group that its client is routed to, or of the service.
 #[inline(always)]
-pub(crate) fn pick_again(
-    ip: &Ip,
-    transport: &Transport,
-    row: u32,
-    frontend: &Frontend,
-) -> Result<Picked, Reason> {
-    if frontend.choice().is_some() {
-        let (tuple, hash) = flow(ip, transport);
-        let flow = word(&tuple, Phase::Established, false);
-        let owner = flow_owner(row, ip.src.hi(), ip.src.lo(), flow);
-        if let Some(backend) = Maps.backend(owner) {
-            return Ok(Picked { row: owner, backend, entropy: hash as u32 });
-        }
+pub(crate) fn pick_again(ip: &Ip, transport: &Transport, row: u32) -> Result<Picked, Reason> {
+    let (tuple, hash) = flow(ip, transport);
+    let flow = word(&tuple, phase(ip, transport), false);
+    let row = flow_again(row, ip.src.hi(), ip.src.lo(), flow);
+    let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
+    Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_again(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
+    let group = source_group(row, src_hi, src_lo);
+    let owner = flow_owner(if group == Slot::NONE { row } else { group }, src_hi, src_lo, flow);
+    if owner != Slot::NONE {
+        return owner;
     }
-    pick(ip, transport, row, frontend)
+    if group == Slot::NONE {
+        return flow_ring(row, src_hi, src_lo, flow);
+    }
+    let found = flow_ring(group, src_hi, src_lo, flow);
+    if found != Slot::NONE {
+        return found;
+    }
+    flow_ring(row, src_hi, src_lo, flow | FELL_BACK)
 }
 
 /// A global function, as the one above.
@@ -260,7 +274,38 @@ extern "C" fn flow_owner(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
     choice::owner(&Maps, frontend, &tuple)
 }
 
-/// The same for a service with a choice of its own.
+/// By the ring of `row`. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_ring(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    let (tuple, phase, _) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
+    let hash = hash::flow(&tuple, maps::seed());
+    if flow & FELL_BACK == 0 {
+        let settled = pick::settled_row(&Maps, frontend, hash);
+        if settled != Slot::NONE {
+            return settled;
+        }
+    }
+    pick::unsettled(&Maps, frontend, &tuple, hash, phase)
+}
+
+/// Row of the group that a client is routed to. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn source_group(row: u32, src_hi: u64, src_lo: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    routes::group(&Maps, frontend, src_hi, src_lo)
+}
+
+/// Row of the frontend whose ring a client's packets go by: its group's, or that of `row` itself.
+#[inline(always)]
+pub(crate) fn source_row(row: u32, client_hi: u64, client_lo: u64) -> u32 {
+    let group = source_group(row, client_hi, client_lo);
+    if group == Slot::NONE { row } else { group }
+}
+
+/// The same for a service with a choice of its own, or with routes.
 #[inline(always)]
 pub(crate) fn choose(
     ip: &Ip,
@@ -271,20 +316,57 @@ pub(crate) fn choose(
 ) -> Result<Picked, Reason> {
     let (tuple, hash) = flow(ip, transport);
     let flow = word(&tuple, phase(ip, transport), closing);
-    let row = flow_choice(row, ip.src.hi(), ip.src.lo(), flow, id);
+    let row = flow_backend(row, ip.src.hi(), ip.src.lo(), flow, id);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
     Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// By the server that the packet names, else by the group that its client is routed to, else by the service's own
+/// backends. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_backend(row: u32, src_hi: u64, src_lo: u64, flow: u64, id: u64) -> u32 {
+    if id != choice::NO_ID {
+        let named = server(row, id);
+        if named != Slot::NONE {
+            return named;
+        }
+    }
+    let group = source_group(row, src_hi, src_lo);
+    if group == Slot::NONE {
+        return flow_choice(row, src_hi, src_lo, flow, row);
+    }
+    let found = flow_choice(group, src_hi, src_lo, flow, group);
+    if found != Slot::NONE {
+        return found;
+    }
+    flow_choice(row, src_hi, src_lo, flow | FELL_BACK, group)
 }
 
 /// A global function, as the one above.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn flow_choice(row: u32, src_hi: u64, src_lo: u64, flow: u64, id: u64) -> u32 {
+extern "C" fn server(row: u32, id: u64) -> u32 {
     let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
     let Some(choice) = Choice::read(&Maps, frontend) else { return Slot::NONE };
+    choice::named(&Maps, frontend, &choice, id)
+}
+
+/// By the ring of `row`, or what else it wants; a client that stays with its backend does so for the service of
+/// `keeper`. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_choice(row: u32, src_hi: u64, src_lo: u64, flow: u64, keeper: u32) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
+    let Some(keeper) = maps::frontend(keeper) else { return Slot::NONE };
+    let choice = Choice::read(&Maps, frontend).unwrap_or_default();
+    if !choice.keeps() {
+        return flow_ring(row, src_hi, src_lo, flow);
+    }
     let (tuple, phase, closing) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
     let hash = hash::flow(&tuple, maps::seed());
-    choice::backend(&Maps, frontend, &choice, &tuple, hash, Segment { phase, closing, id })
+    let segment = Segment { phase, closing };
+    choice::backend(&Maps, keeper.service_id(), frontend, &choice, &tuple, hash, segment)
 }
 
 /// The packet's flow, and its hash.

@@ -117,7 +117,7 @@ impl Owner {
             if spec.health_check.is_none() {
                 continue;
             }
-            for backend in &spec.backends {
+            for backend in spec.own_backends() {
                 let Some(member) = planned.members.get(&backend.address) else { continue };
                 let State { down: was_down, .. } = tables.backend(member.row).state();
                 let reachable =
@@ -273,7 +273,7 @@ fn checks(wanted: &DesiredState) -> Checks {
     for service in wanted.services.values() {
         let Some(check) = &service.health_check else { continue };
         let check = Arc::new(check.clone());
-        for backend in &service.backends {
+        for backend in service.own_backends() {
             checks.insert((service.name.clone(), backend.address), Arc::clone(&check));
         }
     }
