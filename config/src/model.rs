@@ -561,6 +561,23 @@ impl Remote {
         }
     }
 
+    /// How it is read, as files say it: `format` and `on_error`.
+    #[must_use]
+    pub const fn reading(&self) -> (&'static str, &'static str) {
+        let format = match self.format {
+            crate::file::ListFormat::Auto => "auto",
+            crate::file::ListFormat::Plain => "plain",
+            crate::file::ListFormat::Netset => "netset",
+            crate::file::ListFormat::SpamhausDrop => "spamhaus-drop",
+            crate::file::ListFormat::SpamhausDropJson => "spamhaus-drop-json",
+        };
+        let on_error = match self.on_error {
+            crate::file::OnError::Reject => "reject",
+            crate::file::OnError::Skip => "skip",
+        };
+        (format, on_error)
+    }
+
     /// The URL without its query, which may hold a token.
     #[must_use]
     pub fn shown_url(&self) -> String {

@@ -228,6 +228,57 @@ impl PrefixSet {
     }
 }
 
+/// How a set differs from one before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Prefixes that are new.
+    pub added: u64,
+    /// Prefixes that are gone.
+    pub removed: u64,
+    /// The first of the new ones.
+    pub first_added: Vec<IpNet>,
+    /// The first of those that are gone.
+    pub first_removed: Vec<IpNet>,
+}
+
+impl PrefixSet {
+    /// What is here and was not in `before`, and the reverse; of each the first `most` by name.
+    #[must_use]
+    pub fn compared(&self, before: &Self, most: usize) -> Compared {
+        let mut found = Compared::default();
+        let mut note = |is_new: bool, net: IpNet| {
+            let (count, first) = match is_new {
+                true => (&mut found.added, &mut found.first_added),
+                false => (&mut found.removed, &mut found.first_removed),
+            };
+            *count += 1;
+            if first.len() < most {
+                first.push(net);
+            }
+        };
+        walk(&before.v4, &self.v4, |is_new, net| note(is_new, IpNet::V4(net.into())));
+        walk(&before.v6, &self.v6, |is_new, net| note(is_new, IpNet::V6(net)));
+        found
+    }
+}
+
+/// Calls `tell` with what is in one of two ordered slices only, and whether that is the second.
+fn walk<T: Copy + Ord>(a: &[T], b: &[T], mut tell: impl FnMut(bool, T)) {
+    let (mut a, mut b) = (a, b);
+    loop {
+        let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        (a, b) = (&a[same..], &b[same..]);
+        let (is_new, next) = match (a.first(), b.first()) {
+            (None, None) => return,
+            (Some(x), Some(y)) if x < y => (false, &mut a),
+            (Some(_), None) => (false, &mut a),
+            (_, Some(_)) => (true, &mut b),
+        };
+        tell(is_new, next[0]);
+        *next = &next[1..];
+    }
+}
+
 /// Calls `tell` with what is in one of two ordered slices only; `None`: more often than `most`.
 fn differ<T: Copy + Ord>(a: &[T], b: &[T], most: usize, mut tell: impl FnMut(T)) -> Option<()> {
     if a.len().abs_diff(b.len()) > most {
@@ -317,6 +368,14 @@ mod tests {
             let mut found = set.difference(&other, most).unwrap();
             found.sort();
             prop_assert_eq!(&found, &differ);
+            let compared = other.compared(&set, usize::MAX);
+            let mut both: Vec<IpNet> =
+                compared.first_added.iter().chain(&compared.first_removed).copied().collect();
+            both.sort();
+            prop_assert_eq!(&both, &differ);
+            prop_assert!(compared.first_added.iter().all(|net| other.contains(*net)));
+            prop_assert_eq!(compared.added + compared.removed, differ.len() as u64);
+            prop_assert_eq!(other.compared(&set, 1).added, compared.added);
             prop_assert!(most == 0 || set.difference(&other, most - 1).is_none());
             if let IpNet::V6(net) = more {
                 let within = plain.iter().filter_map(|n| match n {

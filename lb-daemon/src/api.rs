@@ -26,6 +26,7 @@ use crate::{
 };
 
 pub mod conntrack;
+pub mod difference;
 pub mod events;
 mod extract;
 pub mod limits;
@@ -132,6 +133,7 @@ fn declared() -> OpenApiRouter<ApiState> {
         .routes(routes!(read::reasons))
         .routes(routes!(events::events))
         .routes(routes!(events::top))
+        .routes(routes!(difference::diff))
         .routes(routes!(read::maps))
         .routes(routes!(read::interfaces))
 }

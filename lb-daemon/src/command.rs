@@ -25,6 +25,13 @@ pub enum Command {
         /// One printable paragraph each, with file, line and column.
         faults: Vec<String>,
     },
+    /// Holds what files could say against what is in force; changes nothing.
+    Compare {
+        /// The whole of it.
+        files: Box<DesiredState>,
+        /// What there is to compare.
+        reply: oneshot::Sender<Result<Offered, Refusal>>,
+    },
     /// Creates or replaces a service of the API.
     PutService {
         /// Its `source` is [`config::model::Source::Api`].
@@ -101,6 +108,17 @@ pub enum Command {
         /// Done.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
+}
+
+/// A state that could be in force.
+#[derive(Clone, Debug)]
+pub struct Offered {
+    /// What is in force.
+    pub before: Arc<DesiredState>,
+    /// What would be, with what the API has set.
+    pub after: Arc<DesiredState>,
+    /// Why it would be refused; empty: it would not.
+    pub refused: Vec<String>,
 }
 
 /// Why a command was not carried out; nothing has changed.

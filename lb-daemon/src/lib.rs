@@ -4,6 +4,7 @@ pub mod api;
 pub mod app;
 pub mod bans;
 pub mod command;
+pub mod compare;
 pub mod conntrack;
 pub mod ctl;
 pub mod datapath;

@@ -123,6 +123,65 @@ fn lbctl_refuses_with_status_1() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `lbctl config diff`: its status and what it prints, of a configuration in a file of its own.
+fn diff(edge: &Edge, text: &str, more: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
+    let place = tempfile::tempdir()?;
+    fs::write(place.path().join("list.txt"), "198.51.100.0/24\n198.51.101.0/24\n")?;
+    let file = place.path().join("new.yaml");
+    fs::write(&file, text)?;
+    let mut command = Command::new(binary("lbctl")?);
+    command.args(["--api", &edge.lb.api(), "config", "diff"]).arg(&file).args(more);
+    let done = command.output()?;
+    let said = [done.stdout, done.stderr].map(|t| String::from_utf8_lossy(&t).into_owned());
+    Ok((done.status.code(), said.concat()))
+}
+
+/// `lbctl config diff` says what a file would change, and the daemon goes on with what it has.
+#[test]
+fn a_file_is_compared_with_what_is_in_force() -> anyhow::Result<()> {
+    let edge = Edge::start(L2)?;
+    let text = fs::read_to_string(edge.lb.config())?;
+    let generation = |edge: &Edge| anyhow::Ok(edge.lb.status()?["config"]["generation"].clone());
+    // What the API has set is in force too, and stays.
+    lbctl(&edge, SET)?;
+    let before = generation(&edge)?;
+    let (status, said) = diff(&edge, &format!("# only a comment\n{text}"), &[])?;
+    assert_eq!((status, said.as_str()), (Some(0), "no difference\n"));
+
+    let new = text.replacen("address: \"192.0.2.13\"", "address: \"192.0.2.13\", weight: 0", 1);
+    let new = new.replacen("  lists:\n", "  lists:\n    - {name: of-file, file: list.txt}\n", 1);
+    let (status, said) = diff(&edge, &new, &[])?;
+    assert_eq!(status, Some(1), "{said}");
+    for line in [
+        "~ service l2-v4\n    ~ ring: ",
+        "~ backend web-3 of l2-v4\n    ~ weight: 100 -> 0\n",
+        "+ list of-file\n",
+        "    ~ prefixes: 2 come, 0 go\n        + 198.51.100.0/24\n",
+    ] {
+        assert!(said.contains(line), "no {line:?} in {said}");
+    }
+    assert!(!said.contains('\x1b') && !said.contains("spare"), "{said}");
+    let (status, said) = diff(&edge, &new, &["-o", "json"])?;
+    let json: serde_json::Value = serde_json::from_str(&said)?;
+    assert_eq!((status, &json["differs"]), (Some(1), &true.into()));
+    let backend = &json["changes"][1];
+    assert_eq!((&backend["kind"], &backend["service"]), (&"backend".into(), &"l2-v4".into()));
+    assert_eq!(
+        (&backend["fields"][0]["before"], &backend["fields"][0]["after"]),
+        (&100.into(), &0.into())
+    );
+
+    // Faults with their place, and what would be refused: neither is a difference.
+    let (status, said) = diff(&edge, &text.replacen("forwarding:", "forwardign:", 1), &[])?;
+    assert!(status == Some(2) && said.contains("new.yaml:"), "{status:?} {said}");
+    let taken = text.replacen(L2_V4, SPARE_V4, 1);
+    let (status, said) = diff(&edge, &taken, &[])?;
+    assert!(status == Some(2) && said.contains("would refuse") && said.contains("spare"), "{said}");
+    assert_eq!(generation(&edge)?, before);
+    expect_all_answer(&edge.requests(L2_V4, 60)?);
+    Ok(())
+}
+
 /// `lbctl cleanup` keeps its hands off what a running daemon uses.
 #[test]
 fn cleanup_refuses_while_a_daemon_runs() -> anyhow::Result<()> {

@@ -1,8 +1,17 @@
 //! Directories of list files: each file is a list of its own, so that its hits are counted.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    path::Path,
+    sync::Arc,
+};
 
-use super::read::{Unreadable, unreadable};
+use super::{
+    Files,
+    read::{Unreadable, unreadable},
+};
 use crate::{
     Fault, model,
     validate::{ListBody, ListEntry, ListPath, is_name},
@@ -16,17 +25,16 @@ const MAX_FILES: usize = 250;
 pub(super) fn entries(
     entry: &ListEntry,
     directory: &ListPath,
+    from: &Files,
 ) -> Result<Vec<(ListEntry, ListPath)>, Unreadable> {
-    let failed = |error: std::io::Error| unreadable(&directory.path, &error);
-    let mut names = Vec::new();
-    for found in fs::read_dir(&directory.path).map_err(failed)? {
-        let name = found.map_err(failed)?.file_name();
+    let mut names: Vec<OsString> = match from.given_in(&directory.path) {
+        Some(given) => given.filter_map(Path::file_name).map(OsStr::to_owned).collect(),
+        None => on_disk(&directory.path)?,
+    };
+    names.retain(|name| {
         let bytes = name.as_encoded_bytes();
-        let is_list = !bytes.starts_with(b".") && !bytes.ends_with(b"~");
-        if is_list && !directory.path.join(&name).is_dir() {
-            names.push(name);
-        }
-    }
+        !bytes.starts_with(b".") && !bytes.ends_with(b"~")
+    });
     if names.len() > MAX_FILES {
         return Err(Unreadable {
             message: format!("{} has {} files", directory.path.display(), names.len()),
@@ -35,6 +43,18 @@ pub(super) fn entries(
     }
     names.sort();
     names.into_iter().map(|name| one(entry, directory, Path::new(&name))).collect()
+}
+
+fn on_disk(directory: &Path) -> Result<Vec<OsString>, Unreadable> {
+    let failed = |error: std::io::Error| unreadable(directory, &error);
+    let mut names = Vec::new();
+    for found in fs::read_dir(directory).map_err(failed)? {
+        let name = found.map_err(failed)?.file_name();
+        if !directory.join(&name).is_dir() {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 fn one(

@@ -7,11 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    MAX_LIST_BYTES, Unreadable, of_place,
-    read::{Seen, read_if_changed},
-    same_file,
-};
+use super::{Files, MAX_LIST_BYTES, Unreadable, of_place, read::Seen, same_file};
 use crate::{
     fault::Fault,
     geo::{Geo, Reader, What},
@@ -32,6 +28,7 @@ impl GeoCache {
     /// The tables of these files, each with the document that names it.
     pub(super) fn tables<'f>(
         &mut self,
+        from: &Files,
         files: impl Iterator<Item = (&'f Path, &'f TableFile)>,
         faults: &mut Vec<Fault>,
     ) -> Arc<Geo> {
@@ -41,7 +38,7 @@ impl GeoCache {
         }
         for what in [What::Country, What::Asn] {
             let files = wanted.remove(&what).unwrap_or_default();
-            if let Err(unreadable) = self.table(what, &files) {
+            if let Err(unreadable) = self.table(from, what, &files) {
                 self.faults.remove(&what);
                 faults.extend(unreadable);
             }
@@ -53,6 +50,7 @@ impl GeoCache {
     /// Reads one kind of table, if any of its files is not as it was.
     fn table(
         &mut self,
+        from: &Files,
         what: What,
         files: &BTreeMap<&Path, (&Path, &TableFile)>,
     ) -> Result<(), Vec<Fault>> {
@@ -61,7 +59,7 @@ impl GeoCache {
         let mut fresh = BTreeMap::new();
         for (path, (document, file)) in files {
             let seen = self.files.get_mut(&(what, path.to_path_buf()));
-            match read_if_changed(path, seen, MAX_LIST_BYTES) {
+            match from.read_if_changed(path, seen, MAX_LIST_BYTES) {
                 Ok(None) => {}
                 Ok(Some(read)) => {
                     changed = true;
@@ -82,7 +80,8 @@ impl GeoCache {
         for (path, (document, file)) in files {
             let read = match fresh.remove(path) {
                 Some(read) => Some(read),
-                None => read_if_changed(path, None, MAX_LIST_BYTES)
+                None => from
+                    .read_if_changed(path, None, MAX_LIST_BYTES)
                     .map_err(|why| vec![of_place(document, file.at, why)])?,
             };
             let Some((bytes, seen)) = read else { continue };

@@ -6,7 +6,9 @@
 
 mod directory;
 mod geo;
+mod given;
 mod index;
+mod prefilter;
 mod read;
 mod remote;
 #[cfg(test)]
@@ -21,16 +23,19 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::given::Given;
 use self::{
     geo::GeoCache,
+    given::Files,
     index::Index,
-    read::{Seen, Unreadable, read_if_changed, unreadable},
+    prefilter::{list_file, of_place, prefilter, same_prefilter},
+    read::{Seen, Unreadable, unreadable},
 };
 use crate::{
     fault::{Document, Fault, Loc, Report},
     file::{Field, File, ListFormat, OnError},
-    lists, model, tree,
-    validate::{self, Context, Fragment, ListBody, ListEntry, ListPath},
+    model, tree,
+    validate::{self, Context, Fragment, ListBody},
 };
 
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -41,6 +46,7 @@ const MAX_FILES: usize = 10_000;
 #[derive(Debug)]
 pub struct Loader {
     path: PathBuf,
+    from: Files,
     host_name: String,
     files: BTreeMap<PathBuf, CachedFile>,
     index: Index,
@@ -65,6 +71,13 @@ struct CachedFile {
 /// List files that were read, and how.
 type ListCache = HashMap<(PathBuf, ListFormat, OnError), CachedList>;
 
+impl CachedList {
+    /// Whether a document names the file, rather than where it is fetched from.
+    fn is_named(&self) -> bool {
+        self.built.iter().all(|list| list.remote.is_none())
+    }
+}
+
 /// A list file that was read.
 #[derive(Debug)]
 struct CachedList {
@@ -82,6 +95,7 @@ impl Loader {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            from: Files::Disk,
             host_name: host_name(),
             files: BTreeMap::new(),
             index: Index::default(),
@@ -90,6 +104,28 @@ impl Loader {
             geo: GeoCache::default(),
             prefilter: Arc::default(),
         }
+    }
+
+    /// A loader of what is handed over. Lists that are fetched are empty.
+    #[must_use]
+    pub fn of(given: Given) -> Self {
+        Self { from: Files::Given(Arc::new(given)), ..Self::new("") }
+    }
+
+    /// The documents, and the files that they name, which the last load read from the disk, each by its path: all
+    /// that another [`Loader::of`] needs.
+    ///
+    /// # Errors
+    /// A file is not there any more.
+    pub fn used(&self) -> std::io::Result<Given> {
+        let read = |path: &PathBuf| fs::read(path).map(|bytes| (path.clone(), bytes));
+        // What was fetched is not a file that a document names.
+        let lists = self.lists.iter().filter(|(_, list)| list.is_named());
+        let files = lists.map(|((path, ..), _)| path).chain(self.geo.paths()).map(read);
+        Ok(Given {
+            documents: self.files.keys().map(read).collect::<Result<_, _>>()?,
+            files: files.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Where copies of fetched lists are, by [`model::Remote::copy_name`]. A list without one is empty.
@@ -127,7 +163,7 @@ impl Loader {
         index::scalars(parts, &mut state, &mut faults);
         let prefilter = prefilter(
             cached,
-            self.copies.as_deref(),
+            (&self.from, self.copies.as_deref()),
             (&mut self.lists, &mut self.geo),
             &mut faults,
         );
@@ -178,6 +214,9 @@ impl Loader {
 
     /// The documents, sorted.
     fn paths(&self) -> Result<Vec<PathBuf>, Fault> {
+        if let Files::Given(given) = &self.from {
+            return Ok(given.documents.keys().cloned().collect());
+        }
         let of_io = |error: &std::io::Error| {
             let why = unreadable(&self.path, error);
             Fault::of_file(&self.path, why.message, why.help)
@@ -232,7 +271,7 @@ impl Loader {
     fn refresh_file(&mut self, path: &Path) -> Result<(), Fault> {
         let cached = self.files.get_mut(path);
         let seen = cached.map(|cached| &mut cached.seen);
-        let (bytes, seen) = match read_if_changed(path, seen, MAX_FILE_BYTES) {
+        let (bytes, seen) = match self.from.read_if_changed(path, seen, MAX_FILE_BYTES) {
             Ok(None) => return Ok(()),
             Ok(Some(changed)) => changed,
             Err(why) => {
@@ -329,169 +368,6 @@ fn same_file(one: &model::Source, other: &model::Source) -> bool {
         }
         _ => one == other,
     }
-}
-
-/// The blocklists of all documents, with those that stand in files of their own.
-fn prefilter<'f, I: Iterator<Item = &'f CachedFile>>(
-    files: impl Fn() -> I,
-    copies: Option<&Path>,
-    (cache, geo): (&mut ListCache, &mut GeoCache),
-    faults: &mut Vec<Fault>,
-) -> model::Prefilter {
-    let tables = files()
-        .flat_map(|file| file.fragment.tables.iter().map(|table| (file.path.as_path(), table)));
-    let known = geo.tables(tables, faults);
-    let mut crowdsec = Vec::new();
-    cache.values_mut().for_each(|list| list.used = false);
-    let mut allow = Vec::new();
-    let mut lists = Vec::new();
-    let mut filters = model::Filters::default();
-    let mut rate_limits: Vec<model::RateLimit> = Vec::new();
-    let mut syn_proxy = model::SynProxy::default();
-    for CachedFile { path: document, fragment, .. } in files() {
-        crowdsec.extend(fragment.crowdsec.iter().cloned());
-        allow.extend_from_slice(&fragment.allow);
-        filters.tcp_flags |= fragment.filters.tcp_flags;
-        filters.amplification |= fragment.filters.amplification;
-        filters.fragments |= fragment.filters.fragments;
-        rate_limits.extend_from_slice(&fragment.rate_limits);
-        syn_proxy.ports.extend_from_slice(&fragment.syn_proxy.ports);
-        syn_proxy.drop_stray_acks |= fragment.syn_proxy.drop_stray_acks;
-        for entry in &fragment.lists {
-            let mut of_document =
-                |at: Loc, why: Unreadable| faults.push(of_place(document, at, why));
-            match &entry.body {
-                ListBody::Inline(list) => lists.push(list.clone()),
-                ListBody::File(file) => match list_file(entry, file, cache) {
-                    Ok(Ok(list)) => lists.push(list),
-                    Ok(Err(of_lines)) => faults.extend(of_lines),
-                    Err(why) => of_document(file.at, why),
-                },
-                ListBody::Match(wanted, at) => match geo.lacks(wanted) {
-                    None => lists.push(geo.list(entry, wanted)),
-                    Some(why) => of_document(*at, why),
-                },
-                ListBody::Remote(remote, at) => {
-                    match remote::list(entry, remote, *at, copies, cache) {
-                        Ok(list) => lists.push(list),
-                        Err(why) => of_document(*at, why),
-                    }
-                }
-                ListBody::Directory(directory) => match directory::entries(entry, directory) {
-                    Ok(entries) => {
-                        for (entry, file) in entries {
-                            match list_file(&entry, &file, cache) {
-                                Ok(Ok(list)) => lists.push(list),
-                                Ok(Err(of_lines)) => faults.extend(of_lines),
-                                Err(why) => faults.push(of_place(document, file.at, why)),
-                            }
-                        }
-                    }
-                    Err(why) => of_document(directory.at, why),
-                },
-            }
-        }
-    }
-    cache.retain(|_, list| list.used);
-    directory::unique(&lists, faults);
-    rate_limits.sort();
-    if let Some(model::Source::File { path, line, column }) =
-        rate_limits.get(model::MAX_RATE_LIMITS).map(|limit| &limit.source)
-    {
-        faults.push(Fault {
-            path: path.to_path_buf(),
-            line: *line,
-            column: *column,
-            message: format!("there are {} rate limits", rate_limits.len()),
-            help: format!("allowed: at most {}", model::MAX_RATE_LIMITS),
-        });
-    }
-    let allow = allow.into_iter().collect();
-    model::Prefilter { allow, lists, filters, rate_limits, syn_proxy, geo: known, crowdsec }
-}
-
-fn of_place(document: &Path, at: Loc, Unreadable { message, help }: Unreadable) -> Fault {
-    Fault { path: document.to_path_buf(), line: at.line, column: at.column, message, help }
-}
-
-/// The list of an entry that names a file, or the faults of its lines.
-fn list_file(
-    entry: &ListEntry,
-    file: &ListPath,
-    cache: &mut ListCache,
-) -> Result<Result<Arc<model::PrefixList>, Vec<Fault>>, Unreadable> {
-    let ListEntry { name, source, action, force, scope, body } = entry;
-    let ListPath { path, at: _, format, on_error } = file;
-    let remote = match body {
-        ListBody::Remote(remote, _) => Some(remote),
-        _ => None,
-    };
-    let list = |prefixes, skipped, skipped_lines| {
-        let (name, source, action, remote) =
-            (name.clone(), source.clone(), *action, remote.cloned());
-        Arc::new(model::PrefixList {
-            name,
-            source,
-            action,
-            prefixes,
-            skipped,
-            skipped_lines,
-            remote,
-            force: *force,
-            scope: scope.clone(),
-        })
-    };
-    let key = (path.clone(), *format, *on_error);
-    let seen = cache.get_mut(&key).map(|cached| {
-        cached.used = true;
-        &mut cached.seen
-    });
-    if let Some((bytes, seen)) = read_if_changed(path, seen, MAX_LIST_BYTES)? {
-        let old = cache.remove(&key).map(|old| old.built).unwrap_or_default();
-        let parsed = lists::parse(path, &bytes, *format);
-        drop(bytes);
-        let reject = parsed.wrong > 0 && *on_error == OnError::Reject;
-        let faults = if reject { parsed.all_faults() } else { Vec::new() };
-        let lists::Parsed { prefixes, faults: skipped, wrong } = parsed;
-        let same =
-            |old: &Arc<model::PrefixList>| old.prefixes == prefixes && old.skipped == skipped;
-        let built = match old.first() {
-            _ if reject => old,
-            Some(first) if same(first) => old,
-            _ => vec![list(prefixes, skipped, wrong)],
-        };
-        cache.insert(key.clone(), CachedList { seen, built, faults, used: true });
-    }
-    let Some(cached) = cache.get_mut(&key) else { return Ok(Err(Vec::new())) };
-    if !cached.faults.is_empty() {
-        return Ok(Err(cached.faults.clone()));
-    }
-    let is_same = |one: &&Arc<model::PrefixList>| {
-        one.name == *name
-            && one.action == *action
-            && one.force == *force
-            && one.scope == *scope
-            && same_file(&one.source, source)
-            && one.remote.as_ref() == remote
-    };
-    if let Some(built) = cached.built.iter().find(is_same) {
-        return Ok(Ok(built.clone()));
-    }
-    let Some(first) = cached.built.first().cloned() else { return Ok(Err(Vec::new())) };
-    let built = list(first.prefixes.clone(), first.skipped.clone(), first.skipped_lines);
-    cached.built.push(built.clone());
-    Ok(Ok(built))
-}
-
-fn same_prefilter(one: &model::Prefilter, other: &model::Prefilter) -> bool {
-    one.allow == other.allow
-        && one.filters == other.filters
-        && one.rate_limits == other.rate_limits
-        && one.syn_proxy == other.syn_proxy
-        && one.crowdsec == other.crowdsec
-        && Arc::ptr_eq(&one.geo, &other.geo)
-        && one.lists.len() == other.lists.len()
-        && one.lists.iter().zip(&other.lists).all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 /// The directory a path stands in.

@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{CachedList, ListCache, Unreadable, list_file, read::Seen};
+use super::{CachedList, Files, ListCache, Unreadable, list_file, read::Seen};
 use crate::{
     PrefixSet,
     fault::Loc,
@@ -23,7 +23,7 @@ pub(super) fn list(
     let path = copies.unwrap_or(Path::new("")).join(remote.copy_name(&entry.name));
     let copy = ListPath { path, at, format: remote.format, on_error: OnError::Skip };
     if copies.is_some() && copy.path.exists() {
-        return match list_file(entry, &copy, cache)? {
+        return match list_file(entry, &copy, &Files::Disk, cache)? {
             Ok(list) => Ok(list),
             // Lines are skipped, so there are no faults.
             Err(_) => Ok(empty(entry, remote, &copy, cache)),

@@ -215,7 +215,8 @@ pub fn check(path: &Path) -> anyhow::Result<String> {
     ))
 }
 
-fn faulty(faults: &[config::Fault]) -> anyhow::Error {
+/// The faults of files as an error.
+pub(crate) fn faulty(faults: &[config::Fault]) -> anyhow::Error {
     let text = sources::print(faults).join("\n");
     anyhow::anyhow!(
         "{text}\n{} in the configuration; nothing was changed",

@@ -296,6 +296,9 @@ impl Owner {
                 self.refused = None;
                 self.publish();
             }
+            Command::Compare { files, reply } => {
+                let _ = reply.send(Ok(self.offered(*files)));
+            }
             Command::PutService { service, if_match, reply } => {
                 let done = self.put_service(&service, if_match);
                 // Who asked may have given up meanwhile; the change stands.

@@ -3,7 +3,8 @@
 //! ```text
 //! arguments (clap) -> a verb -> client (HTTP) -> API types -> table, JSON or YAML
 //! ```
-//! Each verb is a file. Exit status 0: done; 1: refused or failed; 2: wrong usage (clap's).
+//! Each verb is a file. Exit status 0: done; 1: refused or failed; 2: wrong usage (clap's). `config diff` has those
+//! of diff(1).
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -125,18 +126,22 @@ pub fn main() -> ExitCode {
     let Arguments { shared, verb } = Arguments::parse();
     let client = Client::new(shared.api);
     let output = Output::new(shared.output);
+    let failure = match &verb {
+        Verb::Config(verb) => verb.failure(),
+        _ => 1,
+    };
     match run(verb, &client, &output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // What was printed may be half of a pipe that has gone; the status says it all then.
             let _ = writeln!(std::io::stderr(), "lbctl: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failure)
         }
     }
 }
 
-fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
-    match verb {
+fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<ExitCode> {
+    let done = match verb {
         Verb::Status(verb) => verb.run(client, output),
         Verb::Service(verb) => verb.run(client, output),
         Verb::Backend(verb) => verb.run(client, output),
@@ -152,12 +157,13 @@ fn run(verb: Verb, client: &Client, output: &Output) -> anyhow::Result<()> {
         Verb::Reason(verb) => verb.run(client, output),
         Verb::Metrics => output.text(&client.text("/metrics")?),
         Verb::Doctor(verb) => verb.run(client, output),
-        Verb::Config(verb) => verb.run(output),
+        Verb::Config(verb) => return verb.run(client, output),
         Verb::Cleanup { bpffs } => node::cleanup(&bpffs, output),
         Verb::Version => generate::version(client, output),
         Verb::Completion { shell } => generate::completion(Arguments::command(), shell, output),
         Verb::Man { directory } => generate::man(Arguments::command(), &directory, output),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@ pub mod alloc;
 pub mod buckets;
 pub(crate) mod choice;
 mod hops;
+mod moved;
 pub mod nat;
 pub mod prefixes;
 pub mod ranges;
 pub(crate) mod routes;
 mod services;
 pub(crate) mod vips;
+pub use moved::slots_moved;
 pub use services::keys as service_keys;
 pub(crate) use services::mode;
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl Planner {
 
     /// Slots of a service's ring.
     fn size_of(&self, spec: &Service) -> u32 {
-        self.table_size.unwrap_or_else(|| ring::size_for(spec.own_backends().count()))
+        ring_size(spec, self.table_size)
     }
 
     fn put_ring(
@@ -466,7 +466,7 @@ pub(crate) const fn mode(forwarding: Forwarding) -> Mode {
 }
 
 /// The backends that take new flows, with weights, by address.
-fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
+pub(super) fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
     let mut takers: Vec<(IpAddr, u32)> = spec
         .own_backends()
         .filter(|b| b.state == BackendState::Active && b.weight > 0)
@@ -474,6 +474,11 @@ fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
         .collect();
     takers.sort_unstable_by_key(|&(a, _)| Addr::from(a).to_bytes());
     takers
+}
+
+/// Slots of a service's ring, where they are set for all or not.
+pub(super) fn ring_size(spec: &Service, set: Option<u32>) -> u32 {
+    set.unwrap_or_else(|| ring::size_for(spec.own_backends().count()))
 }
 
 /// What a ring is built from, as a number; never 0.

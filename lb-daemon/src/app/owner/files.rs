@@ -7,6 +7,7 @@ use config::model::DesiredState;
 use super::{Owner, sources};
 use crate::{
     app::{notify, synproxy},
+    command::Offered,
     guard::{self, Protected, host, standing},
 };
 
@@ -26,11 +27,7 @@ impl Owner {
             sources::merge(&files, &self.parts.set(&lists))
         };
         let done = merged.and_then(|wanted| {
-            self.refuse_to_cut_off(&files, &wanted)?;
-            if wanted.prefilter.syn_proxy != self.wanted.prefilter.syn_proxy {
-                synproxy::check(&wanted.prefilter.syn_proxy).map_err(|no| vec![no.to_string()])?;
-            }
-            self.refuse_to_lock_out(&wanted)?;
+            self.refuse(&files, &wanted)?;
             sources::warn_skipped(&wanted, &self.wanted);
             let done = self.enforce_or_restore(wanted, noticed);
             done.map_err(|failure| vec![format!("could not be put in force: {failure}")])
@@ -48,6 +45,29 @@ impl Owner {
         }
         self.faults = faults;
         self.refused = Some(files);
+    }
+
+    /// Whether a state of these files may be put in force.
+    fn refuse(&self, files: &Arc<DesiredState>, wanted: &DesiredState) -> Result<(), Vec<String>> {
+        self.refuse_to_cut_off(files, wanted)?;
+        if wanted.prefilter.syn_proxy != self.wanted.prefilter.syn_proxy {
+            synproxy::check(&wanted.prefilter.syn_proxy).map_err(|no| vec![no.to_string()])?;
+        }
+        self.refuse_to_lock_out(wanted)
+    }
+
+    /// What these files would put in force, and what is; changes nothing.
+    pub(super) fn offered(&self, mut files: DesiredState) -> Offered {
+        keep_fetched(&mut files, &self.wanted);
+        let files = Arc::new(files);
+        let (after, mut refused) = {
+            let lists = self.parts.lists.read();
+            sources::merge_what_fits(&files, &self.parts.set(&lists))
+        };
+        if let Err(faults) = self.refuse(&files, &after) {
+            refused.extend(faults);
+        }
+        Offered { before: Arc::clone(&self.wanted), after, refused }
     }
 
     /// Lists of files that would newly drop packets from what this machine needs, or from itself.
@@ -121,6 +141,19 @@ impl Owner {
     pub(super) fn reconsider(&mut self) {
         if self.refused.is_some() {
             self.retry = Some(Instant::now());
+        }
+    }
+}
+
+/// Gives lists that are fetched what they have now, where they are fetched from the same place.
+fn keep_fetched(files: &mut DesiredState, in_force: &DesiredState) {
+    for list in &mut Arc::make_mut(&mut files.prefilter).lists {
+        let Some(remote) = &list.remote else { continue };
+        let same = in_force.prefilter.lists.iter().find(|old| {
+            old.name == list.name && old.remote.as_ref().is_some_and(|old| old.url == remote.url)
+        });
+        if let Some(same) = same {
+            Arc::make_mut(list).prefixes = same.prefixes.clone();
         }
     }
 }
