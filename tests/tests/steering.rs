@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     cgroup::Cgroup,
-    edge::{Edge, PATIENCE, expect_all_answer, spec},
+    edge::{Edge, PATIENCE, expect_all_answer, expect_answered, spec, yaml},
     eventually,
     http::{self, Kept},
-    lab::{CLIENT_V4, L2_V4, L2_V6, Lab, SPARE_V4, WEBS, at, unique, web_v4},
+    lab::{CLIENT_V4, IPIP_V4, L2_V4, L2_V6, Lab, SPARE_V4, WEBS, at, unique, web_v4, web_v6},
     process::{Log, Process},
     web,
 };
@@ -124,6 +124,116 @@ fn least_connections(edge: &Edge) -> anyhow::Result<()> {
     let spread: Vec<usize> = WEBS.iter().map(|web| of(&more, web).count()).collect();
     assert!(spread[2] <= 1, "{busy} at {} before, and now {spread:?}", WEBS[2]);
     Ok(())
+}
+
+/// Clients of a route: also an address that is nobody's.
+const ROUTED: &str = "192.0.2.150";
+/// The prefixes that have it, and an IPv6 one.
+const ROUTES: &str = "192.0.2.128/25, \"2001:db8:5555::/48\"";
+
+/// Clients in a route have a server to themselves from the moment that the route is in force, and connections of
+/// others notice nothing. When it fails, they are answered by the others, until it is back.
+#[test]
+fn clients_of_a_route_have_servers_of_their_own() -> anyhow::Result<()> {
+    let specs = |routed: bool| -> String {
+        let mut all = [spec("web", IPIP_V4, "ipip", false), spec("six", L2_V6, "l2", true)];
+        let check = "    health_check: {http: {port: 8080, path: /healthz, expect: 200}, \
+                     interval: 200ms, timeout: 150ms, rise: 2, fall: 2}\n";
+        for spec in &mut all {
+            spec.more = check.to_owned();
+        }
+        if !routed {
+            all.iter_mut().for_each(|spec| spec.webs.truncate(2));
+            return yaml(&all);
+        }
+        for spec in &mut all {
+            let routes = format!("source_routes: [{{prefixes: [{ROUTES}], group: canary}}]");
+            spec.more.push_str(&format!("    {routes}\n"));
+        }
+        let grouped = |text: String, address: String| {
+            let plain = format!("{{name: web-3, address: \"{address}\"}}");
+            let with = format!("{{name: web-3, address: \"{address}\", group: canary}}");
+            assert!(text.contains(&plain));
+            text.replace(&plain, &with)
+        };
+        grouped(grouped(yaml(&all), web_v4(3)), web_v6(3))
+    };
+    let lab = Lab::start()?;
+    let decap = lab.decap()?;
+    let lb = lab.daemon("lb", &specs(false))?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let mut edge = Edge { lb, decap, lab };
+    edge.client()?.ip(&format!("addr add {ROUTED}/32 dev eth0"))?;
+    for web in WEBS {
+        edge.lab.host(web)?.ip(&format!("route replace {ROUTED}/32 dev eth0"))?;
+    }
+    let answers = |edge: &Edge, source: &str| -> anyhow::Result<BTreeSet<String>> {
+        let source: IpAddr = source.parse()?;
+        let request =
+            || http::get_from(source, at(IPIP_V4, web::PORT), "/", Duration::from_secs(5));
+        edge.client()?.enter(|| -> anyhow::Result<BTreeSet<String>> {
+            (0..20).map(|_| Ok(String::from_utf8_lossy(&request()?).trim().to_owned())).collect()
+        })?
+    };
+    let names = |all: &[&str]| -> BTreeSet<String> { all.iter().map(|&n| n.to_owned()).collect() };
+    let [one, two, three] = WEBS;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[one, two]), "before the route");
+    let mut kept = open(&edge, IPIP_V4, 30)?;
+    kept.extend(open(&edge, L2_V6, 30)?);
+    let load = edge.load(&[IPIP_V4, L2_V6])?;
+    load.wait_requests(50)?;
+
+    edge.lb.change_config(&specs(true))?;
+    // The way to the server that is new, and its health.
+    let wait = |edge: &Edge, health: &str| {
+        eventually(PATIENCE, || {
+            edge.lb.ways_known()?;
+            for service in ["web/canary", "six/canary"] {
+                let part = edge.lb.get(&format!("/v1/services/{}", service.replace('/', "%2F")))?;
+                ensure!(part["backends"][0]["health"] == health, "{part}");
+            }
+            Ok(())
+        })
+    };
+    wait(&edge, "up")?;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[three]));
+    assert_eq!(answers(&edge, CLIENT_V4)?, names(&[one, two]));
+    for (name, kept) in &mut kept {
+        assert_eq!(String::from_utf8_lossy(&kept.get("/")?).trim(), name);
+    }
+    load.wait_requests(200)?;
+    let tally = load.stop()?;
+    expect_answered(&tally);
+    assert!(!tally.answers.contains_key(three), "{:?}", tally.answers);
+
+    let page = edge.lb.lbctl(&["service", "get", "web"])?;
+    assert!(page.contains("2001:db8:5555::/48 to web/canary"), "{page}");
+    let page = edge.lb.lbctl(&["service", "get", "web/canary"])?;
+    assert!(page.contains("part of        web") && page.contains("web-3"), "{page}");
+    let list = edge.lb.lbctl(&["service", "list"])?;
+    assert!(list.contains("six/canary"), "{list}");
+    let refused = edge.lb.lbctl(&["backend", "drain", "web/canary", "web-3"]).unwrap_err();
+    assert!(refused.to_string().contains("change it there"), "{refused:#}");
+    let packets = "lb_backend_packets_total{service=\"web/canary\",backend=\"web-3\"";
+    assert!(edge.lb.metric(packets)? > 0.5);
+
+    // Another daemon takes over what stands.
+    edge.lb.kill9()?;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[three]));
+    edge.lb.resume()?;
+    wait(&edge, "up")?;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[three]));
+    for (name, kept) in &mut kept {
+        assert_eq!(String::from_utf8_lossy(&kept.get("/")?).trim(), name);
+    }
+
+    edge.lab.web(three)?.kill()?;
+    wait(&edge, "down")?;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[one, two]));
+    edge.lab.web(three)?.resume()?;
+    wait(&edge, "up")?;
+    assert_eq!(answers(&edge, ROUTED)?, names(&[three]));
+    edge.lb.expect_quiet()
 }
 
 /// Where the example of docs/steering.md listens.

@@ -62,6 +62,9 @@ pub struct ServiceSummary {
     /// File with line and column, or the Kubernetes object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// The service whose group of backends it is: clients that `source_routes` send there. It changes with that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
     /// Changes with the specification; the entity tag.
     pub version: u64,
     /// VIPs.
@@ -77,9 +80,9 @@ pub struct ServiceSummary {
     pub moving_slots: u32,
     /// Backends by what they do.
     pub backend_counts: BackendCounts,
-    /// Sum over the frontends.
+    /// Sum over the frontends; of a part, over its backends.
     pub traffic: Traffic,
-    /// One for each address and port.
+    /// One for each address and port; none of a part, which shares those of the whole service.
     pub frontends: Vec<Frontend>,
 }
 
@@ -379,6 +382,7 @@ impl ServiceSummary {
             name: service.spec.name.clone(),
             source: Source::from(&service.spec.source),
             origin: origin(&service.spec.source),
+            part_of: service.spec.part_of.as_ref().map(|part| part.service.clone()),
             version: service.version,
             addresses: service.spec.addresses.clone(),
             forwarding: service.spec.forwarding.as_str().to_owned(),

@@ -312,6 +312,9 @@ fn page(service: &Service) -> String {
     let source = s.origin.clone().unwrap_or_else(|| "the API".to_owned());
     line("name", s.name.clone());
     line("source", format!("{source}, version {}", s.version));
+    if let Some(whole) = &s.part_of {
+        line("part of", format!("{whole}, whose source_routes lead here"));
+    }
     line("forwarding", s.forwarding.clone());
     line(
         "ring",
@@ -325,6 +328,12 @@ fn page(service: &Service) -> String {
     line("drain_timeout", plain(&service.spec["drain_timeout"]));
     if let Some(check) = service.spec.get("health_check") {
         line("health_check", plain(check));
+    }
+    for route in service.spec["source_routes"].as_array().into_iter().flatten() {
+        line(
+            "source_route",
+            format!("{} to {}/{}", prefixes(route), s.name, plain(&route["group"])),
+        );
     }
     let frontends = table(
         ["ADDRESS", "PORT", "NAME", "#PACKETS", "#BYTES", "#CONNECTIONS"],
@@ -341,6 +350,18 @@ fn page(service: &Service) -> String {
     );
     let _ = write!(page, "\n{frontends}\n\n{}", backend::backends(&service.backends));
     page
+}
+
+/// The prefixes of a route; of many, the first.
+fn prefixes(route: &Value) -> String {
+    const SHOWN: usize = 8;
+    let all: Vec<&str> =
+        route["prefixes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let first = all[..all.len().min(SHOWN)].join(", ");
+    match all.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// A part of a specification in a line: `http (expect 200, path /healthz), interval 1s`.
@@ -373,6 +394,15 @@ mod tests {
         for bad in ["a", "a=b", "a=10.0.0.1,x"] {
             assert!(bad.parse::<BackendArgument>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn routes() {
+        let of = |count: u8| -> Value {
+            json!({"prefixes": (0..count).map(|n| format!("10.0.{n}.0/24")).collect::<Vec<_>>()})
+        };
+        assert_eq!(prefixes(&of(2)), "10.0.0.0/24, 10.0.1.0/24");
+        assert!(prefixes(&of(9)).ends_with("10.0.7.0/24 and 1 more"));
     }
 
     #[test]

@@ -238,6 +238,37 @@ fn a_group_that_is_down() {
     }
 }
 
+/// A route that comes takes its clients at once; where every connection has an entry, those that are open stay.
+#[test]
+fn routes_that_come_and_go() {
+    for track in [false, true] {
+        let mut with = web(Forwarding::Ipip);
+        with.steering.track = track;
+        let mut without = with.clone();
+        without.source_routes.clear();
+        without.backends.retain(|backend| backend.group.is_none());
+        let mut rig = Rig::with(vec![without.clone()], INGRESS, 1500);
+        let all = |rig: &mut Rig, net: &str, l4: fn(u16) -> L4| -> Vec<_> {
+            let client = |n: u8| format!("{net}.{n}");
+            (1..60).map(|n| owner(rig, &frame(&client(n), l4(80), b""))).collect()
+        };
+        let routed = all(&mut rig, "198.51.100", L4::Syn);
+        let others = all(&mut rig, "192.0.2", L4::Syn);
+        rig.fill(vec![with], INGRESS, 1500);
+        let after = all(&mut rig, "198.51.100", L4::Ack);
+        if track {
+            assert_eq!(after, routed);
+        } else {
+            assert!(after.iter().all(|&b| is_of(b, &CANARY)));
+        }
+        assert_eq!(all(&mut rig, "192.0.2", L4::Ack), others);
+        assert!(all(&mut rig, "198.51.100", L4::Syn).iter().all(|&b| is_of(b, &CANARY)));
+        rig.fill(vec![without], INGRESS, 1500);
+        assert!(all(&mut rig, "198.51.100", L4::Syn).iter().all(|&b| is_of(b, &OWN)));
+        assert_eq!(all(&mut rig, "192.0.2", L4::Ack), others);
+    }
+}
+
 /// Nobody is left: neither the group nor the service.
 #[test]
 fn with_every_backend_down() {
