@@ -8,7 +8,7 @@ use abi::{
 };
 use config::model::{Scheduling, Service};
 
-use super::{Full, Member, alloc::Arena};
+use super::{Full, Member, Planned, Planner, alloc::Arena, ranges};
 use crate::datapath::{Op, Tables};
 
 /// Where the words are; by default nowhere.
@@ -46,6 +46,50 @@ impl Place {
         {
             *self = Self { at: Some(at), len };
         }
+    }
+}
+
+impl Planner {
+    /// What it wants beyond its ring. Packets may name the servers of its parts, too.
+    pub(super) fn put_choice(
+        &mut self,
+        service: &mut Planned,
+        spec: &Service,
+        tables: &dyn Tables,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let mut members = service.members.clone();
+        for part in &spec.parts {
+            if let Some(part) = self.services.get(part.name.as_str()) {
+                members.extend(&part.members);
+            }
+        }
+        let arena = &mut self.arena;
+        service.choice = put(service.choice, &members, spec, arena, tables, ops)?;
+        Ok(())
+    }
+
+    /// The numbers of servers that have gone name nobody: their rows will be others'.
+    pub(super) fn renumber(
+        &mut self,
+        name: &str,
+        tables: &dyn Tables,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), Full> {
+        let Some((name, mut service)) = self.services.remove_entry(name) else { return Ok(()) };
+        let mut done = Ok(());
+        if let Some(spec) = service.spec.clone().filter(|spec| spec.steering.names_servers()) {
+            done = self.put_choice(&mut service, &spec, tables, ops);
+            for (key, &row) in &service.frontends {
+                let routes = service.routes[ranges::family(key.addr.is_v4())];
+                let special = Frontend::special_word(service.choice.at(), routes.at());
+                if tables.frontend(row).any() != special {
+                    ops.push(Op::FrontendAny(row, special));
+                }
+            }
+        }
+        self.services.insert(name, service);
+        done
     }
 }
 

@@ -14,7 +14,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Port, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, buckets::Buckets, choice, ranges, routes, stable_id};
+use super::{Full, Member, Planned, Planner, buckets::Buckets, ranges, routes, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -64,25 +64,6 @@ impl Planner {
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
         result
-    }
-
-    /// What it wants beyond its ring. Packets may name the servers of its parts, too.
-    fn put_choice(
-        &mut self,
-        service: &mut Planned,
-        spec: &Service,
-        tables: &dyn Tables,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), Full> {
-        let mut members = service.members.clone();
-        for part in &spec.parts {
-            if let Some(part) = self.services.get(part.name.as_str()) {
-                members.extend(&part.members);
-            }
-        }
-        let arena = &mut self.arena;
-        service.choice = choice::put(service.choice, &members, spec, arena, tables, ops)?;
-        Ok(())
     }
 
     fn put_backends(
@@ -433,24 +414,6 @@ impl Planner {
             Some(whole) => done.and(self.renumber(&whole, tables, ops)),
             None => done,
         }
-    }
-
-    /// The numbers of servers that have gone name nobody: their rows will be others'.
-    fn renumber(&mut self, name: &str, tables: &dyn Tables, ops: &mut Vec<Op>) -> Result<(), Full> {
-        let Some((name, mut service)) = self.services.remove_entry(name) else { return Ok(()) };
-        let mut done = Ok(());
-        if let Some(spec) = service.spec.clone().filter(|spec| spec.steering.names_servers()) {
-            done = self.put_choice(&mut service, &spec, tables, ops);
-            for (key, &row) in &service.frontends {
-                let routes = service.routes[ranges::family(key.addr.is_v4())];
-                let special = Frontend::special_word(service.choice.at(), routes.at());
-                if tables.frontend(row).any() != special {
-                    ops.push(Op::FrontendAny(row, special));
-                }
-            }
-        }
-        self.services.insert(name, service);
-        done
     }
 }
 
