@@ -11,7 +11,7 @@ use abi::{
     reason::{Reason, Verdict},
     table::Unserved,
 };
-use config::model::Forwarding;
+use config::model::{Forwarding, SourceRoute};
 use etherparse::PacketBuilder;
 use lb_daemon::datapath::Op;
 
@@ -22,6 +22,8 @@ const VIPS: [(Forwarding, u8); 4] =
     [(Forwarding::L2, 10), (Forwarding::Ipip, 11), (Forwarding::Gue, 12), (Forwarding::Geneve, 13)];
 /// The one with a list of clients.
 const LISTED: u8 = 13;
+/// Those that route some clients.
+const ROUTED: [u8; 2] = [11, LISTED];
 /// Where tunnels end.
 const OURS4: [u8; 4] = [10, 0, 0, 1];
 const OURS6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0xf, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -466,7 +468,8 @@ pub fn run(seed: u64, count: u64) -> Result<BTreeMap<&'static str, u64>, String>
     Ok(seen)
 }
 
-/// A service with addresses of both families. The last one is for some clients alone.
+/// A service with addresses of both families. The last one is for some clients alone, and it and one other route half
+/// of them to a backend of their own.
 fn service_of(&(forwarding, last): &(Forwarding, u8)) -> config::model::Service {
     let addresses = [IpAddr::from(vip4(last)).to_string(), IpAddr::from(vip6(last)).to_string()];
     let addresses = addresses.each_ref().map(String::as_str);
@@ -479,6 +482,15 @@ fn service_of(&(forwarding, last): &(Forwarding, u8)) -> config::model::Service 
         made.source_ranges = ["198.51.100.0/25", "2001:db8:9::/121"]
             .map(|net| net.parse().expect("a prefix that is written here"))
             .into();
+    }
+    if ROUTED.contains(&last) {
+        let prefixes = ["198.51.100.0/26", "198.51.100.128/25", "2001:db8:9::/122"]
+            .map(|net| net.parse().expect("a prefix that is written here"));
+        made.source_routes =
+            vec![SourceRoute { prefixes: prefixes.into(), group: "few".to_owned() }];
+        if let Some(backend) = made.backends.last_mut() {
+            backend.group = Some("few".to_owned());
+        }
     }
     made
 }
