@@ -102,8 +102,8 @@ fn another_service_changes() -> anyhow::Result<()> {
 }
 
 /// One change after the other among ten thousand connections with requests under way: a backend is added, one
-/// drains, another service comes and goes, the daemon is killed and started again. Not one connection breaks or
-/// changes its server.
+/// drains, another service comes and goes, the daemon is killed and started again, and stopped and started again.
+/// Not one connection breaks or changes its server.
 #[test]
 fn ten_thousand_connections_live_through_every_change() -> anyhow::Result<()> {
     crowd::raise_limit()?;
@@ -141,6 +141,11 @@ fn ten_thousand_connections_live_through_every_change() -> anyhow::Result<()> {
     crowd.wait_rounds(1)?;
 
     edge.lb.kill9()?;
+    crowd.wait_rounds(1)?;
+    edge.lb.resume()?;
+    crowd.wait_rounds(1)?;
+
+    edge.lb.stop()?;
     crowd.wait_rounds(1)?;
     edge.lb.resume()?;
     crowd.wait_rounds(1)?;
