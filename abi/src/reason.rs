@@ -170,6 +170,8 @@ reasons! {
     NatNotWritten = 53, "nat_not_written", Drop;
     /// A datagram without a checksum for a backend of the other family, which would have to have one.
     NatNoChecksum = 54, "nat_no_checksum", Drop;
+    /// A fragment for a VIP that came before its first one: kept for that one, with which it comes again.
+    FragmentKept = 55, "fragment_kept", Drop;
 }
 
 impl Reason {

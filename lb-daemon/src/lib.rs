@@ -9,6 +9,7 @@ pub mod conntrack;
 pub mod ctl;
 pub mod datapath;
 mod doctor;
+pub mod early;
 pub mod events;
 pub mod fetch;
 pub mod guard;

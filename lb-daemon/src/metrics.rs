@@ -145,6 +145,8 @@ metrics! {
         "Bytes of these packets.";
     EVENTS: Counter "lb_events_total" []
         "Packets that were sampled.";
+    EARLY: Counter "lb_fragments_early_total" ["outcome"]
+        "Fragments for a VIP that waited for their first one: it came and they followed, it did not come in time (expired), or they could not be given to the program again (failed).";
     EVENTS_LOST: Counter "lb_events_lost_total" ["where"]
         "Samples that were lost: at the kernel's buffer, or by listeners to /v1/events that were too slow.";
     MAP_ENTRIES: Gauge "lb_map_entries" ["map"]
@@ -395,6 +397,10 @@ fn reasons(page: &mut Page, counters: &dyn Counters) {
 fn events(page: &mut Page, view: &View) {
     let counts = view.samples.counts();
     page.family(&EVENTS).value(counts.taken);
+    let mut family = page.family(&EARLY);
+    for outcome in crate::early::Outcome::ALL {
+        family.sample(&[outcome.name()], view.early.of(outcome));
+    }
     let mut family = page.family(&EVENTS_LOST);
     family.sample(&["buffer"], counts.lost);
     family.sample(&["listener"], counts.unheard);

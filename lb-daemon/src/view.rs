@@ -50,6 +50,8 @@ pub struct View {
     pub unconfirmed: Option<UnconfirmedView>,
     /// Sampled packets. Live, as `bans`.
     pub samples: crate::events::Samples,
+    /// Fragments that came before their first one.
+    pub early: crate::early::Counts,
     /// Tables shared with the kernel.
     pub maps: Vec<MapView>,
     /// Identity policy in force.

@@ -408,7 +408,7 @@ fn judge(frame: &[u8], got: &Outcome) -> Result<(), String> {
 }
 
 /// Reasons that a hundred thousand of these packets meet; others need another configuration.
-pub const MET: [Reason; 21] = [
+pub const MET: [Reason; 22] = [
     Reason::NotOurs,
     Reason::NotIp,
     Reason::VipOtherProtocol,
@@ -418,6 +418,7 @@ pub const MET: [Reason; 21] = [
     Reason::BadLength,
     Reason::TtlExpired,
     Reason::Fragment,
+    Reason::FragmentKept,
     Reason::NoService,
     Reason::TooBig,
     Reason::BadInner,

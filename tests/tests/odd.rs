@@ -214,8 +214,8 @@ impl Drop for Echo {
     }
 }
 
-/// Datagrams in fragments arrive whole: as the client's kernel sends them, and with the later ones in
-/// another order.
+/// Datagrams in fragments arrive whole: as the client's kernel sends them, and in every
+/// other order.
 #[test]
 fn datagrams_in_fragments() -> anyhow::Result<()> {
     const PORT: u16 = 9000;
@@ -252,10 +252,13 @@ fn datagrams_in_fragments() -> anyhow::Result<()> {
     edge.client()?.enter(|| -> anyhow::Result<()> {
         let raw =
             socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
-        for id in 1..=10u16 {
+        for id in 1..=30u16 {
             let socket = udp(CLIENT_V4, SOON)?;
             let parts = fragments(socket.local_addr()?.port(), PORT, id, &payload);
-            for part in [&parts[0], &parts[2], &parts[1]] {
+            // Every order there is.
+            let [a, b, c] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]]
+                [usize::from(id) % 6];
+            for part in [&parts[a], &parts[b], &parts[c]] {
                 let to = SockaddrStorage::from(at(IPIP_V4, 0));
                 sendto(raw.as_raw_fd(), part, &to, MsgFlags::empty())?;
             }
@@ -264,6 +267,8 @@ fn datagrams_in_fragments() -> anyhow::Result<()> {
         Ok(())
     })??;
     drop(echoes);
+    let followed = edge.lb.metric("lb_fragments_early_total{outcome=\"followed\"")?;
+    ensure!(followed == 30.0, "of 30 that came before their first one, {followed} followed it");
     edge.lb.expect_quiet()
 }
 

@@ -27,11 +27,11 @@ pub(crate) struct What {
 }
 
 /// A packet at its end: sampled if it is dropped. Those that lists and limits drop were, with
-/// their names.
+/// their names; a fragment that is kept comes again.
 #[inline(always)]
 pub(crate) fn dropped(packet: &Packet, cpu: u32, reason: Reason) {
     let other = reason.verdict() == Verdict::Drop
-        && !matches!(reason, Reason::Blocked | Reason::RateLimited);
+        && !matches!(reason, Reason::Blocked | Reason::RateLimited | Reason::FragmentKept);
     if maps::has(feature::EVENTS) && other {
         note(packet, cpu, Stream::Dropped, What { reason, outcome: Outcome::Dropped, number: 0 });
     }
@@ -74,7 +74,7 @@ extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
     // SAFETY: the context is the one the program was called with.
     let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
     let captured = length.min(CAPTURED as u64) as u32;
-    let length_of = bounded(captured);
+    let length_of = bounded::<{ CAPTURED as u32 - 1 }>(captured);
     let event: *mut Event = record.as_mut_ptr();
     // SAFETY: the record is as large as an event, and aligned to 8; the helper writes `captured` bytes at
     // most into `bytes`, which has `CAPTURED`.
@@ -103,17 +103,18 @@ extern "C" fn emit(ctx: *mut xdp_md, row: u64, word: u64) -> u32 {
     1
 }
 
-/// The same for 1 to [`CAPTURED`], so that the verifier of Linux 6.1 knows it too: it learns nothing from a
+/// The same for 1 to `MASK` + 1, so that the verifier of Linux 6.1 knows it too: it learns nothing from a
 /// comparison with 0, and the compiler would leave out what it knows to change nothing.
 #[inline(always)]
-fn bounded(captured: u32) -> u32 {
-    const { assert!(CAPTURED == 128) };
+pub(crate) fn bounded<const MASK: u32>(captured: u32) -> u32 {
+    const { assert!((MASK + 1).is_power_of_two()) };
     let mut less = u64::from(captured.wrapping_sub(1));
     // SAFETY: arithmetic.
     unsafe {
         core::arch::asm!(
-            "{less} &= 127",
+            "{less} &= {mask}",
             less = inout(reg) less,
+            mask = const MASK,
             options(pure, nomem, nostack, preserves_flags),
         );
     }

@@ -10,6 +10,7 @@ mod prefixes;
 
 use abi::{
     choice::Tracking,
+    early,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
@@ -118,6 +119,10 @@ static LIMIT_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static SYN_PORTS: Array<u64> = Array::with_max_entries(synproxy::PORT_WORDS, BPF_F_MMAPABLE);
 
 /// Samples of packets; see [`crate::events`].
+/// Fragments that came before their first one.
+#[map(name = "EARLY")]
+pub(crate) static EARLY: RingBuf = RingBuf::with_byte_size(early::RING_BYTES, 0);
+
 #[map(name = "EVENTS")]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map(name = "SAMPLERS")]

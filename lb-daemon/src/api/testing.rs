@@ -270,6 +270,7 @@ pub(crate) fn view() -> View {
         fetches: crate::fetch::Shared::default(),
         unconfirmed: None,
         samples: crate::events::Samples::default(),
+        early: crate::early::Counts::default(),
         policy: Arc::new(policy()),
         policy_documents: Vec::new(),
         names: crate::policy::names::Shared::default(),

@@ -30,7 +30,7 @@ use crate::{
     conntrack::{Connection, Growth, NatUse, Visit},
     datapath::{
         ApplyError, Capacity, Datapath, Op, Tables,
-        bpf::{Bpf, BpfError, Events, MappedCounters, cpus},
+        bpf::{Bpf, BpfError, Early, Events, MappedCounters, cpus},
     },
     plan::prefixes::Needs,
     refusal::RIGHTS,
@@ -258,6 +258,10 @@ impl Kernel {
     ///
     /// # Errors
     /// [`BpfError`].
+    pub(super) fn early(&self) -> Result<Early, BpfError> {
+        self.bpf.early()
+    }
+
     pub(super) fn events(&self) -> Result<Events, BpfError> {
         self.bpf.events()
     }

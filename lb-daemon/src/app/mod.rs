@@ -131,6 +131,7 @@ pub async fn run(
         .with_context(|| format!("cannot make {}", copies.display()))?;
     let events = kernel.events()?;
     let samples = events::Samples::default();
+    let (early, early_counts) = (kernel.early()?, crate::early::Counts::default());
     let Kept { store, api, journal, lists, slot, pending, .. } = kept;
     let Kept { documents, rules, endpoint_store, endpoints, names_kept, names, .. } = kept;
     let names = crate::policy::names::Shared::new(names);
@@ -150,6 +151,7 @@ pub async fn run(
         pending,
         guard: guard.clone(),
         samples: samples.clone(),
+        early: early_counts.clone(),
         documents,
         rules,
         endpoint_store,
@@ -166,6 +168,9 @@ pub async fn run(
 
     let reading = events::run(events, samples, view.clone(), tasks.stop());
     tasks.spawn_sure("the reader of samples", reading);
+    let links = options.bpffs.join(kernel::LINKS);
+    let waiting = crate::early::run(early, links, early_counts, tasks.stop());
+    tasks.spawn("the wait for first fragments", waiting);
     let (commands, inbox) = mpsc::channel(QUEUE);
     let news = sources::News { notices, reload, copies: new_copies };
     let learning = crate::policy::names::run(

@@ -7,6 +7,7 @@
 mod active;
 mod conntrack;
 mod counters;
+mod early;
 mod events;
 mod flat;
 mod grow;
@@ -20,6 +21,7 @@ mod sock;
 pub use active::Recount;
 use conntrack::Connections;
 pub use counters::MappedCounters;
+pub use early::{Early, Frame as EarlyFrame};
 pub use events::Events;
 use load::{Instance, instance, pinned_capacity};
 pub(crate) use mapped::Mapped;
@@ -53,7 +55,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 33] = [
+const MAPS: [&str; 34] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -86,11 +88,12 @@ const MAPS: [&str; 33] = [
     "LIST_COUNT",
     "REASON_COUNT",
     "EVENTS",
+    "EARLY",
     "SAMPLERS",
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     "FLOWS",
     "FRAGMENTS",
     "PEERS",
@@ -99,6 +102,7 @@ const SHARED: [&str; 9] = [
     "LIST_COUNT",
     "REASON_COUNT",
     "EVENTS",
+    "EARLY",
     "SAMPLERS",
 ];
 
@@ -321,6 +325,16 @@ impl Bpf {
         Events::new(source.open("EVENTS")?, source.mapped("SAMPLERS")?, self.control.read(0).cpus())
     }
 
+    /// Fragments that came before their first one.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn early(&self) -> Result<Early, BpfError> {
+        let instance = self.instances.values().next().ok_or(BpfError::Map("EARLY"))?;
+        let source = Source { pins: self.pins.as_deref(), instance };
+        Early::new(source.open("EARLY")?, source.open("FRAGMENTS")?)
+    }
+
     /// Name, entries and bytes of every table, as the kernel made it.
     #[must_use]
     pub fn sizes(&self) -> Vec<(&'static str, u64, u64)> {
@@ -330,7 +344,7 @@ impl Bpf {
             let info = source.open(name).ok()?.info().ok()?;
             let (entries, entry) = flat::rows(name, &info);
             let (entries, entry) = (u64::from(entries), u64::from(entry));
-            if name == "EVENTS" {
+            if ["EVENTS", "EARLY"].contains(&name) {
                 return Some((name, entries, entries));
             }
             // Keys of arrays are not stored; those of hashes are, with a header each.

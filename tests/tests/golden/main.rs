@@ -221,7 +221,7 @@ fn what_is_ours_and_wrong_is_dropped_for_its_reason() {
         ("total length beyond the frame", with(16, &[5, 220]), Reason::BadLength),
         ("TTL 1", with(22, &[1]), Reason::TtlExpired),
         ("TTL 0", with(22, &[0]), Reason::TtlExpired),
-        ("a later fragment", with(20, &[0x00, 0x10]), Reason::Fragment),
+        ("a later fragment", with(20, &[0x00, 0x10]), Reason::FragmentKept),
         (
             "a port without service",
             frame4("198.51.100.7", VIP4, L4::Syn(81), 64, b""),

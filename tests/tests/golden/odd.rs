@@ -72,7 +72,7 @@ fn fragments_follow_the_first() {
             let parts = fragments(&frame, n, 800);
             assert_eq!(parts.len(), 3);
             let got = rig.run(&parts[1]);
-            assert_eq!((got.action, got.reason), (DROP, Reason::Fragment), "before the first");
+            assert_eq!((got.action, got.reason), (DROP, Reason::FragmentKept), "before the first");
             for part in [&parts[0], &parts[2], &parts[1]] {
                 let got = rig.run(part);
                 assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx));
@@ -80,11 +80,16 @@ fn fragments_follow_the_first() {
                 assert_eq!(got.frame[34..], one_hop_later(&part[14..]));
             }
             let other = fragments(&frame, n + 100, 800);
-            assert_eq!(rig.run(&other[1]).reason, Reason::Fragment, "of another datagram");
+            assert_eq!(rig.run(&other[1]).reason, Reason::FragmentKept, "of another datagram");
         }
     }
     let (front, back) = rig.counts("web");
     assert_eq!((front.packets, back.packets), (20 * 2 * 4, 20 * 2 * 4));
+    // Nobody reads the buffer: it is full at some time.
+    let parts = fragments(&frame4(CLIENT4, VIP4, L4::Udp(443), 64, &[5; 2000]), 900, 800);
+    let kept = (0..300).take_while(|_| rig.run(&parts[1]).reason == Reason::FragmentKept).count();
+    assert!((100..260).contains(&kept), "{kept}");
+    assert_eq!(rig.run(&parts[1]).reason, Reason::Fragment);
     // Of nothing that services have.
     let mut gre = fragments(&frame4(CLIENT4, VIP4, L4::Udp(443), 64, &[5; 2000]), 7, 800);
     gre[0][23] = 47;

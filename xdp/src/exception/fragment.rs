@@ -1,6 +1,7 @@
 //! Fragments for a VIP: the first one has the ports and decides; the others follow it.
 
 use abi::{
+    early::{self, Early},
     flow::{FragmentEntry, FragmentKey},
     limits::FRAGMENT_TIME_NS,
     reason::Reason,
@@ -8,7 +9,13 @@ use abi::{
     wire::{self, Frame, Ip},
 };
 
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+};
+
 use crate::{
+    events::bounded,
     maps::{self, Maps},
     packet::Packet,
     stage::{forward, service},
@@ -37,6 +44,39 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     } else {
         later::<L3, V4>(packet, ip, &key, cpu)
     }
+}
+
+#[inline(always)]
+fn early(packet: &Packet) -> Reason {
+    Reason::from_index(keep(packet.context())).unwrap_or(Reason::Fragment)
+}
+
+/// What becomes of a later fragment of which it is not known where the first one went. A global function: the verifier
+/// goes through it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn keep(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the one the program was called with.
+    let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
+    if length > early::FRAME as u64 {
+        return Reason::Fragment as u32;
+    }
+    let Some(mut record) = maps::EARLY.reserve::<Early>(0) else { return Reason::Fragment as u32 };
+    let record_of: *mut Early = record.as_mut_ptr();
+    // SAFETY: the record is as large as an `Early`, and aligned to 8; the helper writes `early::FRAME` bytes at most.
+    let failed = unsafe {
+        (&raw mut (*record_of).ifindex).write(ifindex);
+        (&raw mut (*record_of).length).write(length as u32);
+        let bytes = (&raw mut (*record_of).bytes).cast();
+        bpf_xdp_load_bytes(ctx, 0, bytes, bounded::<{ early::FRAME as u32 - 1 }>(length as u32))
+            != 0
+    };
+    if failed {
+        record.discard(0);
+        return Reason::Fragment as u32;
+    }
+    record.submit(0);
+    Reason::FragmentKept as u32
 }
 
 #[inline(always)]
@@ -74,11 +114,14 @@ fn later<const L3: usize, const V4: bool>(
     key: &FragmentKey,
     cpu: u32,
 ) -> Result<Reason, Reason> {
-    let entry = maps::fragment(key).ok_or(Reason::Fragment)?;
+    let Some(entry) = maps::fragment(key) else { return Err(early(packet)) };
     let frontend = maps::frontend(entry.frontend).ok_or(Reason::Fragment)?;
     let backend = Maps.backend(entry.backend).ok_or(Reason::Fragment)?;
     let fresh = maps::now().wrapping_sub(entry.time) < FRAGMENT_TIME_NS;
-    if !fresh || backend.epoch() != entry.epoch {
+    if !fresh {
+        return Err(early(packet));
+    }
+    if backend.epoch() != entry.epoch {
         return Err(Reason::Fragment);
     }
     let bytes = packet.len() as u64;

@@ -1,0 +1,107 @@
+//! Later fragments that come before their first one, which alone has ports: the program hands them to the daemon whole,
+//! which gives them to the program again once it knows where the first one went.
+
+use crate::{
+    flow::FragmentKey,
+    table::shared,
+    upper,
+    wire::{self, Eth, Frame, Vlan, ethertype},
+};
+
+/// Bytes of a frame at most; larger ones are dropped.
+pub const FRAME: usize = 2048;
+/// Bytes of the ring buffer: a few more than 240 fragments. What finds no room is dropped.
+pub const RING_BYTES: u32 = 1 << 19;
+
+/// A record of the ring buffer.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Early {
+    /// The interface that it came in by.
+    pub ifindex: u32,
+    /// Bytes of the frame.
+    pub length: u32,
+    /// The frame; what is beyond its length means nothing.
+    pub bytes: [u8; FRAME],
+}
+
+shared!(Early, 2056, { ifindex @ 0, length @ 4, bytes @ 8 });
+
+/// Interface and frame of a record. `None`: it is of another length, or says that it has more than it can.
+#[must_use]
+pub fn from_record(record: &[u8]) -> Option<(u32, &[u8])> {
+    if record.len() != size_of::<Early>() {
+        return None;
+    }
+    let (ifindex, rest) = record.split_first_chunk()?;
+    let (length, bytes) = rest.split_first_chunk()?;
+    let frame = bytes.get(..u32::from_ne_bytes(*length) as usize)?;
+    Some((u32::from_ne_bytes(*ifindex), frame))
+}
+
+/// The datagram of which a frame has a later fragment. `None`: it has none.
+#[must_use]
+pub fn datagram(frame: &[u8]) -> Option<FragmentKey> {
+    let (mut l3, mut e) = (14, frame.header::<Eth>(0)?.ethertype());
+    while ethertype::is_vlan(e) && l3 < 22 {
+        e = frame.header::<Vlan>(l3)?.ethertype();
+        l3 += 4;
+    }
+    let (ip, upper) = match e {
+        ethertype::IPV4 => (wire::ipv4(frame, l3)?, upper::v4(frame, l3)?),
+        ethertype::IPV6 => (wire::ipv6(frame, l3)?, upper::v6(frame, l3)?),
+        _ => return None,
+    };
+    (upper.piece.is_part() && upper.piece.offset != 0)
+        .then(|| FragmentKey::new(ip.src, ip.dst, upper.piece.id, upper.protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{vec, vec::Vec};
+
+    use super::*;
+    use crate::addr::Addr;
+
+    fn ipv4(offset: u16) -> Vec<u8> {
+        let mut frame = vec![0; 14];
+        frame[12..].copy_from_slice(&ethertype::IPV4);
+        let [high, low] = offset.to_be_bytes();
+        frame
+            .extend([0x45, 0, 0, 28, 0, 7, high, low, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]);
+        frame.extend([9; 8]);
+        frame
+    }
+
+    #[test]
+    fn the_datagram_of_a_later_fragment() {
+        let [src, dst] =
+            [[192, 0, 2, 1], [198, 51, 100, 2]].map(|a| Addr::v4(u32::from_ne_bytes(a)));
+        let id = upper::v4(&ipv4(100)[..], 14).unwrap().piece.id;
+        let found = datagram(&ipv4(100)).unwrap();
+        assert_eq!(found, FragmentKey::new(src, dst, id, 17));
+        assert_eq!(datagram(&ipv4(0x2064)), Some(found));
+        assert_eq!(datagram(&ipv4(0x2000)), None, "the first one");
+        assert_eq!(datagram(&ipv4(0)), None, "no fragment");
+        let mut tagged = ipv4(100);
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        assert_eq!(datagram(&tagged), Some(found));
+        tagged.splice(12..12, [0x88, 0xa8, 0, 6]);
+        assert_eq!(datagram(&tagged), Some(found));
+        assert_eq!(datagram(&tagged[..30]), None);
+        assert_eq!(datagram(&[]), None);
+    }
+
+    #[test]
+    fn records() {
+        let mut record = vec![0; size_of::<Early>()];
+        record[..8].copy_from_slice(&[3u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
+        record[8..10].copy_from_slice(b"ab");
+        assert_eq!(from_record(&record), Some((3, &b"ab"[..])));
+        assert_eq!(from_record(&record[1..]), None);
+        record[4..8].copy_from_slice(&(FRAME as u32 + 1).to_ne_bytes());
+        assert_eq!(from_record(&record), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Fragments that came before their first one: out of the kernel's ring buffer, and to the program again.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+};
+
+use abi::{
+    early,
+    flow::{FragmentEntry, FragmentKey},
+};
+use aya::{
+    maps::{HashMap, Map, MapData, MapError, RingBuf},
+    programs::{
+        TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
+        links::{FdLink, PinnedLink},
+    },
+};
+use aya_obj::programs::XdpAttachType;
+
+use super::BpfError;
+
+/// The ring buffer, and where first fragments went.
+pub struct Early {
+    ring: RingBuf<MapData>,
+    first: HashMap<MapData, FragmentKey, FragmentEntry>,
+}
+
+/// A frame that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The interface that it came in by.
+    pub ifindex: u32,
+    /// Its bytes, from the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// The datagram that it is a part of.
+    pub datagram: FragmentKey,
+}
+
+impl Early {
+    pub(super) fn new(ring: MapData, first: MapData) -> Result<Self, BpfError> {
+        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(|_| BpfError::Map("EARLY"))?;
+        let first = Map::LruHashMap(first);
+        let first = HashMap::try_from(first).map_err(|_| BpfError::Map("FRAGMENTS"))?;
+        Ok(Self { ring, first })
+    }
+
+    /// The next one, if there is one; what is none is passed over.
+    pub fn take(&mut self) -> Option<Frame> {
+        while let Some(record) = self.ring.next() {
+            let Some((ifindex, bytes)) = early::from_record(&record) else { continue };
+            let Some(datagram) = early::datagram(bytes) else { continue };
+            return Some(Frame { ifindex, bytes: bytes.to_vec(), datagram });
+        }
+        None
+    }
+
+    /// Whether the first fragment of a datagram has come.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_known(&self, datagram: &FragmentKey) -> io::Result<bool> {
+        match self.first.get(datagram, 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Gives a frame to the program of its interface, as if it had just come in: the kernel does what the program
+    /// says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Documentation/bpf/bpf_prog_run.rst). `link` is the pinned link there.
+    ///
+    /// # Errors
+    /// No program is attached there by now, or the kernel's.
+    pub fn again(frame: &Frame, link: &Path) -> io::Result<()> {
+        let program = program_of(link)?;
+        let mut context = [0u8; 24];
+        let length = (frame.bytes.len() as u32).to_ne_bytes();
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        context[4..8].copy_from_slice(&length);
+        context[12..16].copy_from_slice(&frame.ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&frame.bytes),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        };
+        program.test_run(options).map(drop).map_err(io::Error::other)
+    }
+}
+
+fn program_of(link: &Path) -> io::Result<Xdp> {
+    fs::metadata(link)?;
+    let link = PinnedLink::from_pin(link).map_err(io::Error::other)?;
+    let id = FdLink::from(link).info().map_err(io::Error::other)?.program_id();
+    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    let info = loaded.find(|info| info.id() == id).ok_or(io::ErrorKind::NotFound)?;
+    Xdp::from_program_info(info, "lb".into(), XdpAttachType::Interface).map_err(io::Error::other)
+}
+
+impl AsRawFd for Early {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
