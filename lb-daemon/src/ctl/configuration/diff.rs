@@ -108,7 +108,7 @@ impl Page {
     fn field(&mut self, FieldChange { field, before, after }: &FieldChange) {
         match (before, after) {
             (Value::Null, after) => {
-                self.line(4, What::Added, &format!("{field}: {}", shown(after)))
+                self.line(4, What::Added, &format!("{field}: {}", shown(after)));
             }
             (before, Value::Null) => {
                 self.line(4, What::Removed, &format!("{field}: {}", shown(before)));
