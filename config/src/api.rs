@@ -30,6 +30,23 @@ pub fn parse_endpoint_json(name: &str, body: &[u8]) -> Result<model::Endpoint, V
     })
 }
 
+/// Reads which packets a list is about from a JSON body, with `interfaces`, `direction`, `protocol` and `ports` as a
+/// list of a file has them. Interfaces and ports are put in order.
+///
+/// # Errors
+/// Everything that is wrong, each with the field it concerns.
+pub fn parse_scope_json(body: &[u8]) -> Result<model::Scope, Vec<FieldFault>> {
+    let read =
+        parse(body, |list: &file::PrefixList, _, report| Some(validate::list_scope(list, report)));
+    read.map(|mut scope| {
+        scope.interfaces.sort_unstable();
+        scope.interfaces.dedup();
+        scope.ports.sort_unstable();
+        scope.ports.dedup();
+        scope
+    })
+}
+
 /// An object of a JSON body, which `validate` makes of what a file would hold.
 fn parse<F: DeserializeOwned, M>(
     body: &[u8],

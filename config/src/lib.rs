@@ -20,7 +20,9 @@ mod tree;
 mod validate;
 mod watch;
 
-pub use api::{endpoint_to_json, parse_endpoint_json, parse_service_json, service_to_json};
+pub use api::{
+    endpoint_to_json, parse_endpoint_json, parse_scope_json, parse_service_json, service_to_json,
+};
 pub use duration::{format_duration, parse_duration};
 pub use fault::{Fault, FieldFault};
 pub use file::parse_prefix;

@@ -24,6 +24,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Fault, Geo, PrefixSet,
@@ -367,6 +368,20 @@ pub struct RateLimit {
     pub key: (u8, u8),
 }
 
+impl RateLimit {
+    /// TCP flags as in files: those that are set, and with `!` those that are not.
+    #[must_use]
+    pub fn flags(&self) -> Vec<String> {
+        let (looked_at, set) = self.tcp_flags;
+        let names = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+        let flag = |(place, name): (usize, &str)| {
+            let not = if set >> place & 1 == 0 { "!" } else { "" };
+            (looked_at >> place & 1 != 0).then(|| format!("{not}{name}"))
+        };
+        names.into_iter().enumerate().filter_map(flag).collect()
+    }
+}
+
 /// A named list of prefixes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefixList {
@@ -409,15 +424,20 @@ impl PrefixList {
 }
 
 /// Which packets from or to its addresses a list is about; by default all that come from there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Scope {
     /// Those that come in by one of these interfaces; empty: by any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
     /// Those to its addresses, not those from there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub destination: bool,
     /// Those of this protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<ScopeProtocol>,
     /// Those to these ports, first and last; empty: to any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<(u16, u16)>,
 }
 
@@ -496,7 +516,8 @@ pub struct About<'a> {
 }
 
 /// A protocol of a list's scope.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ScopeProtocol {
     /// TCP.
     Tcp,

@@ -11,7 +11,7 @@ use std::{
 
 use config::{
     PrefixSet,
-    model::{ListAction, Prefilter, PrefixList, Source},
+    model::{ListAction, Prefilter, PrefixList, Scope, Source},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,17 @@ pub enum Change {
         /// Without host bits.
         cidr: IpNet,
     },
+    /// Makes a list that is about some packets. What is not given is as it is, or the default of a new list.
+    Make {
+        /// Name of the list.
+        list: Arc<str>,
+        /// Which packets it is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<Scope>,
+        /// Count only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audit: Option<bool>,
+    },
     /// Makes a list, or changes what it does.
     Set {
         /// Name of the list.
@@ -84,6 +95,7 @@ impl Change {
         match self {
             Self::Add { list, .. }
             | Self::Remove { list, .. }
+            | Self::Make { list, .. }
             | Self::Set { list, .. }
             | Self::Delete { list } => list,
         }
@@ -94,7 +106,9 @@ impl Change {
     pub const fn added(&self) -> Option<IpNet> {
         match self {
             Self::Add { cidr, .. } => Some(*cidr),
-            Self::Remove { .. } | Self::Set { .. } | Self::Delete { .. } => None,
+            Self::Remove { .. } | Self::Make { .. } | Self::Set { .. } | Self::Delete { .. } => {
+                None
+            }
         }
     }
 }
@@ -122,6 +136,12 @@ impl List {
     #[must_use]
     pub fn action(&self) -> ListAction {
         self.compact.action
+    }
+
+    /// Which packets it is about.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.compact.scope
     }
 }
 
@@ -240,6 +260,15 @@ impl Lists {
                         touched.entry(Arc::clone(list)).or_default().push(*cidr);
                     }
                 }
+                Change::Make { list, scope, audit } => {
+                    self.make(list, &mut undo);
+                    if let Some(scope) = scope {
+                        self.set_scope(list, scope, &mut undo);
+                    }
+                    if let Some(audit) = audit {
+                        self.set(list, *audit, &mut undo);
+                    }
+                }
                 Change::Set { list, audit } => self.set(list, *audit, &mut undo),
                 Change::Delete { list } => {
                     done.removed += self.delete(list, &mut undo);
@@ -307,6 +336,15 @@ impl Lists {
         }
     }
 
+    fn set_scope(&mut self, name: &Arc<str>, scope: &Scope, undo: &mut Vec<Change>) {
+        let list = self.make(name, undo);
+        if list.compact.scope != *scope {
+            let own = &mut Arc::make_mut(&mut list.compact).scope;
+            let before = std::mem::replace(own, scope.clone());
+            undo.push(about(name, before));
+        }
+    }
+
     fn delete(&mut self, name: &Arc<str>, undo: &mut Vec<Change>) -> usize {
         let Some(list) = self.lists.remove(name) else { return 0 };
         let count = list.entries.len();
@@ -320,6 +358,9 @@ impl Lists {
             undo.push(again(name, cidr, ban));
         }
         undo.push(Change::Set { list: Arc::clone(name), audit });
+        if !list.compact.scope.is_all() {
+            undo.push(about(name, list.compact.scope.clone()));
+        }
         count
     }
 }
@@ -343,110 +384,13 @@ impl List {
     }
 }
 
+fn about(list: &Arc<str>, scope: Scope) -> Change {
+    Change::Make { list: Arc::clone(list), scope: Some(scope), audit: None }
+}
+
 fn again(list: &Arc<str>, cidr: IpNet, Ban { added, until, reason }: Ban) -> Change {
     Change::Add { list: Arc::clone(list), cidr, added, until, reason }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn add(list: &str, cidr: &str, until: Option<u64>) -> Change {
-        let cidr = cidr.parse().unwrap();
-        Change::Add { list: list.into(), cidr, added: 1, until, reason: None }
-    }
-
-    fn remove(list: &str, cidr: &str) -> Change {
-        Change::Remove { list: list.into(), cidr: cidr.parse().unwrap() }
-    }
-
-    /// Everything that can be seen of lists, checked against each other.
-    fn seen(lists: &Lists) -> Vec<Change> {
-        let mut all = Vec::new();
-        let mut ends = BTreeSet::new();
-        for (name, list) in lists.iter() {
-            all.push(Change::Set { list: name.clone(), audit: list.action() == ListAction::Audit });
-            for (&cidr, ban) in list.entries() {
-                all.push(again(name, cidr, ban.clone()));
-                ends.extend(ban.until.map(|until| (until, name.clone(), cidr)));
-            }
-            let compact: PrefixSet = list.entries().keys().copied().collect();
-            assert_eq!(
-                list.compact.prefixes.iter().collect::<Vec<_>>(),
-                compact.iter().collect::<Vec<_>>()
-            );
-        }
-        assert_eq!(ends, lists.ends);
-        assert_eq!(lists.len(), lists.iter().map(|(_, l)| l.entries().len()).sum::<usize>());
-        all
-    }
-
-    #[test]
-    fn entries_end_by_themselves() {
-        let mut lists = Lists::default();
-        let all = [
-            add("f", "192.0.2.1/32", Some(50)),
-            add("f", "192.0.2.2/32", Some(20)),
-            add("f", "192.0.2.3/32", None),
-            add("f", "192.0.2.2/32", Some(60)),
-        ];
-        assert_eq!(lists.apply(&all).0, Done { added: 3, replaced: 1, removed: 0 });
-        assert_eq!(lists.next_end(), Some(50));
-        assert_eq!(lists.ended(49), []);
-        let ended = lists.ended(55);
-        assert_eq!(ended, [remove("f", "192.0.2.1/32")]);
-        lists.apply(&ended);
-        assert_eq!(lists.next_end(), Some(60));
-        assert_eq!(lists.behind(&Arc::default()).lists[0].prefixes.len(), 2);
-    }
-
-    #[test]
-    fn lists_of_the_api_stand_behind_those_of_files() {
-        let files = Arc::new(Prefilter {
-            allow: PrefixSet::default(),
-            lists: vec![List::new("of-a-file").compact],
-            ..Prefilter::default()
-        });
-        let mut lists = Lists::default();
-        assert!(Arc::ptr_eq(&lists.behind(&files), &files));
-        lists.apply(&[
-            add("a", "192.0.2.1/32", None),
-            Change::Set { list: "b".into(), audit: true },
-        ]);
-        let merged = lists.behind(&files);
-        let names: Vec<_> = merged.lists.iter().map(|l| (l.name.as_str(), l.action)).collect();
-        let (drop, audit) = (ListAction::Drop, ListAction::Audit);
-        assert_eq!(names, [("of-a-file", drop), ("a", drop), ("b", audit)]);
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_undone_was_never_done(
-            first in prop::collection::vec(change(), 0..20),
-            second in prop::collection::vec(change(), 0..200),
-        ) {
-            let mut lists = Lists::default();
-            lists.apply(&first);
-            let before = seen(&lists);
-            let (_, undo) = lists.apply(&second);
-            seen(&lists);
-            lists.apply(&undo);
-            prop_assert_eq!(seen(&lists), before);
-        }
-    }
-
-    fn change() -> impl Strategy<Value = Change> {
-        let list = prop::sample::select(vec!["a", "b"]);
-        (0..10u8, list, 0..100u8, prop::option::of(0..5u64)).prop_map(|(op, list, low, until)| {
-            let cidr = format!("192.0.2.{low}/32");
-            match op {
-                0 => Change::Delete { list: list.into() },
-                1 => Change::Set { list: list.into(), audit: low % 2 == 0 },
-                2..=4 => remove(list, &cidr),
-                _ => add(list, &cidr, until),
-            }
-        })
-    }
-}
+mod tests;

@@ -77,6 +77,60 @@ fn bans_hold_across_a_restart_and_end_by_themselves() -> anyhow::Result<()> {
     edge.lb.expect_quiet()
 }
 
+/// A ban on some packets of a source holds for these alone, and is the same after a crash.
+#[test]
+fn a_ban_may_be_about_one_port() -> anyhow::Result<()> {
+    let mut edge = edge()?;
+    let lbctl =
+        |edge: &Edge, line: &str| edge.lb.lbctl(&line.split_whitespace().collect::<Vec<_>>());
+    // The client asks for port 80: one source is blocked there, the other on another port and protocol.
+    lbctl(&edge, &format!("prefilter add {OTHER_V4} --list web --protocol tcp --port 80"))?;
+    lbctl(&edge, &format!("prefilter add {OTHER_V6} --list other --protocol tcp --port 8080"))?;
+    lbctl(&edge, &format!("prefilter add {OTHER_V6} --list dgrams --protocol udp --port 80"))?;
+    lbctl(
+        &edge,
+        &format!("prefilter add {OTHER_V6} --list far --interface eth7 --direction source"),
+    )?;
+    lbctl(&edge, &format!("prefilter add {OTHER_V6} --list seen --protocol tcp --action audit"))?;
+    // One that names no scope is put on the list as it is; one that names another is refused.
+    lbctl(&edge, &format!("prefilter add {EVEN} --list web"))?;
+    let refused =
+        lbctl(&edge, &format!("prefilter add {ODD} --list web --protocol tcp --port 8080"));
+    let refused = format!("{:#}", refused.err().context("a list got another scope")?);
+    ensure!(
+        refused.contains("tcp to 80") && refused.contains("delete --list web --all"),
+        "{refused}"
+    );
+    for round in 0..2 {
+        expect_blocked(&edge, OTHER_V4)?;
+        expect_free(&edge, OTHER_V6)?;
+        let lists = lbctl(&edge, "prefilter list")?;
+        for words in ["tcp to 80", "tcp to 8080", "udp to 80", "on eth7"] {
+            ensure!(lists.contains(words), "round {round}: no {words} in {lists}");
+        }
+        let asked = |port: u16| format!("prefilter lookup {OTHER_V4} --protocol tcp --port {port}");
+        ensure!(lbctl(&edge, &asked(80))?.contains("drop: "));
+        ensure!(lbctl(&edge, &asked(8080))?.contains("pass: "));
+        ensure!(lbctl(&edge, "prefilter export web")?.starts_with("# only packets tcp to 80\n"));
+        ensure!(edge.lb.list_packets("seen")? > 0, "what is audited is not counted");
+        ensure!(edge.lb.list_packets("other")? + edge.lb.list_packets("dgrams")? == 0);
+        if round == 0 {
+            edge.lb.kill9()?;
+            expect_blocked(&edge, OTHER_V4)?;
+            edge.lb.resume()?;
+        }
+    }
+    // Without anything on it the list is what it was; it goes when it is removed.
+    lbctl(&edge, &format!("prefilter delete {OTHER_V4} {EVEN} --list web"))?;
+    expect_free(&edge, OTHER_V4)?;
+    lbctl(&edge, &format!("prefilter add {OTHER_V4} --list web"))?;
+    ensure!(lbctl(&edge, "prefilter list web")?.starts_with("only packets tcp to 80\n"));
+    lbctl(&edge, "prefilter delete --list web --all")?;
+    lbctl(&edge, &format!("prefilter add {OTHER_V4} --list web --protocol tcp --port 8080"))?;
+    expect_free(&edge, OTHER_V4)?;
+    edge.lb.expect_quiet()
+}
+
 #[test]
 fn a_list_of_a_file_is_not_changed_by_the_api() -> anyhow::Result<()> {
     let edge = edge()?;

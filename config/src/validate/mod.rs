@@ -20,7 +20,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
     policy::endpoint,
-    prefilter::{ListBody, ListEntry, ListMatch, ListPath, TableFile},
+    prefilter::{ListBody, ListEntry, ListMatch, ListPath, TableFile, list_scope},
     refused::{cidr_rule, expressions, policy_shape, port_range},
     service::{Places, service},
 };

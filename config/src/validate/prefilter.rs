@@ -9,7 +9,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-pub(crate) use self::matches::{ListMatch, TableFile};
+pub(crate) use self::{
+    matches::{ListMatch, TableFile},
+    scope::scope as list_scope,
+};
 use super::{Context, Fragment, Kind, required_name};
 use crate::{
     fault::{Loc, Report},

@@ -34,6 +34,7 @@ use crate::{
 mod body;
 pub(super) mod entries;
 pub(super) mod safety;
+mod scope;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ pub(in crate::api) use self::safety::Session;
 pub use self::{
     entries::Removed,
     safety::{Covered, Plan, SESSION, WouldDrop},
+    scope::ListSpec,
 };
 
 /// What a list is called that nobody gave a name.
@@ -77,6 +79,12 @@ pub struct Entries {
     /// `after` of the next page, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// What the list does: `drop` or `audit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// Which packets the list is about: direction, protocol, ports, interfaces. Absent: all from its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
 }
 
 /// A prefix to be put on a list.
@@ -91,14 +99,6 @@ pub struct NewEntry {
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-}
-
-/// What a list does.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ListSpec {
-    /// `drop` or `audit`.
-    pub action: String,
 }
 
 /// What a change of a list came to.
@@ -205,14 +205,14 @@ pub(super) struct Careful {
     confirm: Option<String>,
 }
 
-/// Makes a list of the API, or changes what it does.
+/// Makes a list of the API, or changes what it does. Which packets it is about stays as it was made.
 #[utoipa::path(
     put, path = "/v1/prefilter/lists/{name}", tag = "prefilter",
     params(("name" = String, Path, description = "Name of the list"), Careful),
     request_body = ListSpec,
     responses(
         (status = 200, body = Changed),
-        (status = 409, description = "Comes from a file", body = Problem,
+        (status = 409, description = "Comes from a file, or is about other packets", body = Problem,
             content_type = "application/problem+json"),
         (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
             content_type = "application/problem+json"),
@@ -227,17 +227,12 @@ pub(super) async fn put_list(
 ) -> Result<Json<Changed>, Problem> {
     let safety = Safety::read(careful.force, careful.confirm.as_deref())?;
     let spec: ListSpec = typed(body)?;
-    let audit = match spec.action.as_str() {
-        "drop" => false,
-        "audit" => true,
-        other => {
-            return Err(Problem::invalid(
-                "action",
-                format!("\"{other}\": allowed are drop and audit"),
-            ));
-        }
-    };
-    let changes = vec![Change::Set { list: list_name(&name)?, audit }];
+    let ListSpec { action, interfaces, direction, protocol, ports } = spec;
+    let audit = scope::audit(&action)?;
+    let list = list_name(&name)?;
+    let scope = scope::Named { interfaces, direction, protocol, ports }.read()?;
+    let mut changes: Vec<Change> = scope::make(&list, scope, None).into_iter().collect();
+    changes.push(Change::Set { list, audit });
     let changes = state.careful(changes, &safety, session).await?;
     state.change(changes, safety.confirm).await
 }
@@ -451,7 +446,7 @@ fn rate_limit(spec: &config::model::RateLimit, count: Count) -> RateLimit {
         action: spec.action.as_str().to_owned(),
         protocol: spec.protocol.map(|protocol| protocol.as_str().to_owned()),
         port: Some(spec.port).filter(|port| *port != 0),
-        tcp_flags: tcp_flags(spec.tcp_flags),
+        tcp_flags: spec.flags(),
         packets_per_second: match spec.rate {
             config::model::Rate::Packets(rate) => Some(rate),
             config::model::Rate::Bytes(_) => None,
@@ -466,15 +461,6 @@ fn rate_limit(spec: &config::model::RateLimit, count: Count) -> RateLimit {
         packets: count.packets,
         bytes: count.bytes,
     }
-}
-
-fn tcp_flags((mask, set): (u8, u8)) -> Vec<String> {
-    let names = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
-    let flag = |(place, name): (usize, &str)| {
-        let not = if set >> place & 1 == 0 { "!" } else { "" };
-        (mask >> place & 1 != 0).then(|| format!("{not}{name}"))
-    };
-    names.into_iter().enumerate().filter_map(flag).collect()
 }
 
 fn look_up(view: &View, ip: IpAddr, about: Option<About<'_>>) -> Lookup {

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Lists, again};
+use super::{Change, Lists, about, again};
 use crate::store::{StoreError, io_error, sync};
 use config::model::ListAction;
 
@@ -104,6 +104,10 @@ impl Journal {
         let mut text = Vec::new();
         let mut lines = 0;
         for (name, list) in lists.iter() {
+            if !list.scope().is_all() {
+                line(&mut text, &about(name, list.scope().clone()));
+                lines += 1;
+            }
             let audit = list.action() == ListAction::Audit;
             line(&mut text, &Change::Set { list: Arc::clone(name), audit });
             for (&cidr, ban) in list.entries() {
@@ -134,6 +138,8 @@ fn line(text: &mut Vec<u8>, change: &Change) {
 
 #[cfg(test)]
 mod tests {
+    use config::model::Scope;
+
     use super::*;
 
     fn add(cidr: &str, until: Option<u64>) -> Change {
@@ -157,6 +163,36 @@ mod tests {
         assert_eq!(nets(&lists), ["192.0.2.1/32", "2001:db8::/48"], "the one that ended is gone");
         let ban = &lists.get("f").unwrap().entries()[&"2001:db8::/48".parse().unwrap()];
         assert_eq!((ban.until, ban.reason.as_deref()), (Some(20), Some("ssh")));
+    }
+
+    #[test]
+    fn scopes_are_there_after_a_restart_and_in_a_new_file() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join(NAME);
+        // As it was written before lists had scopes.
+        let old = "{\"op\":\"add\",\"list\":\"old\",\"cidr\":\"192.0.2.1/32\",\"added\":1}\n\
+                   {\"op\":\"set\",\"list\":\"old\",\"audit\":true}\n";
+        fs::write(&path, old).unwrap();
+        let (mut journal, lists) = Journal::open(state.path(), 0).unwrap();
+        let list = lists.get("old").unwrap();
+        assert!(list.scope().is_all() && list.action() == ListAction::Audit);
+
+        let scope = Scope {
+            interfaces: vec!["eth0".to_owned()],
+            destination: true,
+            protocol: Some(config::model::ScopeProtocol::Udp),
+            ports: vec![(53, 53), (5000, 5010)],
+        };
+        let make = Change::Make { list: "f".into(), scope: Some(scope.clone()), audit: Some(true) };
+        journal.append(&[make, add("192.0.2.1/32", None)]).unwrap();
+        for _ in 0..2 {
+            let (mut journal, lists) = Journal::open(state.path(), 0).unwrap();
+            let list = lists.get("f").unwrap();
+            assert_eq!((list.scope(), list.action()), (&scope, ListAction::Audit));
+            assert_eq!(nets(&lists), ["192.0.2.1/32", "192.0.2.1/32"]);
+            journal.renew(&lists).unwrap();
+        }
+        assert!(fs::read_to_string(&path).unwrap().starts_with("{\"op\":\"make\",\"list\":\"f\""));
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Pending {
                     used.insert(list);
                 }
                 Change::Remove { cidr, .. } => drop(entries.insert((list, *cidr))),
-                Change::Set { .. } => {
+                Change::Make { .. } | Change::Set { .. } => {
                     set.insert(list);
                     used.insert(list);
                 }
@@ -67,7 +67,7 @@ impl Pending {
                 Change::Add { cidr, .. } | Change::Remove { cidr, .. } => {
                     entries.contains(&(list, *cidr))
                 }
-                Change::Set { .. } => set.contains(list),
+                Change::Make { .. } | Change::Set { .. } => set.contains(list),
                 Change::Delete { .. } => used.contains(list),
             };
             !touched && !deleted.contains(list)

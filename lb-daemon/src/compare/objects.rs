@@ -289,17 +289,9 @@ fn rate_limit(limit: &RateLimit) -> Value {
         json["match"]["port"] = json!(port);
     }
     if tcp_flags.0 != 0 {
-        json["match"]["tcp_flags"] = json!(self::tcp_flags(*tcp_flags));
+        json["match"]["tcp_flags"] = json!(limit.flags());
     }
     json
-}
-
-/// As in files: those that are set, and with `!` those that are not.
-fn tcp_flags((looked_at, set): (u8, u8)) -> Vec<String> {
-    let names = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
-    let bits = names.into_iter().enumerate().filter(|(bit, _)| looked_at >> bit & 1 != 0);
-    bits.map(|(bit, name)| format!("{}{name}", if set >> bit & 1 == 0 { "!" } else { "" }))
-        .collect()
 }
 
 fn crowdsec(source: &CrowdSec) -> Value {

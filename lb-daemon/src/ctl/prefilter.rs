@@ -1,6 +1,7 @@
 //! `lbctl prefilter`: blocklists, and bans on lists of the API.
 
 mod change;
+mod scope;
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -59,6 +60,8 @@ pub(super) enum Verb {
         #[command(flatten)]
         entry: EntryOptions,
         #[command(flatten)]
+        scope: scope::ScopeOptions,
+        #[command(flatten)]
         safety: SafetyOptions,
     },
     /// Take prefixes off a list of the API, or remove the list.
@@ -79,6 +82,8 @@ pub(super) enum Verb {
         file: PathBuf,
         #[command(flatten)]
         entry: EntryOptions,
+        #[command(flatten)]
+        scope: scope::ScopeOptions,
         #[command(flatten)]
         safety: SafetyOptions,
         /// Leave out what is wrong and report it, rather than refusing the whole.
@@ -178,14 +183,16 @@ impl Verb {
                 client.change(Method::POST, path, None, Guard::default())?;
                 output.done(&Value::Null, "the change is taken back")
             }
-            Self::Add { cidrs, entry, safety } => change::add(client, output, cidrs, entry, safety),
+            Self::Add { cidrs, entry, scope, safety } => {
+                change::add(client, output, cidrs, entry, (scope, safety))
+            }
             Self::Delete { cidrs: _, list, all: true } => {
                 client.change(Method::DELETE, &path(list), None, Guard::default())?;
                 output.done(&Value::Null, &format!("the list {list} is removed"))
             }
             Self::Delete { cidrs, list, all: false } => change::delete(client, output, cidrs, list),
-            Self::Import { file, entry, safety, skip_errors } => {
-                change::import(client, output, file, entry, safety, *skip_errors)
+            Self::Import { file, entry, scope, safety, skip_errors } => {
+                change::import(client, output, file, entry, (scope, safety), *skip_errors)
             }
             Self::Limits => limits(client, output),
             Self::SynProxy => syn_proxy(client, output),
@@ -293,28 +300,36 @@ fn get(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
 fn entries(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
     let mut after = String::new();
     let mut all: Vec<Entry> = Vec::new();
+    let mut packets;
     loop {
         let path = format!("{}/entries?limit=10000{after}", path(name));
         let (_, page) = client.get::<Entries>(&path)?;
         all.extend(page.items);
+        packets = page.scope;
         match page.next {
             Some(next) => after = format!("&after={}", segment(&next)),
             None => break,
         }
     }
-    output.show(&json!({ "items": all }), || {
-        table(
-            ["PREFIX", "ADDED", "EXPIRES IN", "REASON"],
-            all.iter().map(|entry| {
-                let left = entry.expires_in_seconds.map(std::time::Duration::from_secs);
-                [
-                    entry.cidr.to_string().into(),
-                    entry.added.clone().unwrap_or_default().into(),
-                    left.map(config::format_duration).unwrap_or_default().into(),
-                    entry.reason.clone().unwrap_or_default().into(),
-                ]
-            }),
-        )
+    let mut value = json!({ "items": all });
+    if let Some(scope) = &packets {
+        value["scope"] = json!(scope);
+    }
+    output.show(&value, || {
+        let about = packets.as_ref().map(|scope| format!("only packets {scope}\n"));
+        about.unwrap_or_default()
+            + &table(
+                ["PREFIX", "ADDED", "EXPIRES IN", "REASON"],
+                all.iter().map(|entry| {
+                    let left = entry.expires_in_seconds.map(std::time::Duration::from_secs);
+                    [
+                        entry.cidr.to_string().into(),
+                        entry.added.clone().unwrap_or_default().into(),
+                        left.map(config::format_duration).unwrap_or_default().into(),
+                        entry.reason.clone().unwrap_or_default().into(),
+                    ]
+                }),
+            )
     })
 }
 

@@ -265,16 +265,28 @@ impl Guard {
         set: &PrefixSet,
         session: Option<IpAddr>,
     ) -> Vec<Covered> {
+        let own_scope = view.prefilter.lists.iter().find(|known| known.name == list);
+        let scope = own_scope.map(|known| known.scope.clone()).unwrap_or_default();
+        self.covered_within(view, (list, &scope), set, session)
+    }
+
+    /// The same, on a list of this scope.
+    #[must_use]
+    pub fn covered_within(
+        &self,
+        view: &View,
+        (list, scope): (&str, &Scope),
+        set: &PrefixSet,
+        session: Option<IpAddr>,
+    ) -> Vec<Covered> {
         let mut own = Protected::default();
         if let Some(session) = session {
             own.add(session, Role::Session);
         }
         let allow = &view.prefilter.allow;
-        let own_scope = view.prefilter.lists.iter().find(|known| known.name == list);
-        let scope = own_scope.map(|known| known.scope.clone()).unwrap_or_default();
         let all = [&*self.around(), &*self.backends(view), &own];
         let all =
-            all.into_iter().flat_map(|protected| protected.covered_by(list, &scope, set, allow));
+            all.into_iter().flat_map(|protected| protected.covered_by(list, scope, set, allow));
         let mut covered: BTreeMap<IpAddr, Covered> = BTreeMap::new();
         for mut one in all {
             match covered.get_mut(&one.address) {

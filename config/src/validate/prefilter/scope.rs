@@ -13,7 +13,7 @@ const MAX_PORTS: usize = 8;
 /// Bytes of the name of an interface.
 const MAX_NAME: usize = 15;
 
-pub(super) fn scope(list: &file::PrefixList, report: &Report<'_>) -> model::Scope {
+pub(crate) fn scope(list: &file::PrefixList, report: &Report<'_>) -> model::Scope {
     let file::PrefixList { interfaces, direction, protocol, ports, .. } = list;
     for (name, at) in interfaces.elements() {
         let is_name = !name.is_empty()

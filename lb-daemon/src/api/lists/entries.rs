@@ -12,7 +12,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use config::model::PrefixList as Compact;
+use config::model::{PrefixList as Compact, Scope};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Changed, Entries, Entry, NewEntry, body, list_name,
     safety::{Safety, Session},
-    with_ban,
+    scope, with_ban,
 };
 use crate::{
     api::{
@@ -107,6 +107,17 @@ pub(in crate::api) struct Options {
     force: bool,
     /// Takes the change back after this time, as `60s`, unless it is confirmed.
     confirm: Option<String>,
+    /// The list drops or audits packets of this protocol only: `tcp`, `udp`, `sctp` or `icmp`. This and the next
+    /// three are of the list, and said when it is made; a list that is there must have the same, or none is said.
+    protocol: Option<String>,
+    /// To these ports only: ports and ranges with commas between them, as `80,8000-8999`.
+    ports: Option<String>,
+    /// That come in by these interfaces only, with commas between them.
+    interfaces: Option<String>,
+    /// `source` (the default): packets from its addresses; `destination`: packets to them.
+    direction: Option<String>,
+    /// What the list does, likewise: `drop` or `audit`.
+    action: Option<String>,
 }
 
 /// [`Options`], read.
@@ -115,11 +126,28 @@ pub(super) struct Common {
     ttl: Option<Duration>,
     pub(super) reason: Option<Arc<str>>,
     skip: bool,
+    /// Which packets the list is about.
+    scope: Option<Scope>,
+    /// Whether it only counts.
+    audit: Option<bool>,
 }
 
 impl Options {
     fn read(self) -> Result<(Common, Safety), Problem> {
-        let Self { ttl, reason, on_error, force, confirm } = self;
+        let Self {
+            ttl,
+            reason,
+            on_error,
+            force,
+            confirm,
+            protocol,
+            ports,
+            interfaces,
+            direction,
+            action,
+        } = self;
+        let (ports, interfaces) = (scope::parts(ports), scope::parts(interfaces));
+        let named = scope::Named { interfaces, direction, protocol, ports };
         let ttl = ttl.as_deref().map(config::parse_duration).transpose();
         if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             return Err(Problem::invalid("reason", format!("longer than {MAX_REASON} bytes")));
@@ -136,6 +164,8 @@ impl Options {
             ttl: ttl.map_err(|message| Problem::invalid("ttl", message))?,
             reason: reason.map(Arc::from),
             skip,
+            scope: named.read()?,
+            audit: action.as_deref().map(scope::audit).transpose()?,
         };
         Ok((common, Safety::read(force, confirm.as_deref())?))
     }
@@ -163,7 +193,8 @@ fn times(now: SystemTime, ttl: Option<Duration>) -> (u64, Option<u64>) {
     request_body = Vec<NewEntry>,
     responses(
         (status = 200, description = "In force and kept", body = Changed),
-        (status = 409, description = "Comes from a file, or cuts something off", body = Problem,
+        (status = 409, description = "Comes from a file, is about other packets than these, or cuts \
+            something off", body = Problem,
             content_type = "application/problem+json"),
         (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
             content_type = "application/problem+json"),
@@ -182,7 +213,13 @@ pub(in crate::api) async fn add_entries(
     if read.wrong > 0 && !common.skip {
         return Err(refused(read));
     }
-    let body::Read { changes, errors, wrong } = read;
+    let body::Read { mut changes, errors, wrong } = read;
+    // A list with nothing on it would be a surprise.
+    if !changes.is_empty()
+        && let Some(make) = scope::make(&list, common.scope, common.audit)
+    {
+        changes.insert(0, make);
+    }
     let changes = state.careful(changes, &safety, session).await?;
     let Json(done) = state.change(changes, safety.confirm).await?;
     Ok(Json(Changed { skipped: wrong, errors, ..done }))
@@ -307,11 +344,28 @@ fn entries(view: &View, list: &Compact, after: Option<IpNet>, limit: usize) -> E
         nets.by_ref().take(limit).map(|net| with_ban(view, &list.name, net, now)).collect();
     let more = nets.next().is_some();
     let next = items.last().filter(|_| more).map(|entry| entry.cidr.to_string());
-    Entries { items, total: all.len() as u64, next }
+    Entries {
+        items,
+        total: all.len() as u64,
+        next,
+        action: Some(list.action.as_str().to_owned()),
+        scope: scope_of(list),
+    }
+}
+
+/// Which packets a list is about, if not all.
+fn scope_of(list: &Compact) -> Option<String> {
+    (!list.scope.is_all()).then(|| list.scope.to_string())
+}
+
+/// A comment that says so, for whoever would take it for a list about all.
+fn comment(list: &Compact) -> String {
+    scope_of(list).map(|scope| format!("# only packets {scope}\n")).unwrap_or_default()
 }
 
 fn as_plain(list: &Compact) -> String {
     let mut text = String::with_capacity(list.prefixes.len() * 18);
+    text.push_str(&comment(list));
     for net in list.prefixes.iter() {
         let _ = writeln!(text, "{net}");
     }
@@ -322,7 +376,7 @@ fn as_plain(list: &Compact) -> String {
 fn as_nft(list: &Compact) -> String {
     let name: String =
         list.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let mut text = String::from("table inet lb {\n");
+    let mut text = comment(list) + "table inet lb {\n";
     let mut set = |family: &str, nets: &mut dyn Iterator<Item = String>| {
         let mut nets = nets.peekable();
         if nets.peek().is_none() {

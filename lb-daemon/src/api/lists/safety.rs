@@ -266,6 +266,11 @@ fn covered(
     let before = bans.get(list);
     let set = changes.iter().find_map(|change| match change {
         Change::Set { audit, .. } => Some(*audit),
+        Change::Make { audit, .. } => *audit,
+        _ => None,
+    });
+    let made = changes.iter().find_map(|change| match change {
+        Change::Make { scope, .. } => scope.as_ref(),
         _ => None,
     });
     let audits = before.is_some_and(|list| list.action() == ListAction::Audit);
@@ -277,7 +282,11 @@ fn covered(
     if set.unwrap_or(audits) {
         return Vec::new();
     }
-    let mut covered = guard.covered(view, list, &added(changes), session);
+    let added = added(changes);
+    let mut covered = match made {
+        Some(scope) => guard.covered_within(view, (list, scope), &added, session),
+        None => guard.covered(view, list, &added, session),
+    };
     if let Some(whole) = whole {
         covered.extend(guard.covered(view, list, &whole.prefixes, session));
     }

@@ -283,3 +283,45 @@ async fn rate_limits_with_what_was_beyond_them() {
     assert_eq!((&limit["name"], &limit["port"]), (&json!("per-source"), &json!(53)));
     assert_eq!((&limit["packets"], &limit["key_v6"]), (&json!(4_000_002), &json!(64)));
 }
+
+#[tokio::test]
+async fn a_list_is_made_for_some_packets() {
+    let state = live(view());
+    let path = format!("{F}?protocol=tcp&ports=8000-8999,80&interfaces=eth1,eth0&action=audit");
+    let entry = json!({"cidr": "192.0.2.7", "ttl": "1h"});
+    assert_eq!(json(&state, "POST", &path, entry).await.0, 200);
+    let (status, _) = ask(&state, "POST", F, "text/plain", "192.0.2.8\n").await;
+    assert_eq!(status, 200);
+    let scope = "tcp to 80,8000-8999 on eth0,eth1";
+    let page = get(&state, F).await;
+    assert_eq!((&page["scope"], &page["action"]), (&json!(scope), &json!("audit")));
+    assert_eq!(page["total"], 2);
+    let (_, plain) = ask(&state, "GET", &format!("{F}?format=plain"), "", "").await;
+    assert_eq!(plain, json!(format!("# only packets {scope}\n192.0.2.7/32\n192.0.2.8/32\n")));
+    let found = get(&state, "/v1/prefilter/lookup?ip=192.0.2.8").await;
+    assert_eq!(
+        (&found["hits"][0]["scope"], &found["hits"][0]["action"]),
+        (&json!(scope), &json!("audit"))
+    );
+
+    for (wrong, field) in [
+        ("ports=80", "ports"),
+        ("protocol=gre", "protocol"),
+        ("protocol=tcp&ports=90-80", "ports"),
+        ("protocol=icmp&ports=8", "ports"),
+        ("direction=up", "direction"),
+        ("interfaces=eth*", "interfaces"),
+        ("action=pass", "action"),
+    ] {
+        let path = format!("/v1/prefilter/lists/other/entries?{wrong}");
+        let (status, body) = json(&state, "POST", &path, json!({"cidr": "192.0.2.7"})).await;
+        assert_eq!(status, 422, "{wrong}: {body}");
+        let errors = body["errors"][0]["field"].as_str().unwrap_or_default().to_owned();
+        assert!(errors.starts_with(field), "{wrong}: {body}");
+    }
+    let spec =
+        json!({"action": "drop", "protocol": "udp", "ports": ["53"], "direction": "destination"});
+    assert_eq!(json(&state, "PUT", "/v1/prefilter/lists/made", spec).await.0, 200);
+    let page = get(&state, "/v1/prefilter/lists/made/entries").await;
+    assert_eq!(page["scope"], "as destination udp to 53");
+}

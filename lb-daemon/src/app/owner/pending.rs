@@ -92,6 +92,7 @@ impl Owner {
 fn what(changes: &[Change]) -> String {
     let list = changes.first().map(|change| change.list().to_string()).unwrap_or_default();
     match changes {
+        [Change::Make { .. }, rest @ ..] if !rest.is_empty() => what(rest),
         [Change::Add { cidr, .. }] => format!("{cidr} on the list {list}"),
         [Change::Set { audit, .. }] => {
             format!("the list {list} set to {}", if *audit { "audit" } else { "drop" })

@@ -16,6 +16,7 @@ use super::{
         output::{Output, number},
     },
     EntryOptions, SafetyOptions, path,
+    scope::ScopeOptions,
 };
 use crate::api::lists::{Changed, NewEntry, Plan, Removed};
 
@@ -29,6 +30,12 @@ fn query(options: &[(&str, Option<&str>)]) -> String {
         query.push_str(&format!("{key}={}", segment(value)));
     }
     query
+}
+
+fn borrowed<'o>(
+    options: &'o [(&'static str, Option<String>)],
+) -> impl Iterator<Item = (&'static str, Option<&'o str>)> {
+    options.iter().map(|(name, value)| (*name, value.as_deref()))
 }
 
 impl SafetyOptions {
@@ -113,12 +120,14 @@ pub(super) fn add(
     output: &Output,
     cidrs: &[String],
     EntryOptions { list, ttl, reason }: &EntryOptions,
-    safety: &SafetyOptions,
+    (scope, safety): (&ScopeOptions, &SafetyOptions),
 ) -> anyhow::Result<()> {
     let entry =
         |cidr: &String| NewEntry { cidr: cidr.clone(), ttl: ttl.clone(), reason: reason.clone() };
     let body = serde_json::to_value(cidrs.iter().map(entry).collect::<Vec<_>>())?;
-    let path = format!("{}/entries{}", path(list), query(&safety.query()));
+    let scope = scope.query();
+    let options: Vec<_> = borrowed(&scope).chain(safety.query()).collect();
+    let path = format!("{}/entries{}", path(list), query(&options));
     let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
     changed(client, output, &value, list, safety)
 }
@@ -128,7 +137,7 @@ pub(super) fn import(
     output: &Output,
     file: &Path,
     EntryOptions { list, ttl, reason }: &EntryOptions,
-    safety: &SafetyOptions,
+    (scope, safety): (&ScopeOptions, &SafetyOptions),
     skip_errors: bool,
 ) -> anyhow::Result<()> {
     let text = text_of(file)?;
@@ -138,7 +147,10 @@ pub(super) fn import(
     let [force, confirm] = safety.query();
     let on_error = ("on_error", skip_errors.then_some("skip"));
     let (ttl, reason) = (("ttl", ttl.as_deref()), ("reason", reason.as_deref()));
-    let query = query(&[ttl, reason, on_error, force, confirm]);
+    let scope = scope.query();
+    let options: Vec<_> =
+        [ttl, reason, on_error, force, confirm].into_iter().chain(borrowed(&scope)).collect();
+    let query = query(&options);
     let value = client.upload(&format!("{}/entries{query}", path(list)), text)?;
     changed(client, output, &value, list, safety)
 }
