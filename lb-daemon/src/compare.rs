@@ -1,6 +1,6 @@
 //! What differs between two desired states, object by object and field by field.
 //!
-//! Pure. States are first made into [`Object`](objects::Object)s, which have the names and values that files
+//! Pure. States are first made into [`Object`]s, which have the names and values that files
 //! give them; order says nothing there, and neither does the place in a file. Two states without a difference
 //! have the same objects, and the other way round.
 
