@@ -73,13 +73,14 @@ struct Waiting {
     due: Instant,
 }
 
-/// Runs until `stop`. `links`: the directory of the pinned links.
+/// Runs until `stop`. `root`: below it are the pins, and `link` says where the one of an interface's link is.
 ///
 /// # Errors
 /// The ring buffer cannot be awaited.
 pub async fn run(
     early: Early,
-    links: PathBuf,
+    root: PathBuf,
+    link: impl Fn(u32) -> PathBuf,
     counts: Counts,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -123,8 +124,8 @@ pub async fn run(
                 }
                 Ok(false) => Outcome::Expired,
                 Ok(true) => {
-                    let link = links.join(format!("xdp-{}", one.frame.ifindex));
-                    match Early::again(&one.frame, &link) {
+                    let link = link(one.frame.ifindex);
+                    match Early::again(&one.frame, &link, &root) {
                         Ok(()) => Outcome::Followed,
                         Err(error) => {
                             complain(&mut complained, &error);
@@ -148,7 +149,7 @@ fn complain(complained: &mut bool, error: &std::io::Error) {
     if !std::mem::replace(complained, true) {
         tracing::warn!(
             %error,
-            "a fragment that came before its first one is dropped; as all such if this is so for all: \
+            "a fragment that came before its first one is dropped; others are not told of, \
              `lb_fragments_early_total` counts them"
         );
     }

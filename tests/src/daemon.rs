@@ -101,6 +101,20 @@ impl Daemon {
         self.start_process(wrapper, &config, Path::new("/"))
     }
 
+    /// As [`Daemon::resume`], with the capabilities of the systemd unit and no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::resume`]; the unit does not bound them.
+    pub fn resume_with_rights_of_unit(&mut self) -> anyhow::Result<()> {
+        let unit = include_str!("../../config/systemd/lb-daemon.service");
+        let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=CAP_"));
+        let set = set.context("the unit does not bound the capabilities")?;
+        let set = set.to_lowercase().replace(" cap_", ",+");
+        let bounds = format!("--bounding-set=-all,+{set}");
+        self.resume_under(&["setpriv", &bounds, "--inh-caps=-all", "--no-new-privs"])
+    }
+
     /// The same, with its configuration named relative to the directory that it stands in.
     ///
     /// # Errors

@@ -103,15 +103,10 @@ fn cleanup_removes_everything() -> anyhow::Result<()> {
 /// The capabilities of the systemd unit are enough, from nothing to a data path.
 #[test]
 fn the_units_capabilities_are_enough() -> anyhow::Result<()> {
-    let unit = include_str!("../../config/systemd/lb-daemon.service");
-    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=CAP_"));
-    let set = set.expect("the unit bounds the capabilities").to_lowercase().replace(" cap_", ",+");
-    let bounds = format!("--bounding-set=-all,+{set}");
-
     let mut edge = Edge::start(L2)?;
     edge.lb.stop()?;
     edge.lb.clean_up()?;
-    edge.lb.resume_under(&["setpriv", &bounds, "--inh-caps=-all", "--no-new-privs"])?;
+    edge.lb.resume_with_rights_of_unit()?;
     eventually(PATIENCE, || edge.lb.ways_known())?;
     for vip in [L2_V4, L2_V6] {
         expect_all_answer(&edge.requests(vip, 60)?);

@@ -111,7 +111,8 @@ pub(super) fn attach_all(
         .collect()
 }
 
-fn pin(pins: &Path, index: u32) -> PathBuf {
+/// Where the link of an interface is pinned.
+pub(super) fn pin(pins: &Path, index: u32) -> PathBuf {
     pins.join(format!("xdp-{index}"))
 }
 

@@ -169,7 +169,9 @@ pub async fn run(
     let reading = events::run(events, samples, view.clone(), tasks.stop());
     tasks.spawn_sure("the reader of samples", reading);
     let links = options.bpffs.join(kernel::LINKS);
-    let waiting = crate::early::run(early, links, early_counts, tasks.stop());
+    let link = move |ifindex| attach::pin(&links, ifindex);
+    let root = options.bpffs.clone();
+    let waiting = crate::early::run(early, root, link, early_counts, tasks.stop());
     tasks.spawn("the wait for first fragments", waiting);
     let (commands, inbox) = mpsc::channel(QUEUE);
     let news = sources::News { notices, reload, copies: new_copies };

@@ -1,7 +1,7 @@
 //! Fragments that came before their first one: out of the kernel's ring buffer, and to the program again.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsRawFd, RawFd},
     path::Path,
 };
@@ -17,9 +17,8 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
-use aya_obj::programs::XdpAttachType;
 
-use super::BpfError;
+use super::{BpfError, load};
 
 /// The ring buffer, and where first fragments went.
 pub struct Early {
@@ -69,12 +68,13 @@ impl Early {
     }
 
     /// Gives a frame to the program of its interface, as if it had just come in: the kernel does what the program
-    /// says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Documentation/bpf/bpf_prog_run.rst). `link` is the pinned link there.
+    /// says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Documentation/bpf/bpf_prog_run.rst). `link` is the pinned link there, and
+    /// its program is pinned below `root`.
     ///
     /// # Errors
     /// No program is attached there by now, or the kernel's.
-    pub fn again(frame: &Frame, link: &Path) -> io::Result<()> {
-        let program = program_of(link)?;
+    pub fn again(frame: &Frame, link: &Path, root: &Path) -> io::Result<()> {
+        let program = program_of(link, root)?;
         let mut context = [0u8; 24];
         let length = (frame.bytes.len() as u32).to_ne_bytes();
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -90,13 +90,14 @@ impl Early {
     }
 }
 
-fn program_of(link: &Path) -> io::Result<Xdp> {
-    fs::metadata(link)?;
-    let link = PinnedLink::from_pin(link).map_err(io::Error::other)?;
-    let id = FdLink::from(link).info().map_err(io::Error::other)?.program_id();
-    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
-    let info = loaded.find(|info| info.id() == id).ok_or(io::ErrorKind::NotFound)?;
-    Xdp::from_program_info(info, "lb".into(), XdpAttachType::Interface).map_err(io::Error::other)
+/// The program of a pinned link.
+fn program_of(link: &Path, root: &Path) -> io::Result<Xdp> {
+    let pinned = PinnedLink::from_pin(link).map_err(io::Error::other)?;
+    let id = FdLink::from(pinned).info().map_err(io::Error::other)?.program_id();
+    load::pinned_program(root, id).ok_or_else(|| {
+        let (root, link) = (root.display(), link.display());
+        io::Error::other(format!("the program {id} of {link} is not pinned below {root}"))
+    })
 }
 
 impl AsRawFd for Early {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -214,7 +215,20 @@ fn load_behind(
 /// of another build is never taken for this one's.
 fn program_pin(dir: &Path, features: u32) -> PathBuf {
     let object = SipHasher13::new().hash(OBJECT);
-    dir.join(format!("lb-{features:x}-{object:016x}"))
+    dir.join(format!("{PROGRAM}{features:x}-{object:016x}"))
+}
+
+/// What the names of pinned programs begin with.
+const PROGRAM: &str = "lb-";
+
+/// The program with this number, of those pinned in the sets of tables below `root`. To ask the kernel itself for one by
+/// its number takes `CAP_SYS_ADMIN`.
+pub(super) fn pinned_program(root: &Path, id: u32) -> Option<Xdp> {
+    let sets = fs::read_dir(root).ok()?.flatten();
+    let pins = sets.filter_map(|set| fs::read_dir(set.path()).ok()).flatten().flatten();
+    pins.filter(|pin| pin.file_name().to_string_lossy().starts_with(PROGRAM))
+        .filter_map(|pin| Xdp::from_pin(pin.path(), XdpAttachType::Interface).ok())
+        .find(|program| program.info().is_ok_and(|info| info.id() == id))
 }
 
 #[cfg(test)]
