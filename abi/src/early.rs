@@ -1,12 +1,7 @@
 //! Later fragments that come before their first one, which alone has ports: the program hands them to the daemon whole,
 //! which gives them to the program again once it knows where the first one went.
 
-use crate::{
-    flow::FragmentKey,
-    table::shared,
-    upper,
-    wire::{self, Eth, Frame, Vlan, ethertype},
-};
+use crate::{flow::FragmentKey, table::shared, upper};
 
 /// Bytes of a frame at most; larger ones are dropped.
 pub const FRAME: usize = 2048;
@@ -42,16 +37,8 @@ pub fn from_record(record: &[u8]) -> Option<(u32, &[u8])> {
 /// The datagram of which a frame has a later fragment. `None`: it has none.
 #[must_use]
 pub fn datagram(frame: &[u8]) -> Option<FragmentKey> {
-    let (mut l3, mut e) = (14, frame.header::<Eth>(0)?.ethertype());
-    while ethertype::is_vlan(e) && l3 < 22 {
-        e = frame.header::<Vlan>(l3)?.ethertype();
-        l3 += 4;
-    }
-    let (ip, upper) = match e {
-        ethertype::IPV4 => (wire::ipv4(frame, l3)?, upper::v4(frame, l3)?),
-        ethertype::IPV6 => (wire::ipv6(frame, l3)?, upper::v6(frame, l3)?),
-        _ => return None,
-    };
+    let (ip, upper) = upper::of_frame(frame)?;
+    let upper = upper?;
     (upper.piece.is_part() && upper.piece.offset != 0)
         .then(|| FragmentKey::new(ip.src, ip.dst, upper.piece.id, upper.protocol))
 }
@@ -63,7 +50,7 @@ mod tests {
     use std::{vec, vec::Vec};
 
     use super::*;
-    use crate::addr::Addr;
+    use crate::{addr::Addr, wire::ethertype};
 
     fn ipv4(offset: u16) -> Vec<u8> {
         let mut frame = vec![0; 14];

@@ -77,9 +77,6 @@ pub const QUOTED: usize = 512;
 
 /// Prefixes of one set of sources, of either family.
 pub const MAX_RANGES: u32 = 1 << 16;
-/// Prefixes of a service that lead to groups of its backends, of either family: within one another, they make two
-/// ranges of each.
-pub const MAX_ROUTES: u32 = MAX_RANGES / 2;
 /// Steps that halve the largest set to nothing.
 pub const RANGE_STEPS: u32 = 17;
 

@@ -4,7 +4,7 @@
 use crate::{
     hash::Tuple,
     limits::MAX_EXTENSIONS,
-    wire::{self, Frame, Ip, Ipv4, Ports, Word, protocol},
+    wire::{self, Eth, Frame, Ip, Ipv4, Ports, Vlan, Word, ethertype, protocol},
 };
 
 /// Which part of a datagram a packet is.
@@ -51,6 +51,21 @@ pub struct Upper {
     pub at: usize,
     /// Which part of the datagram the packet is.
     pub piece: Piece,
+}
+
+/// The IP header of a frame, behind at most two VLAN tags, and what is above it, as far as that is there. `None`: it
+/// is no IP packet, or cut short.
+pub fn of_frame(frame: &[u8]) -> Option<(Ip, Option<Upper>)> {
+    let (mut l3, mut kind) = (14, frame.header::<Eth>(0)?.ethertype());
+    while ethertype::is_vlan(kind) && l3 < 22 {
+        kind = frame.header::<Vlan>(l3)?.ethertype();
+        l3 += 4;
+    }
+    match kind {
+        ethertype::IPV4 => Some((wire::ipv4(frame, l3)?, v4(frame, l3))),
+        ethertype::IPV6 => Some((wire::ipv6(frame, l3)?, v6(frame, l3))),
+        _ => None,
+    }
 }
 
 /// Above the IPv4 header at `l3`. `None`: it is cut short.

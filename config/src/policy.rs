@@ -166,6 +166,24 @@ pub enum Entity {
     Unmanaged,
 }
 
+impl Entity {
+    /// Its name in files.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::World => "world",
+            Self::WorldIpv4 => "world-ipv4",
+            Self::WorldIpv6 => "world-ipv6",
+            Self::Host => "host",
+            Self::RemoteNode => "remote-node",
+            Self::Cluster => "cluster",
+            Self::Init => "init",
+            Self::Health => "health",
+            Self::Unmanaged => "unmanaged",
+        }
+    }
+}
+
 /// Destination ports of a protocol, or types of ICMP messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ports {

@@ -118,11 +118,10 @@ static LIMIT_COUNT: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "SYN_PORTS")]
 static SYN_PORTS: Array<u64> = Array::with_max_entries(synproxy::PORT_WORDS, BPF_F_MMAPABLE);
 
-/// Samples of packets; see [`crate::events`].
-/// Fragments that came before their first one.
+/// Fragments that came before their first one; see [`early`].
 #[map(name = "EARLY")]
 pub(crate) static EARLY: RingBuf = RingBuf::with_byte_size(early::RING_BYTES, 0);
-
+/// Samples of packets; see [`crate::events`].
 #[map(name = "EVENTS")]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map(name = "SAMPLERS")]

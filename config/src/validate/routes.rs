@@ -9,7 +9,7 @@ use crate::{
     model,
 };
 
-/// Prefixes of all routes of a service.
+/// Prefixes of all routes of a service: within one another, they make two ranges of each, of which a set has 65,536.
 const MOST: usize = 32_768;
 
 /// Validates them, and that routes and backends name the same groups.

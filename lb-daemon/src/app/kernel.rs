@@ -34,7 +34,6 @@ use crate::{
     },
     plan::prefixes::Needs,
     refusal::RIGHTS,
-    ring,
     view::{Count, Counters},
 };
 
@@ -254,7 +253,7 @@ impl Kernel {
         &mut self.bpf
     }
 
-    /// Samples of packets, of whichever set of tables is in force.
+    /// Fragments that came before their first one, of whichever set of tables is in force.
     ///
     /// # Errors
     /// [`BpfError`].
@@ -262,6 +261,10 @@ impl Kernel {
         self.bpf.early()
     }
 
+    /// Samples of packets, likewise.
+    ///
+    /// # Errors
+    /// [`BpfError`].
     pub(super) fn events(&self) -> Result<Events, BpfError> {
         self.bpf.events()
     }
@@ -394,9 +397,8 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         let ports = if service.part_of.is_some() { 1 } else { service.ports.len() };
         frontends += (service.addresses.len() * ports) as u64;
         vips.extend(service.addresses.iter().copied());
-        let own = service.own_backends().count();
-        backends += own as u64;
-        let size = wanted.maglev.table_size.unwrap_or_else(|| ring::size_for(own));
+        backends += service.own_backends().count() as u64;
+        let size = crate::plan::ring_size(service, wanted.maglev.table_size);
         slots += u64::from(size) + 1 + crate::plan::ranges::room(&service.source_ranges);
         slots += crate::plan::choice::room(service) + crate::plan::vips::room(service);
         slots += crate::plan::routes::room(service);

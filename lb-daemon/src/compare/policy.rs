@@ -1,7 +1,7 @@
 //! Rules of policy as fields.
 
 use config::policy::{
-    Clause, Condition, Direction, Entity, Group, Peer, Ports, Requirement, Rule, Selector,
+    Clause, Condition, Direction, Group, Peer, Ports, Requirement, Rule, Selector,
 };
 use serde_json::{Value, json};
 
@@ -90,25 +90,11 @@ fn peer(peer: &Peer) -> String {
         Peer::Prefix { net, except } => {
             format!("{net} without {}", all(except.iter().map(ToString::to_string)))
         }
-        Peer::Entity(of) => entity(*of).to_owned(),
+        Peer::Entity(of) => of.as_str().to_owned(),
         Peer::Group(Group::Service { namespace, name }) => {
             format!("service {}/{name}", namespace.as_deref().unwrap_or("*"))
         }
         Peer::Group(Group::Names(pattern)) => format!("name {pattern}"),
-    }
-}
-
-fn entity(entity: Entity) -> &'static str {
-    match entity {
-        Entity::World => "world",
-        Entity::WorldIpv4 => "world-ipv4",
-        Entity::WorldIpv6 => "world-ipv6",
-        Entity::Host => "host",
-        Entity::RemoteNode => "remote-node",
-        Entity::Cluster => "cluster",
-        Entity::Init => "init",
-        Entity::Health => "health",
-        Entity::Unmanaged => "unmanaged",
     }
 }
 

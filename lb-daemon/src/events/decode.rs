@@ -7,7 +7,7 @@ use abi::{
     event::{Event, Hook, Outcome},
     reason::Reason,
     upper,
-    wire::{self, Eth, Frame as _, Ports, Vlan, ethertype, protocol},
+    wire::{Frame as _, Ports, protocol},
 };
 
 use config::{model::Source, policy::Labels};
@@ -64,19 +64,7 @@ pub struct Flow {
 
 /// Of a frame's first bytes. `None`: it is no IP packet, or cut short.
 pub(super) fn flow(frame: &[u8]) -> Option<Flow> {
-    let eth: &Eth = frame.header(0)?;
-    let (mut l3, mut kind) = (14, eth.ethertype());
-    for _ in 0..2 {
-        if ethertype::is_vlan(kind) {
-            kind = frame.header::<Vlan>(l3)?.ethertype();
-            l3 += 4;
-        }
-    }
-    let (ip, upper) = match kind {
-        ethertype::IPV4 => (wire::ipv4(frame, l3)?, upper::v4(frame, l3)),
-        ethertype::IPV6 => (wire::ipv6(frame, l3)?, upper::v6(frame, l3)),
-        _ => return None,
-    };
+    let (ip, upper) = upper::of_frame(frame)?;
     let mut flow = Flow {
         source: address(ip.src),
         destination: address(ip.dst),

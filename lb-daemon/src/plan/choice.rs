@@ -8,44 +8,26 @@ use abi::{
 };
 use config::model::{Scheduling, Service};
 
-use super::{Full, Member, Planned, Planner, alloc::Arena, ranges};
+use super::{Full, Member, Planned, Planner, alloc::Arena, ranges, words::Place};
 use crate::datapath::{Op, Tables};
 
-/// Where the words are; by default nowhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
-    at: Option<u32>,
-    len: u32,
-}
-
-impl Place {
-    /// As [`Frontend::special_word`] wants it.
-    pub(super) fn at(self) -> Option<u32> {
-        self.at
+/// Takes note of what stands in the arena.
+pub(super) fn adopt(
+    place: &mut Place,
+    frontend: &Frontend,
+    tables: &dyn Tables,
+    arena: &mut Arena,
+) {
+    let Some(at) = frontend.choice().filter(|_| place.at().is_none()) else { return };
+    // A row that does not make sense is left alone, and written anew.
+    let room = tables.capacity().slots;
+    if at.checked_add(Choice::WORDS).is_none_or(|end| end > room) {
+        return;
     }
-
-    /// Gives back the words.
-    pub(super) fn give(self, arena: &mut Arena) {
-        if let Some(at) = self.at {
-            arena.give(at, self.len);
-        }
-    }
-
-    /// Takes note of what stands in the arena.
-    pub(super) fn adopt(&mut self, frontend: &Frontend, tables: &dyn Tables, arena: &mut Arena) {
-        let Some(at) = frontend.choice().filter(|_| self.at.is_none()) else { return };
-        // A row that does not make sense is left alone, and written anew.
-        let room = tables.capacity().slots;
-        if at.checked_add(Choice::WORDS).is_none_or(|end| end > room) {
-            return;
-        }
-        let ids = tables.slot(at + Choice::WORDS - 1);
-        let len = u32::try_from(ids).ok().and_then(|ids| ids.checked_add(Choice::WORDS));
-        if let Some(len) = len
-            && arena.claim(at, len)
-        {
-            *self = Self { at: Some(at), len };
-        }
+    let ids = tables.slot(at + Choice::WORDS - 1);
+    let len = u32::try_from(ids).ok().and_then(|ids| ids.checked_add(Choice::WORDS));
+    if let Some(claimed) = len.and_then(|len| Place::claimed(at, len, arena)) {
+        *place = claimed;
     }
 }
 
@@ -64,8 +46,9 @@ impl Planner {
                 members.extend(&part.members);
             }
         }
-        let arena = &mut self.arena;
-        service.choice = put(service.choice, &members, spec, arena, tables, ops)?;
+        let old = service.choice;
+        let words = words(spec, &members, |row| leaving(old, &members, row, tables));
+        service.choice = old.put(words, &mut self.arena, tables, ops)?;
         Ok(())
     }
 
@@ -93,36 +76,6 @@ impl Planner {
     }
 }
 
-/// The words that `spec` wants, in the arena. What stands there and is the same stays; what it replaces is
-/// given back.
-///
-/// # Errors
-/// [`Full`].
-pub(super) fn put(
-    old: Place,
-    members: &BTreeMap<IpAddr, Member>,
-    spec: &Service,
-    arena: &mut Arena,
-    tables: &dyn Tables,
-    ops: &mut Vec<Op>,
-) -> Result<Place, Full> {
-    let words = words(spec, members, |row| leaving(old, members, row, tables));
-    let len = words.len() as u32;
-    if let Some(at) = old.at
-        && old.len == len
-        && (at..).zip(&words).all(|(i, &word)| tables.slot(i) == word)
-    {
-        return Ok(old);
-    }
-    old.give(arena);
-    if words.is_empty() {
-        return Ok(Place::default());
-    }
-    let at = arena.take(len).ok_or(Full("SLOTS"))?;
-    ops.push(Op::Words { offset: at, words });
-    Ok(Place { at: Some(at), len })
-}
-
 /// The number of a backend that is leaving: its connections still name it.
 fn leaving(
     old: Place,
@@ -130,10 +83,10 @@ fn leaving(
     row: u32,
     tables: &dyn Tables,
 ) -> Option<u32> {
-    let at = old.at?;
+    let at = old.at()?;
     members.values().find(|m| m.row == row && m.leaving.is_some())?;
     let word = choice::id_word(row);
-    (0..old.len - Choice::WORDS).find(|id| tables.slot(at + Choice::WORDS + id) == word)
+    (0..old.len() - Choice::WORDS).find(|id| tables.slot(at + Choice::WORDS + id) == word)
 }
 
 /// Words that a service takes at most.

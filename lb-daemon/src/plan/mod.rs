@@ -20,9 +20,10 @@ pub mod ranges;
 pub(crate) mod routes;
 mod services;
 pub(crate) mod vips;
+mod words;
 pub use moved::slots_moved;
 pub use services::keys as service_keys;
-pub(crate) use services::mode;
+pub(crate) use services::{mode, ring_size};
 #[cfg(test)]
 mod tests;
 
@@ -100,7 +101,7 @@ pub struct Planned {
     old_ring: Ring,
     signature: u64,
     ranges: ranges::Pair,
-    choice: choice::Place,
+    choice: words::Place,
     routes: routes::Pair,
     settle_at: Option<Duration>,
 }
@@ -470,8 +471,9 @@ impl Planned {
     ) {
         self.frontends.insert(f.key(), row);
         adopt_ranges(&mut self.ranges, f, arena);
-        self.choice.adopt(f, tables, arena);
-        self.routes[ranges::family(f.key().addr.is_v4())].adopt(f, tables, arena);
+        choice::adopt(&mut self.choice, f, tables, arena);
+        let routes = &mut self.routes[ranges::family(f.key().addr.is_v4())];
+        routes::adopt(routes, f, tables, arena);
         let ring = f.ring();
         if self.ring.size == 0 && ring.size > 0 {
             self.ring = ring;
@@ -495,7 +497,7 @@ impl Planned {
             old_ring: Ring::default(),
             signature: 0,
             ranges: ranges::Pair::default(),
-            choice: choice::Place::default(),
+            choice: words::Place::default(),
             routes: routes::Pair::default(),
             // After adoption: slots may be moving, and nobody remembers since when.
             settle_at: Some(settle_at),

@@ -12,82 +12,37 @@ use abi::{
 use config::model::Service;
 use ipnet::IpNet;
 
-use super::{Full, Planned, Planner, alloc::Arena, stable_id};
-use crate::datapath::{Op, Tables};
-
-/// Where the words for a family are; by default nowhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
-    at: Option<u32>,
-    len: u32,
-}
+use super::{Planned, Planner, alloc::Arena, stable_id, words::Place};
+use crate::datapath::Tables;
 
 /// For IPv4 and for IPv6, as [`super::ranges::family`] counts.
 pub(super) type Pair = [Place; 2];
 
-impl Place {
-    /// As [`Frontend::special_word`] wants it.
-    pub(super) fn at(self) -> Option<u32> {
-        self.at
+/// Takes note of what stands in the arena.
+pub(super) fn adopt(
+    place: &mut Place,
+    frontend: &Frontend,
+    tables: &dyn Tables,
+    arena: &mut Arena,
+) {
+    let Some(at) = frontend.routes().filter(|_| place.at().is_none()) else { return };
+    // A row that does not make sense is left alone, and written anew.
+    let room = tables.capacity().slots;
+    if at >= room {
+        return;
     }
-
-    /// Gives back the words.
-    pub(super) fn give(self, arena: &mut Arena) {
-        if let Some(at) = self.at {
-            arena.give(at, self.len);
-        }
-    }
-
-    /// Takes note of what stands in the arena.
-    pub(super) fn adopt(&mut self, frontend: &Frontend, tables: &dyn Tables, arena: &mut Arena) {
-        let Some(at) = frontend.routes().filter(|_| self.at.is_none()) else { return };
-        // A row that does not make sense is left alone, and written anew.
-        if at >= tables.capacity().slots {
-            return;
-        }
-        let words = u64::from(routes::words(frontend.key().addr.is_v4()));
-        let len = tables.slot(at).saturating_mul(words).saturating_add(routes::HEAD.into());
-        if let Ok(len) = u32::try_from(len)
-            && at.checked_add(len).is_some_and(|end| end <= tables.capacity().slots)
-            && arena.claim(at, len)
-        {
-            *self = Self { at: Some(at), len };
-        }
+    let words = u64::from(routes::words(frontend.key().addr.is_v4()));
+    let len = tables.slot(at).saturating_mul(words).saturating_add(routes::HEAD.into());
+    if let Ok(len) = u32::try_from(len)
+        && at.checked_add(len).is_some_and(|end| end <= room)
+        && let Some(claimed) = Place::claimed(at, len, arena)
+    {
+        *place = claimed;
     }
 }
 
 /// A prefix, and its group as a frontend's key has it.
 pub(super) type Route = (IpNet, FrontendKey);
-
-/// The words that these routes want, in the arena. What stands there and is the same stays; what it replaces is given
-/// back.
-///
-/// # Errors
-/// [`Full`].
-pub(super) fn put(
-    old: Place,
-    nets: &[Route],
-    v4: bool,
-    arena: &mut Arena,
-    tables: &dyn Tables,
-    ops: &mut Vec<Op>,
-) -> Result<Place, Full> {
-    let words = words(nets, v4);
-    let len = words.len() as u32;
-    if let Some(at) = old.at
-        && old.len == len
-        && (at..).zip(&words).all(|(i, &word)| tables.slot(i) == word)
-    {
-        return Ok(old);
-    }
-    old.give(arena);
-    if words.is_empty() {
-        return Ok(Place::default());
-    }
-    let at = arena.take(len).ok_or(Full("SLOTS"))?;
-    ops.push(Op::Words { offset: at, words });
-    Ok(Place { at: Some(at), len })
-}
 
 /// Words that a service's routes take at most.
 pub(crate) fn room(spec: &Service) -> u64 {
@@ -96,7 +51,8 @@ pub(crate) fn room(spec: &Service) -> u64 {
     if words == 0 { 0 } else { words + 2 * u64::from(routes::HEAD) }
 }
 
-fn words(nets: &[Route], v4: bool) -> Vec<u64> {
+/// The words that routes want, of one family.
+pub(super) fn words(nets: &[Route], v4: bool) -> Vec<u64> {
     let flat = flatten(nets, v4);
     if flat.is_empty() {
         return Vec::new();

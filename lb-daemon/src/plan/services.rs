@@ -56,7 +56,8 @@ impl Planner {
                 let nets = self.routes_of(spec);
                 for v4 in [true, false] {
                     let place = &mut service.routes[ranges::family(v4)];
-                    *place = routes::put(*place, &nets, v4, &mut self.arena, tables, ops)?;
+                    let words = routes::words(&nets, v4);
+                    *place = place.put(words, &mut self.arena, tables, ops)?;
                 }
                 Ok(())
             })
@@ -440,7 +441,7 @@ pub(super) fn takers(spec: &Service) -> Vec<(IpAddr, u32)> {
 }
 
 /// Slots of a service's ring, where they are set for all or not.
-pub(super) fn ring_size(spec: &Service, set: Option<u32>) -> u32 {
+pub(crate) fn ring_size(spec: &Service, set: Option<u32>) -> u32 {
     set.unwrap_or_else(|| ring::size_for(spec.own_backends().count()))
 }
 

@@ -472,7 +472,7 @@ fn is_about(peer: &Peer, labels: &Labels) -> bool {
                 && !except.iter().any(|part| labels.contains_key(&prefix_label(*part)))
         }
         Peer::Entity(Entity::Cluster) => !has("world"),
-        Peer::Entity(entity) => has(name(*entity)),
+        Peer::Entity(entity) => has(entity.as_str()),
     }
 }
 
@@ -504,20 +504,6 @@ pub(super) fn rules_about(rules: &[Rule], labels: &Labels) -> BTreeSet<u32> {
 fn selects_peer(selector: &Selector, labels: &Labels) -> bool {
     let endpoint = !labels.keys().any(|key| key.starts_with(RESERVED));
     (endpoint || selector.names_reserved()) && selector.selects(labels)
-}
-
-fn name(entity: Entity) -> &'static str {
-    match entity {
-        Entity::World => "world",
-        Entity::WorldIpv4 => "world-ipv4",
-        Entity::WorldIpv6 => "world-ipv6",
-        Entity::Host => "host",
-        Entity::RemoteNode => "remote-node",
-        Entity::Cluster => "cluster",
-        Entity::Init => "init",
-        Entity::Health => "health",
-        Entity::Unmanaged => "unmanaged",
-    }
 }
 
 /// The first rules that deny, would deny and allow a peer and class.

@@ -77,24 +77,10 @@ impl fmt::Display for Side {
                 let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 write!(f, "{}", pairs.join(","))
             }
-            Self::Reserved(entity) => write!(f, "{}", entity_name(*entity)),
+            Self::Reserved(entity) => write!(f, "{}", entity.as_str()),
             Self::Address(address) => write!(f, "{address}"),
             Self::Name(name) => write!(f, "endpoint:{name}"),
         }
-    }
-}
-
-fn entity_name(entity: Entity) -> &'static str {
-    match entity {
-        Entity::Host => "host",
-        Entity::RemoteNode => "remote-node",
-        Entity::Init => "init",
-        Entity::Health => "health",
-        Entity::Unmanaged => "unmanaged",
-        Entity::World => "world",
-        Entity::WorldIpv4 => "world-ipv4",
-        Entity::WorldIpv6 => "world-ipv6",
-        Entity::Cluster => "cluster",
     }
 }
 
@@ -391,7 +377,7 @@ fn suggestion(subject: Subject<'_>, direction: Direction, other: Other<'_>, flow
     };
     let peers = match other {
         Other::Endpoint(of) => format!("{way}Endpoints: [{}]", labels(of)),
-        Other::Reserved(entity) => format!("{way}Entities: [{}]", entity_name(entity)),
+        Other::Reserved(entity) => format!("{way}Entities: [{}]", entity.as_str()),
         Other::World(address) => {
             format!("{way}CIDR: [{:?}]", ipnet::IpNet::from(address).to_string())
         }

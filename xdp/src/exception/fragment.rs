@@ -47,39 +47,6 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
 }
 
 #[inline(always)]
-fn early(packet: &Packet) -> Reason {
-    Reason::from_index(keep(packet.context())).unwrap_or(Reason::Fragment)
-}
-
-/// What becomes of a later fragment of which it is not known where the first one went. A global function: the verifier
-/// goes through it once.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn keep(ctx: *mut xdp_md) -> u32 {
-    // SAFETY: the context is the one the program was called with.
-    let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
-    if length > early::FRAME as u64 {
-        return Reason::Fragment as u32;
-    }
-    let Some(mut record) = maps::EARLY.reserve::<Early>(0) else { return Reason::Fragment as u32 };
-    let record_of: *mut Early = record.as_mut_ptr();
-    // SAFETY: the record is as large as an `Early`, and aligned to 8; the helper writes `early::FRAME` bytes at most.
-    let failed = unsafe {
-        (&raw mut (*record_of).ifindex).write(ifindex);
-        (&raw mut (*record_of).length).write(length as u32);
-        let bytes = (&raw mut (*record_of).bytes).cast();
-        bpf_xdp_load_bytes(ctx, 0, bytes, bounded::<{ early::FRAME as u32 - 1 }>(length as u32))
-            != 0
-    };
-    if failed {
-        record.discard(0);
-        return Reason::Fragment as u32;
-    }
-    record.submit(0);
-    Reason::FragmentKept as u32
-}
-
-#[inline(always)]
 fn first<const L3: usize, const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
@@ -129,4 +96,37 @@ fn later<const L3: usize, const V4: bool>(
     maps::count_frontend(cpu, entry.frontend, bytes, false);
     maps::count_backend(cpu, entry.backend, bytes, false);
     Ok(reason)
+}
+
+#[inline(always)]
+fn early(packet: &Packet) -> Reason {
+    Reason::from_index(keep(packet.context())).unwrap_or(Reason::Fragment)
+}
+
+/// What becomes of a later fragment of which it is not known where the first one went. A global function: the verifier
+/// goes through it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn keep(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the one the program was called with.
+    let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
+    if length > early::FRAME as u64 {
+        return Reason::Fragment as u32;
+    }
+    let Some(mut record) = maps::EARLY.reserve::<Early>(0) else { return Reason::Fragment as u32 };
+    let record_of: *mut Early = record.as_mut_ptr();
+    // SAFETY: the record is as large as an `Early`, and aligned to 8; the helper writes `early::FRAME` bytes at most.
+    let failed = unsafe {
+        (&raw mut (*record_of).ifindex).write(ifindex);
+        (&raw mut (*record_of).length).write(length as u32);
+        let bytes = (&raw mut (*record_of).bytes).cast();
+        bpf_xdp_load_bytes(ctx, 0, bytes, bounded::<{ early::FRAME as u32 - 1 }>(length as u32))
+            != 0
+    };
+    if failed {
+        record.discard(0);
+        return Reason::Fragment as u32;
+    }
+    record.submit(0);
+    Reason::FragmentKept as u32
 }
