@@ -1,6 +1,6 @@
 //! Connection entries: only flows that the ring would now send elsewhere have one.
 
-use crate::{addr::Addr, hash::Tuple, table::shared};
+use crate::{addr::Addr, hash::Tuple, limits::FRAGMENT_TIME_NS, table::shared};
 
 /// Key of the flow table: the flow's tuple, nothing folded or hashed.
 #[repr(C)]
@@ -80,6 +80,15 @@ pub struct FragmentEntry {
     pub entropy: u32,
     /// Nanoseconds since boot.
     pub time: u64,
+}
+
+impl FragmentEntry {
+    /// Whether other fragments of the datagram still follow, at this time in nanoseconds since boot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_fresh(&self, now: u64) -> bool {
+        now.wrapping_sub(self.time) < FRAGMENT_TIME_NS
+    }
 }
 
 shared!(FragmentEntry, 24, { frontend @ 0, backend @ 4, epoch @ 8, entropy @ 12, time @ 16 });
@@ -198,6 +207,7 @@ mod tests {
         assert_eq!(client[16..24], [0x22, 0x11, 0, 0, 0, 0, 0, 0]);
         assert_eq!(client[24..], [0; 16]);
         let entry = FragmentEntry { frontend: 1, backend: 2, epoch: 3, entropy: 4, time: 5 };
+        assert!(entry.is_fresh(4 + FRAGMENT_TIME_NS) && !entry.is_fresh(5 + FRAGMENT_TIME_NS));
         let entry: [u8; 24] = bytes(entry);
         assert_eq!([entry[0], entry[4], entry[8], entry[12], entry[16]], [1, 2, 3, 4, 5]);
     }

@@ -2,6 +2,7 @@
 //! [`PATIENCE`]. What waits in vain is dropped.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{
         Arc,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use abi::flow::FragmentKey;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::Instant,
@@ -86,7 +88,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // SAFETY: the ring buffer holds its descriptor open, the same one, for as long as it is there.
     let early = unsafe { AsyncFd::register_with_interest(early, Interest::READABLE) };
-    let mut early = early.map_err(std::io::Error::from)?;
+    let mut early = early.map_err(io::Error::from)?;
     let mut waiting: Vec<Waiting> = Vec::new();
     let mut complained = false;
     loop {
@@ -114,43 +116,94 @@ pub async fn run(
         }
         let now = Instant::now();
         waiting.retain_mut(|one| {
-            if one.due > now {
-                return true;
-            }
-            let outcome = match early.get_ref().is_known(&one.frame.datagram) {
-                Ok(false) if now - one.since < PATIENCE => {
-                    one.due = now + (now - one.since).max(SOON);
-                    return true;
-                }
-                Ok(false) => Outcome::Expired,
-                Ok(true) => {
-                    let link = link(one.frame.ifindex);
-                    match Early::again(&one.frame, &link, &root) {
-                        Ok(()) => Outcome::Followed,
-                        Err(error) => {
-                            complain(&mut complained, &error);
-                            Outcome::Failed
-                        }
-                    }
-                }
-                Err(error) => {
-                    complain(&mut complained, &error);
-                    Outcome::Failed
-                }
-            };
-            counts.note(outcome);
-            false
+            let again = |frame: &EarlyFrame| Early::again(frame, &link(frame.ifindex), &root);
+            let is_known = |datagram: &FragmentKey| early.get_ref().is_known(datagram);
+            let outcome = one.outcome(now, is_known, again).unwrap_or_else(|error| {
+                complain(&mut complained, &error);
+                Some(Outcome::Failed)
+            });
+            outcome.inspect(|outcome| counts.note(*outcome)).is_none()
         });
     }
 }
 
+impl Waiting {
+    /// What becomes of it now; `None`: it waits on.
+    fn outcome(
+        &mut self,
+        now: Instant,
+        is_known: impl FnOnce(&FragmentKey) -> io::Result<bool>,
+        again: impl FnOnce(&EarlyFrame) -> io::Result<()>,
+    ) -> io::Result<Option<Outcome>> {
+        if self.due > now {
+            return Ok(None);
+        }
+        if is_known(&self.frame.datagram)? {
+            return again(&self.frame).map(|()| Some(Outcome::Followed));
+        }
+        let waited = now - self.since;
+        if waited >= PATIENCE {
+            return Ok(Some(Outcome::Expired));
+        }
+        self.due = (now + waited.max(SOON)).min(self.since + PATIENCE);
+        Ok(None)
+    }
+}
+
 /// Once: the metric counts the others.
-fn complain(complained: &mut bool, error: &std::io::Error) {
+fn complain(complained: &mut bool, error: &io::Error) {
     if !std::mem::replace(complained, true) {
         tracing::warn!(
             %error,
             "a fragment that came before its first one is dropped; others are not told of, \
              `lb_fragments_early_total` counts them"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use abi::addr::Addr;
+
+    use super::*;
+
+    fn waiting(since: Instant) -> Waiting {
+        let datagram = FragmentKey::new(Addr::default(), Addr::default(), 7, 17);
+        let frame = EarlyFrame { ifindex: 3, bytes: vec![1, 2], datagram };
+        Waiting { frame, since, due: since + SOON }
+    }
+
+    #[test]
+    fn one_waits_ever_longer_and_not_for_ever() {
+        let start = Instant::now();
+        let mut one = waiting(start);
+        let never = |_: &EarlyFrame| -> io::Result<()> { panic!("its first one is not there") };
+        let mut asked = Vec::new();
+        let ended = (0..400u64).find(|&ms| {
+            let is_known = |_: &FragmentKey| {
+                asked.push(ms);
+                Ok(false)
+            };
+            let now = start + Duration::from_millis(ms);
+            one.outcome(now, is_known, never).unwrap() == Some(Outcome::Expired)
+        });
+        assert_eq!(asked, [1, 2, 4, 8, 16, 32, 64, 128, 200]);
+        assert_eq!(ended, Some(200));
+    }
+
+    #[test]
+    fn one_follows_or_fails() {
+        let start = Instant::now();
+        let due = start + SOON;
+        let (known, none) = (|_: &FragmentKey| Ok(true), |_: &EarlyFrame| Ok(()));
+        assert_eq!(waiting(start).outcome(start, known, none).unwrap(), None, "not yet");
+        let done = waiting(start).outcome(due, known, |frame| {
+            assert_eq!((frame.ifindex, &frame.bytes[..]), (3, &[1, 2][..]));
+            Ok(())
+        });
+        assert_eq!(done.unwrap(), Some(Outcome::Followed));
+        let no = || io::Error::other("no");
+        assert!(waiting(start).outcome(due, known, |_| Err(no())).is_err());
+        assert!(waiting(start).outcome(due, |_| Err(no()), none).is_err());
     }
 }

@@ -3,7 +3,6 @@
 use abi::{
     early::{self, Early},
     flow::{FragmentEntry, FragmentKey},
-    limits::FRAGMENT_TIME_NS,
     reason::Reason,
     upper::Upper,
     wire::{self, Frame, Ip},
@@ -81,13 +80,10 @@ fn later<const L3: usize, const V4: bool>(
     key: &FragmentKey,
     cpu: u32,
 ) -> Result<Reason, Reason> {
-    let Some(entry) = maps::fragment(key) else { return Err(early(packet)) };
+    let entry = maps::fragment(key).filter(|entry| entry.is_fresh(maps::now()));
+    let Some(entry) = entry else { return Err(early(packet)) };
     let frontend = maps::frontend(entry.frontend).ok_or(Reason::Fragment)?;
     let backend = Maps.backend(entry.backend).ok_or(Reason::Fragment)?;
-    let fresh = maps::now().wrapping_sub(entry.time) < FRAGMENT_TIME_NS;
-    if !fresh {
-        return Err(early(packet));
-    }
     if backend.epoch() != entry.epoch {
         return Err(Reason::Fragment);
     }

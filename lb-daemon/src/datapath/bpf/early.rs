@@ -55,13 +55,17 @@ impl Early {
         None
     }
 
-    /// Whether the first fragment of a datagram has come.
+    /// Whether the first fragment of a datagram has come, and others follow it. As the program says: what it would
+    /// not forward would come back to us.
     ///
     /// # Errors
     /// The kernel's.
     pub fn is_known(&self, datagram: &FragmentKey) -> io::Result<bool> {
         match self.first.get(datagram, 0) {
-            Ok(_) => Ok(true),
+            Ok(entry) => {
+                let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+                Ok(entry.is_fresh(std::time::Duration::from(now).as_nanos() as u64))
+            }
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(io::Error::other(error)),
         }
