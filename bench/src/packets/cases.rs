@@ -103,7 +103,8 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
     let vip4: Ipv4Addr = VIP4.parse()?;
     let vip6: Ipv6Addr = VIP6.parse()?;
 
-    for (flows, bar) in [(1, Some(3.5)), (4096, None), (65_536, None), (524_288, Some(5.0))] {
+    let known = [(1, Some(3.0)), (4096, None), (65_536, Some(3.5)), (524_288, Some(4.0))];
+    for (flows, bar) in known {
         rows.set(random.flows4(flows.min(effort.flows), &[vip4]), Shape::Segment)?;
         rows.row(KNOWN, Kind::One, bar);
         rows.row(KNOWN, Kind::Many, None).of_one = Some((Kind::One, 1.15));
