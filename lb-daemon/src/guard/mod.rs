@@ -110,7 +110,7 @@ impl fmt::Display for Covered {
         let Self { address, roles, prefix, list } = self;
         let roles: Vec<String> = roles.iter().map(ToString::to_string).collect();
         let roles = roles.join(", ");
-        write!(f, "{address} ({roles}) is in {prefix} of the list \"{list}\"")
+        write!(f, "{address} ({roles}), which is in {prefix} of the list \"{list}\"")
     }
 }
 
@@ -344,7 +344,8 @@ mod tests {
 
     #[test]
     fn prefixes_and_addresses_are_met_both_ways() {
-        let gateway = "192.0.2.1 (a gateway, a name server) is in 192.0.2.0/28 of the list \"l\"";
+        let gateway =
+            "192.0.2.1 (a gateway, a name server), which is in 192.0.2.0/28 of the list \"l\"";
         // Fewer prefixes than addresses, and more.
         let few = set(&["192.0.2.0/28"]);
         assert_eq!(

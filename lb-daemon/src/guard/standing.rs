@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "lists cut off what this machine needs: 192.0.2.1 (a gateway) is in 192.0.2.0/26 of the list \"l\"; put it \
+                "lists cut off what this machine needs: 192.0.2.1 (a gateway), which is in 192.0.2.0/26 of the list \"l\"; put it \
               under `allow`, or, if it is meant, set `force: true` in the list"
             ]
         );
