@@ -8,27 +8,15 @@ use abi::{
 };
 use config::model::{Scheduling, Service};
 
-use super::{Full, Member, Planned, Planner, alloc::Arena, ranges, words::Place};
+use super::{Full, Member, Planned, Planner, ranges, words::Place};
 use crate::datapath::{Op, Tables};
 
-/// Takes note of what stands in the arena.
-pub(super) fn adopt(
-    place: &mut Place,
-    frontend: &Frontend,
-    tables: &dyn Tables,
-    arena: &mut Arena,
-) {
-    let Some(at) = frontend.choice().filter(|_| place.at().is_none()) else { return };
-    // A row that does not make sense is left alone, and written anew.
+/// How many words are said to stand at `at`. `None`: that is not in the arena.
+pub(super) fn length(at: u32, tables: &dyn Tables) -> Option<u32> {
     let room = tables.capacity().slots;
-    if at.checked_add(Choice::WORDS).is_none_or(|end| end > room) {
-        return;
-    }
-    let ids = tables.slot(at + Choice::WORDS - 1);
-    let len = u32::try_from(ids).ok().and_then(|ids| ids.checked_add(Choice::WORDS));
-    if let Some(claimed) = len.and_then(|len| Place::claimed(at, len, arena)) {
-        *place = claimed;
-    }
+    at.checked_add(Choice::WORDS).filter(|&end| end <= room)?;
+    let ids = u32::try_from(tables.slot(at + Choice::WORDS - 1)).ok()?;
+    ids.checked_add(Choice::WORDS)
 }
 
 impl Planner {

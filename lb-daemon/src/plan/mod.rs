@@ -471,9 +471,10 @@ impl Planned {
     ) {
         self.frontends.insert(f.key(), row);
         adopt_ranges(&mut self.ranges, f, arena);
-        choice::adopt(&mut self.choice, f, tables, arena);
-        let routes = &mut self.routes[ranges::family(f.key().addr.is_v4())];
-        routes::adopt(routes, f, tables, arena);
+        self.choice.adopt(f.choice(), |at| choice::length(at, tables), arena);
+        let v4 = f.key().addr.is_v4();
+        let routes = &mut self.routes[ranges::family(v4)];
+        routes.adopt(f.routes(), |at| routes::length(at, v4, tables), arena);
         let ring = f.ring();
         if self.ring.size == 0 && ring.size > 0 {
             self.ring = ring;

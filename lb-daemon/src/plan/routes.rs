@@ -4,41 +4,21 @@
 
 use std::net::IpAddr;
 
-use abi::{
-    addr::Addr,
-    routes,
-    table::{Frontend, FrontendKey},
-};
+use abi::{addr::Addr, routes, table::FrontendKey};
 use config::model::Service;
 use ipnet::IpNet;
 
-use super::{Planned, Planner, alloc::Arena, stable_id, words::Place};
+use super::{Planned, Planner, stable_id, words::Place};
 use crate::datapath::Tables;
 
 /// For IPv4 and for IPv6, as [`super::ranges::family`] counts.
 pub(super) type Pair = [Place; 2];
 
-/// Takes note of what stands in the arena.
-pub(super) fn adopt(
-    place: &mut Place,
-    frontend: &Frontend,
-    tables: &dyn Tables,
-    arena: &mut Arena,
-) {
-    let Some(at) = frontend.routes().filter(|_| place.at().is_none()) else { return };
-    // A row that does not make sense is left alone, and written anew.
-    let room = tables.capacity().slots;
-    if at >= room {
-        return;
-    }
-    let words = u64::from(routes::words(frontend.key().addr.is_v4()));
-    let len = tables.slot(at).saturating_mul(words).saturating_add(routes::HEAD.into());
-    if let Ok(len) = u32::try_from(len)
-        && at.checked_add(len).is_some_and(|end| end <= room)
-        && let Some(claimed) = Place::claimed(at, len, arena)
-    {
-        *place = claimed;
-    }
+/// How many words of this family are said to stand at `at`. `None`: that is not in the arena.
+pub(super) fn length(at: u32, v4: bool, tables: &dyn Tables) -> Option<u32> {
+    let ranges = (at < tables.capacity().slots).then(|| tables.slot(at))?;
+    let words = ranges.saturating_mul(routes::words(v4).into());
+    words.saturating_add(routes::HEAD.into()).try_into().ok()
 }
 
 /// A prefix, and its group as a frontend's key has it.

@@ -11,9 +11,18 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Takes note of what stands in the arena; `None` where it does not fit there.
-    pub(super) fn claimed(at: u32, len: u32, arena: &mut Arena) -> Option<Self> {
-        arena.claim(at, len).then_some(Self { at: Some(at), len })
+    /// Takes note of what stands in the arena at `at`, unless it has been noted already: as many words as `length`
+    /// says. What makes no sense there (`None`, or words that are not all free) is left alone, and written anew.
+    pub(super) fn adopt(
+        &mut self,
+        at: Option<u32>,
+        length: impl FnOnce(u32) -> Option<u32>,
+        arena: &mut Arena,
+    ) {
+        let Some(at) = at.filter(|_| self.at.is_none()) else { return };
+        if let Some(len) = length(at).filter(|&len| arena.claim(at, len)) {
+            *self = Self { at: Some(at), len };
+        }
     }
 
     /// Index of the first one, as [`abi::table::Frontend::special_word`] wants it.
