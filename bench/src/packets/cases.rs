@@ -117,7 +117,7 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
         }
         if flows <= 65_536 {
             rows.row(KNOWN, Kind::L2, None);
-            rows.row(KNOWN, Kind::Moving, None);
+            rows.row(KNOWN, Kind::Moving, Some(8.0));
             rows.row(KNOWN, Kind::Ranges, None);
             rows.row(KNOWN, Kind::Chance, None);
             rows.row(KNOWN, Kind::ChanceMoving, None);
@@ -142,7 +142,7 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
     // More flows than a run has packets: each packet is of a flow that was not seen before.
     rows.set(random.flows4(effort.packets.next_power_of_two() as usize, &[vip4]), Shape::Opening)?;
     rows.row(NEW, Kind::One, Some(4.0)).renew = true;
-    rows.row(NEW, Kind::Moving, None).renew = true;
+    rows.row(NEW, Kind::Moving, Some(8.0)).renew = true;
 
     for flows in [1, 524_288] {
         rows.set(random.flows6(flows.min(effort.flows), vip6), Shape::Segment)?;
