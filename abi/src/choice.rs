@@ -5,6 +5,7 @@
 //! service wants stands in a few words of the arena that rings stand in too; a frontend row says where.
 
 use crate::{
+    addr::Addr,
     flow::{FlowEntry, FlowKey, Stage},
     hash::{self, Tuple},
     pick::{self, Phase, Tables},
@@ -58,6 +59,8 @@ pub struct Choice {
     pub spread: Spread,
     /// Every flow has an entry.
     pub track: bool,
+    /// Every flow has an entry elsewhere: [`crate::nat`].
+    pub nat: bool,
     /// For how long after its last packet a client stays with its backend, in nanoseconds; 0: it does not.
     pub stay_ns: u64,
     /// Servers are named in a TCP option.
@@ -78,6 +81,7 @@ impl Choice {
     const TRACK: u64 = 4;
     const TCP_OPTION: u64 = 8;
     const UDP_HEADER: u64 = 16;
+    const NAT: u64 = 32;
     const QUIC_SHIFT: u32 = 8;
 
     /// Its words.
@@ -93,6 +97,7 @@ impl Choice {
         };
         let flags = spread
             | bit(self.track, Self::TRACK)
+            | bit(self.nat, Self::NAT)
             | bit(self.tcp_option, Self::TCP_OPTION)
             | bit(self.udp_header, Self::UDP_HEADER)
             | (self.quic_len as u64) << Self::QUIC_SHIFT;
@@ -113,6 +118,7 @@ impl Choice {
                 Spread::Hash
             },
             track: flags & Self::TRACK != 0,
+            nat: flags & Self::NAT != 0,
             stay_ns,
             tcp_option: flags & Self::TCP_OPTION != 0,
             udp_header: flags & Self::UDP_HEADER != 0,
@@ -259,13 +265,10 @@ fn begin<T: Tracking>(
     let hash = if choice.stay_ns != 0 { hash::client(key, tables.seed()) } else { hash };
     let admitted = tables.admit();
     let began = segment.phase == Phase::Established;
-    let row = if began || !admitted || choice.spread == Spread::Hash {
+    let row = if began || !admitted {
         pick::by_ring(tables, frontend, ring, hash, began)
-    } else if choice.spread == Spread::Random {
-        let drawn = pick::own_slot(tables, ring, tables.random());
-        drawn.map_or(Slot::NONE, |s| pick::up_or_other(tables, ring, s.current, hash))
     } else {
-        fewest(tables, ring, hash)
+        drawn(tables, frontend, choice, hash)
     };
     if admitted && let Some(backend) = tables.backend(row) {
         let stage = match segment.phase {
@@ -274,11 +277,69 @@ fn begin<T: Tracking>(
             _ => Stage::Open,
         };
         tables.remember(key, &FlowEntry::seen_at(row, backend.epoch(), now, stage));
-        if choice.spread == Spread::Fewest && !segment.closing {
+        if choice.spread == Spread::Fewest && !segment.closing && !choice.nat {
             tables.add_active(row, 1);
         }
     }
     row
+}
+
+/// A backend for a flow that begins, or [`Slot::NONE`].
+#[inline(always)]
+fn drawn<T: Tracking>(tables: &T, frontend: &Frontend, choice: &Choice, hash: u64) -> u32 {
+    let ring = frontend.ring();
+    match choice.spread {
+        Spread::Hash => pick::by_ring(tables, frontend, ring, hash, false),
+        Spread::Random => {
+            let drawn = pick::own_slot(tables, ring, tables.random());
+            drawn.map_or(Slot::NONE, |s| pick::up_or_other(tables, ring, s.current, hash))
+        }
+        Spread::Fewest => fewest(tables, ring, hash),
+    }
+}
+
+/// Row of the backend of a flow that begins and gets its entry elsewhere ([`Choice::nat`]), or [`Slot::NONE`]. Its
+/// client gets one here, if it is to stay; `service`: as of [`backend`].
+#[inline(always)]
+pub fn opened<T: Tracking>(
+    tables: &T,
+    service: u64,
+    frontend: &Frontend,
+    choice: &Choice,
+    tuple: &Tuple,
+    hash: u64,
+) -> u32 {
+    if choice.stay_ns == 0 {
+        return drawn(tables, frontend, choice, hash);
+    }
+    let segment = Segment { phase: Phase::Opening, closing: false };
+    backend(tables, service, frontend, choice, tuple, hash, segment)
+}
+
+/// A flow with an entry elsewhere goes on, at the backend of this row and use of it: its client has been seen, and
+/// stays there if it is known to stay nowhere.
+#[inline(always)]
+pub fn stays<T: Tracking>(
+    tables: &T,
+    service: u64,
+    choice: &Choice,
+    client: Addr,
+    (row, epoch): (u32, u32),
+) {
+    if choice.stay_ns == 0 {
+        return;
+    }
+    let (key, now) = (FlowKey::client(client, service), tables.now());
+    match tables.flow(&key) {
+        Some(entry) if now.saturating_sub(entry.seen()) > REFRESH_NS => {
+            tables.touch(&key, FlowEntry::seen_word(now, entry.stage()));
+        }
+        Some(_) => {}
+        None if tables.admit() => {
+            tables.remember(&key, &FlowEntry::seen_at(row, epoch, now, Stage::Open));
+        }
+        None => {}
+    }
 }
 
 /// Of the backends that are drawn, the one with the fewest connections for its weight. Drawn from the ring,
@@ -323,10 +384,7 @@ pub fn is_active(key: &FlowKey, entry: &FlowEntry, backend: &Backend, now: u64) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        addr::Addr,
-        table::{HopWord, State},
-    };
+    use crate::table::{HopWord, State};
 
     #[test]
     fn words_of_a_choice() {
@@ -334,6 +392,7 @@ mod tests {
             Choice::default(),
             Choice { spread: Spread::Random, track: true, ..Choice::default() },
             Choice { spread: Spread::Fewest, stay_ns: 1 << 50, ..Choice::default() },
+            Choice { spread: Spread::Fewest, nat: true, ..Choice::default() },
             Choice { tcp_option: true, quic_len: 8, ids: 65_536, ..Choice::default() },
             Choice { udp_header: true, quic_len: 1, ids: 1, ..Choice::default() },
         ] {

@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 20;
+pub const ABI_VERSION: u32 = 21;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -131,8 +131,10 @@ pub mod behind {
     pub const NAT_ICMP: u32 = 5;
     /// Translated packets that are written anew.
     pub const NAT_OTHER: u32 = 6;
+    /// Translation for services that want more than their ring.
+    pub const NAT_STEER: u32 = 7;
     /// How many.
-    pub const PLACES: u32 = 8;
+    pub const PLACES: u32 = 16;
 }
 
 /// Bounds of identity policy.

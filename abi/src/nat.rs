@@ -7,6 +7,7 @@
 //! so cannot be. An entry is one cache line. It is claimed by one compare-and-exchange of its state
 //! word, published by a second store of it, and taken over when it has expired: nothing is ever moved or swept.
 
+pub mod clients;
 mod entry;
 pub mod family;
 mod lookup;

@@ -172,6 +172,8 @@ reasons! {
     NatNoChecksum = 54, "nat_no_checksum", Drop;
     /// A fragment for a VIP that came before its first one: kept for that one, with which it comes again.
     FragmentKept = 55, "fragment_kept", Drop;
+    /// For a service behind NAT that wants more than its ring, and the program for it is missing.
+    NatNotChosen = 56, "nat_not_chosen", Drop;
 }
 
 impl Reason {

@@ -371,13 +371,13 @@ impl Frontend {
     }
 
     /// The word itself: a VIP's services with port 0, or where a service's choice and its routes stand.
+    #[inline(always)]
     #[must_use]
     pub fn any(&self) -> u64 {
         live(&self.any)
     }
 
-    /// A word for [`Self::set_any`]: where the words of a [`crate::choice::Choice`] begin in the arena, and those of
-    /// [`crate::routes`].
+    /// A word for [`Self::set_any`]: where words of a [`crate::choice::Choice`] and of [`crate::routes`] begin.
     #[must_use]
     pub const fn special_word(choice: Option<u32>, routes: Option<u32>) -> u64 {
         Self::any_word(choice, routes)

@@ -252,7 +252,7 @@ fn backends(page: &mut Page, view: &View, counters: &dyn Counters) {
 
     let mut family = page.family(&BACKEND_ACTIVE);
     for ((service, _, backend), (labels, _)) in backends().zip(&rows) {
-        if service.spec.steering.tracks() {
+        if service.spec.counts_connections() {
             family.sample(labels, counters.active(backend.row));
         }
     }

@@ -48,10 +48,19 @@ fn counted(edge: &Edge, service: &str) -> anyhow::Result<BTreeMap<String, u64>> 
 
 #[test]
 fn affinity_random_and_least_connections() -> anyhow::Result<()> {
+    each_of_them("l2")
+}
+
+#[test]
+fn the_same_behind_nat() -> anyhow::Result<()> {
+    each_of_them("nat")
+}
+
+fn each_of_them(forwarding: &'static str) -> anyhow::Result<()> {
     let mut specs = vec![
-        spec("affine", SPARE_V4, "l2", false),
-        spec("random", L2_V6, "l2", true),
-        spec("least", L2_V4, "l2", false),
+        spec("affine", SPARE_V4, forwarding, false),
+        spec("random", L2_V6, forwarding, true),
+        spec("least", L2_V4, forwarding, false),
     ];
     for (spec, more) in specs.iter_mut().zip([
         "affinity: {client_ip: 1h}",
@@ -135,8 +144,17 @@ const ROUTES: &str = "192.0.2.128/25, \"2001:db8:5555::/48\"";
 /// others notice nothing. When it fails, they are answered by the others, until it is back.
 #[test]
 fn clients_of_a_route_have_servers_of_their_own() -> anyhow::Result<()> {
+    routed("ipip", "l2")
+}
+
+#[test]
+fn clients_of_a_route_behind_nat() -> anyhow::Result<()> {
+    routed("nat", "nat")
+}
+
+fn routed(four: &'static str, six: &'static str) -> anyhow::Result<()> {
     let specs = |routed: bool| -> String {
-        let mut all = [spec("web", IPIP_V4, "ipip", false), spec("six", L2_V6, "l2", true)];
+        let mut all = [spec("web", IPIP_V4, four, false), spec("six", L2_V6, six, true)];
         let check = "    health_check: {http: {port: 8080, path: /healthz, expect: 200}, \
                      interval: 200ms, timeout: 150ms, rise: 2, fall: 2}\n";
         for spec in &mut all {

@@ -8,7 +8,7 @@ use abi::{
     choice::{Choice, NO_ID},
     reason::Reason,
     server,
-    table::Frontend,
+    table::{Frontend, Mode},
     wire::{self, Ip, Transport, protocol},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
@@ -62,6 +62,10 @@ fn chosen<const L3: usize, const V4: bool>(
     let (row, frontend) = service::frontend(ip, &transport)?;
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, ip, ip.header)?;
+    if frontend.mode() == Mode::Nat {
+        // By a range of ports; the choice is made there.
+        return Err(Reason::NatNoEntry);
+    }
     let choice = Choice::read(&Maps, frontend).unwrap_or_default();
     let id = named(packet, ip, l4, &transport, frontend, &choice);
     let picked = service::choose(ip, &transport, row, closing, id)?;

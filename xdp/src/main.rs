@@ -88,6 +88,13 @@ pub fn lb_nat(ctx: XdpContext) -> u32 {
     behind::run::<nat::Nat>(ctx)
 }
 
+/// Translation: packets for services that want more than their ring.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat_steer(ctx: XdpContext) -> u32 {
+    behind::run::<nat::NatSteer>(ctx)
+}
+
 /// ICMP errors about packets that were translated.
 #[xdp(frags)]
 #[inline(always)]

@@ -78,6 +78,7 @@ impl Stamp {
     const PHASE: u32 = 32;
     const FIN: u32 = 36;
     const UDP: u64 = 1 << 38;
+    const COUNTED: u64 = 1 << 39;
     const ADDRESS: u32 = 40;
     const TURN: u32 = 48;
 
@@ -107,6 +108,26 @@ impl Stamp {
                 | (phase as u64) << Self::PHASE
                 | now as u64,
         )
+    }
+
+    /// The same of a service that counts the connections of its backends, or of one that does not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_counted(self, counted: bool) -> Self {
+        Self(self.0 & !Self::COUNTED | if counted { Self::COUNTED } else { 0 })
+    }
+
+    /// Whether its service counts the connections of its backends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_counted(self) -> bool {
+        self.0 & Self::COUNTED != 0
+    }
+
+    /// What its backend's count changes by when it becomes `after`.
+    #[inline(always)]
+    pub(super) const fn more(self, after: Self) -> i64 {
+        if self.is_counted() { self.is_over() as i64 - after.is_over() as i64 } else { 0 }
     }
 
     /// The same entry in another phase.
@@ -162,7 +183,7 @@ impl Stamp {
         (self.0 >> Self::ADDRESS) as u8
     }
 
-    /// Protocol and NAT address in one number, and which user of the place it is.
+    /// Protocol and NAT address in one number.
     #[inline(always)]
     pub(super) const fn identity(self) -> u64 {
         self.0 & (0xff << Self::ADDRESS | Self::UDP)
@@ -395,5 +416,26 @@ mod tests {
         // A clock of another CPU that is a little behind.
         let opening = stamp.renew(Phase::Opening, false, 0, 50);
         assert!(!opening.is_free(49));
+    }
+
+    #[test]
+    fn what_a_backend_counts() {
+        use Phase::{Closed, Closing, Established, Opening, Reset};
+        let stamp = Stamp::default().renew(Opening, false, 3, 50);
+        let counted = stamp.with_counted(true);
+        assert!(counted.is_counted() && !counted.is_udp() && counted.address() == 3);
+        assert_eq!((counted.with_counted(false), counted.identity()), (stamp, stamp.identity()));
+        assert!(counted.after(Side::Backend, SYN | ACK, 51).is_counted());
+        for (from, to, more) in [
+            (Opening, Established, 0),
+            (Established, Closing, 0),
+            (Closing, Closed, -1),
+            (Established, Reset, -1),
+            (Closed, Reset, 0),
+            (Closed, Opening, 1),
+        ] {
+            let more_of = |stamp: Stamp| stamp.with_phase(from).more(stamp.with_phase(to));
+            assert_eq!((more_of(counted), more_of(stamp)), (more, 0), "{from:?} {to:?}");
+        }
     }
 }

@@ -18,6 +18,8 @@ pub trait Entries {
     fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool;
     /// Writes all of a claimed entry, and its state word last.
     fn write(&self, index: u32, entry: &Entry);
+    /// Adds to the connections that are counted of a backend.
+    fn count(&self, _backend: u32, _more: i64) {}
 }
 
 /// The range of NAT ports.
@@ -73,7 +75,7 @@ pub struct Flow {
     pub ports: u64,
     /// Row of the backend; in the high half the use of that row that is meant.
     pub backend: u64,
-    /// Of [`Flow::identity`].
+    /// Of [`Flow::identity`], and whether its backend's connections are counted.
     pub identity: u64,
     /// Of [`crate::hash::flow`].
     pub hash: u64,
@@ -91,6 +93,25 @@ impl Flow {
         Stamp::from_word(0).renew(Phase::Never, udp, address, 0).identity()
     }
 
+    /// The same of a service that counts the connections of its backends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counted(identity: u64, counted: bool) -> u64 {
+        Stamp::from_word(identity).with_counted(counted).to_word()
+    }
+
+    /// Whether an entry, with this state, is of the same client, service and ports, whatever its backend.
+    #[inline(always)]
+    pub(super) fn is_client_of(&self, entry: &Entry, stamp: Stamp) -> bool {
+        stamp.stands()
+            && entry.ports() as u32 == self.ports as u32
+            && entry.client().lo() == self.client.lo()
+            && entry.client().hi() == self.client.hi()
+            && entry.vip().lo() == self.vip.lo()
+            && entry.vip().hi() == self.vip.hi()
+            && stamp.is_udp() == Stamp::from_word(self.identity).is_udp()
+    }
+
     #[inline(always)]
     const fn all_ports(&self, nat: u16) -> u64 {
         self.ports | (nat.to_be() as u64) << 32
@@ -105,7 +126,7 @@ impl Flow {
             && entry.client().hi() == self.client.hi()
             && entry.vip().lo() == self.vip.lo()
             && entry.vip().hi() == self.vip.hi()
-            && stamp.identity() == self.identity
+            && stamp.identity() == Stamp::from_word(self.identity).identity()
             && entry.backend() == self.backend as u32
             && entry.epoch() == (self.backend >> 32) as u32
     }
@@ -147,8 +168,10 @@ impl Found {
     pub const EXHAUSTED: Self = Self(1);
     const ENTRY: u64 = 1 << 63;
 
+    /// An entry at this place, with this NAT port in host byte order.
     #[inline(always)]
-    const fn entry(index: u32, port: u16) -> Self {
+    #[must_use]
+    pub const fn entry(index: u32, port: u16) -> Self {
         Self(Self::ENTRY | index as u64 | (port as u64) << 32)
     }
 
@@ -255,9 +278,22 @@ fn claim<T: Entries>(
     now: u32,
 ) -> bool {
     let mine = Stamp::from_word(flow.identity);
-    let claimed = before.renew(Phase::Claimed, mine.is_udp(), mine.address(), now);
+    let claimed = before
+        .renew(Phase::Claimed, mine.is_udp(), mine.address(), now)
+        .with_counted(mine.is_counted());
     if !table.swap(index, before, claimed) {
         return false;
+    }
+    // What fell silent was not seen to end.
+    if before.is_counted()
+        && before.stands()
+        && !before.is_over()
+        && let Some(silent) = table.entry(index)
+    {
+        table.count(silent.backend(), -1);
+    }
+    if mine.is_counted() {
+        table.count(flow.backend as u32, 1);
     }
     let ends = [flow.client, flow.vip];
     let open = claimed.with_phase(Phase::Opening);
@@ -292,7 +328,14 @@ pub fn note<T: Entries>(table: &T, index: u32, side: Side, flags: u8, now: u32) 
         let Some(entry) = table.entry(index) else { return };
         let before = entry.stamp();
         let after = before.after(side, flags, now);
-        if !before.stands() || before == after || table.swap(index, before, after) {
+        if !before.stands() || before == after {
+            return;
+        }
+        if table.swap(index, before, after) {
+            let more = before.more(after);
+            if more != 0 {
+                table.count(entry.backend(), more);
+            }
             return;
         }
         tries += 1;
@@ -323,184 +366,4 @@ pub fn reply<'t, T: Entries>(table: &'t T, reply: &Reply) -> Option<(&'t Entry, 
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use std::{cell::UnsafeCell, collections::BTreeSet, vec::Vec};
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{
-        hash::{self, Tuple},
-        wire::tcp_flags::{ACK, RST, SYN},
-    };
-
-    struct Table(Vec<UnsafeCell<Entry>>);
-
-    impl Table {
-        fn new(entries: usize) -> Self {
-            Self((0..entries).map(|_| UnsafeCell::new(Entry::default())).collect())
-        }
-
-        fn cell(&self, index: u32) -> &UnsafeCell<Entry> {
-            &self.0[index as usize & (self.0.len() - 1)]
-        }
-    }
-
-    impl Entries for Table {
-        fn entry(&self, index: u32) -> Option<&Entry> {
-            // SAFETY: one thread; nobody holds a reference across a change.
-            Some(unsafe { &*self.cell(index).get() })
-        }
-
-        fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool {
-            // SAFETY: as above; the state word is the first.
-            let word = unsafe { &mut *self.cell(index).get().cast::<u64>() };
-            let same = *word == old.to_word();
-            if same {
-                *word = new.to_word();
-            }
-            same
-        }
-
-        fn write(&self, index: u32, entry: &Entry) {
-            // SAFETY: as above.
-            unsafe { *self.cell(index).get() = *entry };
-        }
-    }
-
-    const PORTS: Ports = Ports { first: 1024, count: 31_744 };
-    const NAT: Addr = Addr::v4(0x0100_000a);
-
-    fn flow(n: u32, backend: u32) -> Flow {
-        let (client, vip) = (Addr::v4(n.wrapping_mul(0x9e37_79b1)), Addr::v4(0x0a71_00cb));
-        let ports = (n & 0xffff) | u32::from(80u16.to_be()) << 16;
-        let hash = hash::flow(&Tuple { src: client, dst: vip, ports, protocol: 6 }, 1);
-        let port = 8080u16.to_be();
-        let server = Addr::v4(0x0b01_000a + backend);
-        let pair = pair(server, port, NAT, false, 3);
-        let ports = u64::from(ports) | u64::from(port) << 48;
-        let (backend, identity) = (u64::from(backend) | 1 << 32, Flow::identity(false, 2));
-        Flow { client, vip, ports, backend, identity, hash, pair }
-    }
-
-    /// As the program goes about it.
-    fn forward(
-        table: &Table,
-        flow: &Flow,
-        ports: Ports,
-        opens: bool,
-        link: u64,
-        now: u32,
-    ) -> Found {
-        match first(table, flow, ports) {
-            Found::NOTHING => search(table, flow, ports, opens, link, now),
-            found => found,
-        }
-    }
-
-    fn open(table: &Table, flow: &Flow, now: u32) -> Found {
-        forward(table, flow, PORTS, true, 0, now)
-    }
-
-    fn back(table: &Table, flow: &Flow, found: Found) -> bool {
-        let ports = (flow.ports >> 48) as u32 | u32::from(found.port().to_be()) << 16;
-        let asked = Reply { index: place(flow.pair, found.port()), ports, udp: false };
-        reply(table, &asked).is_some_and(|(entry, _)| {
-            entry.client() == flow.client && entry.ports() as u32 == flow.ports as u32
-        })
-    }
-
-    #[test]
-    fn there_and_back() {
-        let table = Table::new(1 << 12);
-        let mut seen = BTreeSet::new();
-        for n in 0..1000 {
-            let flow = flow(n, n % 3);
-            assert_eq!(forward(&table, &flow, PORTS, false, 0, 9), Found::NOTHING);
-            let found = open(&table, &flow, 9);
-            assert!(found.is_entry() && PORTS.has(found.port()));
-            assert_eq!(
-                forward(&table, &flow, PORTS, false, 0, 10_000),
-                found,
-                "expired, and still its own"
-            );
-            assert!(back(&table, &flow, found));
-            assert!(seen.insert((n % 3, found.port())), "a translated tuple twice");
-        }
-    }
-
-    /// Half of the table, and four fifths of it.
-    #[test]
-    fn hardly_anything_is_refused() {
-        for (share, most) in [(0.5, 0), (0.8, 200)] {
-            let table = Table::new(1 << 16);
-            let count = (65_536.0 * share) as u32;
-            let refused = (0..count).filter(|&n| !open(&table, &flow(n, n % 64), 9).is_entry());
-            let refused = refused.count();
-            assert!(refused <= most, "{refused} at {share}");
-        }
-    }
-
-    #[test]
-    fn exhaustion_expiry_and_what_is_over() {
-        let table = Table::new(1 << 10);
-        let few = Ports { first: 1024, count: 4 };
-        let take = |n, now| forward(&table, &flow(n, 0), few, true, 0, now);
-        let first: Vec<u32> = (0..200).filter(|&n| take(n, 9).is_entry()).collect();
-        assert!(first.len() <= 4 && !first.is_empty());
-        assert_eq!(take(1000, 9), Found::EXHAUSTED);
-        assert!(take(1000, 19).is_entry(), "nobody answered the others");
-
-        let index = take(1000, 19).index();
-        note(&table, index, Side::Backend, SYN | ACK, 19);
-        note(&table, index, Side::Client, ACK, 19);
-        assert_eq!(table.entry(index).unwrap().stamp().phase(), Phase::Established);
-        note(&table, index, Side::Backend, RST, 20);
-        assert!(!table.entry(index).unwrap().stamp().is_free(20));
-        // In the place of one that is over, when no other is left.
-        let others: Vec<u32> = (2000..2400).filter(|&n| take(n, 20).is_entry()).collect();
-        assert!(others.iter().any(|&n| take(n, 20).index() == index));
-        assert_eq!(forward(&table, &flow(1000, 0), few, false, 0, 20), Found::NOTHING);
-    }
-
-    #[test]
-    fn an_entry_of_something_else() {
-        let table = Table::new(1 << 10);
-        let flow = flow(7, 0);
-        let found = open(&table, &flow, 9);
-        let other = |change: fn(&mut Flow)| {
-            let mut other = flow;
-            change(&mut other);
-            forward(&table, &other, PORTS, false, 0, 9)
-        };
-        for change in [
-            (|f| f.client = NAT) as fn(&mut Flow),
-            |f| f.vip = NAT,
-            |f| f.ports ^= 1,
-            |f| f.ports ^= 1 << 48,
-            |f| f.identity = Flow::identity(true, 2),
-            |f| f.identity = Flow::identity(false, 1),
-            |f| f.backend ^= 1,
-            |f| f.backend ^= 1 << 32,
-        ] {
-            assert_eq!(other(change), Found::NOTHING);
-        }
-        assert_eq!(other(|_| ()), found);
-        assert!(!back(&table, &Flow { ports: flow.ports ^ 1 << 48, ..flow }, found));
-        let stamp = table.entry(found.index()).unwrap().stamp();
-        assert!(table.swap(found.index(), stamp, stamp.with_phase(Phase::Removed)));
-        assert_eq!(other(|_| ()), Found::NOTHING);
-        assert!(!back(&table, &flow, found));
-    }
-
-    proptest! {
-        #[test]
-        fn candidates_stay_inside(hash: u64, first: u16, count in 1u32..=65_536, n in 0..CANDIDATES) {
-            let count = count.min(65_536 - u32::from(first));
-            let ports = Ports { first, count };
-            prop_assert!(ports.has(ports.candidate(hash, n)));
-            prop_assert_eq!(ports.has(first.wrapping_sub(1)), count == 65_536);
-        }
-    }
-}
+pub(super) mod tests;

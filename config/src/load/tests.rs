@@ -50,8 +50,7 @@ fn ranges_of_ports_overlap_over_files() {
     }
     let behind_nat = range.replace("ipip", "nat");
     let behind_nat = directory(&[("a.yaml", &behind_nat)]);
-    let refused = Loader::new(behind_nat.path()).load().unwrap_err();
-    assert!(refused[0].to_string().contains("a range of ports behind NAT"), "{refused:?}");
+    assert!(Loader::new(behind_nat.path()).load().is_ok());
     for (address, port) in [
         ("203.0.113.10", "{port: 7999}"),
         ("203.0.113.10", "{port: 9000-9999}"),

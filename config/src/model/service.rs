@@ -61,6 +61,13 @@ impl Service {
         self.backends.iter().filter(|backend| backend.group.is_none())
     }
 
+    /// Whether every connection has an entry of its own, so that those of a backend can be counted.
+    #[must_use]
+    pub const fn counts_connections(&self) -> bool {
+        let fewest = matches!(self.steering.scheduling, Scheduling::LeastConnections);
+        self.steering.tracks() || (fewest && matches!(self.forwarding, Forwarding::Nat))
+    }
+
     /// The name of the part for a group. No name that somebody gives has a slash.
     #[must_use]
     pub fn part_name(&self, group: &str) -> String {

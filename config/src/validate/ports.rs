@@ -52,13 +52,7 @@ pub(super) fn ports(
         if protocol == model::Protocol::Sctp {
             sctp(number, number_at, forwarding, report);
         }
-        if number != last && forwarding.get() == Some(&file::Forwarding::Nat) {
-            report.fault(
-                number_at,
-                "a range of ports behind NAT",
-                "name each port, or use port 0 for every port of the address; or another forwarding",
-            );
-        } else if number != last && !target_port.is_absent() {
+        if number != last && !target_port.is_absent() {
             report.fault(
                 target_port.at,
                 "a target_port beside a range: each port stays what it is",

@@ -16,16 +16,8 @@ const MOST: usize = 32_768;
 pub(super) fn routes(
     routes: &List<file::SourceRoute>,
     backends: &List<file::Backend>,
-    forwarding: Option<model::Forwarding>,
     report: &Report<'_>,
 ) -> Vec<model::SourceRoute> {
-    if !routes.is_absent() && forwarding == Some(model::Forwarding::Nat) {
-        report.fault(
-            routes.at,
-            "`source_routes` in a service with `forwarding: nat`, whose connections have one ring",
-            "allowed: another forwarding, or a service for each group, with source_ranges and an address of its own",
-        );
-    }
     let mut valid = Vec::new();
     let mut seen = HashMap::new();
     let mut routed: BTreeMap<&str, Loc> = BTreeMap::new();
@@ -133,6 +125,7 @@ mod tests {
 
     #[test]
     fn a_group_is_a_service_of_its_own() {
+        assert!(read(json!({"forwarding": "nat"})).is_ok());
         let service = read(json!({})).unwrap();
         let own: Vec<&str> = service.own_backends().map(|b| b.name.as_str()).collect();
         assert_eq!(own, ["10.0.0.1"]);
@@ -152,7 +145,6 @@ mod tests {
         let route = |prefixes: Value, group: &str| json!({"prefixes": prefixes, "group": group});
         let backends = json!([{"address": "10.0.0.1"}]);
         for (more, field, message) in [
-            (json!({"forwarding": "nat", "affinity": null}), "source_routes", "another forwarding"),
             (json!({"backends": backends}), "source_routes[0].group", "group: canary"),
             (json!({"source_routes": []}), "backends[1].group", "source_routes: [{prefixes"),
             (

@@ -83,15 +83,10 @@ pub(crate) fn service(
             "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
         );
     }
-    if forwarding == Some(model::Forwarding::Nat) && steering != model::Steering::default() {
-        report.fault(
-            at,
-            "`forwarding: nat` keeps an entry of its own for each connection, and goes with a service whose ring \
-             decides; this one wants more than its ring",
-            "allowed: without scheduling, affinity, connection_tracking, server_ids and quic",
-        );
+    if forwarding == Some(model::Forwarding::Nat) {
+        steering::behind_nat(&steered, report);
     }
-    let source_routes = routes::routes(source_routes, backends, forwarding, report);
+    let source_routes = routes::routes(source_routes, backends, report);
     let backends = self::backends(backends, &addresses, forwarding, report);
     let source_ranges = super::sources(source_ranges, report);
     let drain_timeout = drain_timeout.get().map_or(DRAIN_TIMEOUT, |span| span.0);

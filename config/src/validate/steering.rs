@@ -44,6 +44,27 @@ pub(super) fn steering(fields: &Fields<'_>, report: &Report<'_>) -> model::Steer
     steering
 }
 
+/// What a service behind NAT cannot want: an entry of its own says where a connection goes, not its packets.
+pub(super) fn behind_nat(fields: &Fields<'_>, report: &Report<'_>) {
+    let refuse = |at: Loc, what: &str| {
+        report.fault(
+            at,
+            format!(
+                "{what} in a service with `forwarding: nat`, whose backends see no packet as its client sent it"
+            ),
+            "allowed: scheduling, affinity and source_routes; or another forwarding",
+        );
+    };
+    if fields.server_ids.elements().next().is_some() {
+        refuse(fields.server_ids.at, "`server_ids`");
+    }
+    for (port, _) in fields.ports.elements() {
+        if let Some((true, at)) = port.quic.placed().map(|(&quic, at)| (quic, at)) {
+            refuse(at, "`quic: true`");
+        }
+    }
+}
+
 fn affinity(field: &Field<file::Affinity>, report: &Report<'_>) -> Option<Duration> {
     let (file::Affinity { client_ip }, at) = field.placed()?;
     if client_ip.is_absent() {
@@ -200,6 +221,32 @@ mod tests {
         };
         assert_eq!(quic(json!({})), 2);
         assert_eq!(quic(json!({"quic": {"server_id_length": 8}})), 8);
+    }
+
+    #[test]
+    fn behind_nat() {
+        let nat = |mut more: Value| {
+            more["forwarding"] = json!("nat");
+            more
+        };
+        for more in [
+            json!({"scheduling": "random"}),
+            json!({"scheduling": "least-connections", "affinity": {"client_ip": "1h"}}),
+            json!({"connection_tracking": "always"}),
+            json!({"connection_tracking": "auto"}),
+        ] {
+            assert_eq!(read(nat(more.clone())).unwrap(), read(more).unwrap());
+        }
+        let (at, what) = fault(nat(json!({
+            "server_ids": ["tcp-option"],
+            "backends": [{"address": "10.0.1.11", "server_id": 7}],
+        })));
+        assert!(at == "server_ids" && what.contains("another forwarding"), "{at}: {what}");
+        let (at, what) = fault(nat(json!({
+            "ports": [{"port": 443, "protocol": "udp", "quic": true}],
+            "backends": [{"address": "10.0.1.11", "server_id": 7}],
+        })));
+        assert!(at.contains("quic") && what.contains("another forwarding"), "{at}: {what}");
     }
 
     #[test]

@@ -420,8 +420,7 @@ impl Backend {
             weight: spec.weight,
             active_connections: service
                 .spec
-                .steering
-                .tracks()
+                .counts_connections()
                 .then(|| counters.active(backend.row)),
             state: spec.state.into(),
             health: backend.health.into(),

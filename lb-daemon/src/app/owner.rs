@@ -25,7 +25,7 @@ use std::{
 };
 
 use abi::table::Control;
-use config::model::{DesiredState, Service};
+use config::model::{DesiredState, Forwarding, Service};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -460,19 +460,26 @@ impl Owner {
 
     /// Counts the connections of services that have an entry for each, aside.
     fn recount(&mut self) {
-        let tracked = |name: &str| {
-            self.wanted.services.get(name).is_some_and(|service| service.steering.tracks())
-        };
-        let services = self.planner.services().iter().filter(|(name, _)| tracked(name));
-        let rows: Vec<u32> =
-            services.flat_map(|(_, planned)| planned.members.values().map(|m| m.row)).collect();
-        self.recount_at = (!rows.is_empty()).then(|| Instant::now() + RECOUNT);
-        if rows.is_empty() {
+        let (mut behind_nat, mut others) = (Vec::new(), Vec::new());
+        for (name, planned) in self.planner.services() {
+            let Some(service) = self.wanted.services.get(&**name) else { continue };
+            if !service.counts_connections() {
+                continue;
+            }
+            let nat = service.forwarding == Forwarding::Nat;
+            let rows = if nat { &mut behind_nat } else { &mut others };
+            rows.extend(planned.members.values().map(|member| member.row));
+        }
+        let any = !behind_nat.is_empty() || !others.is_empty();
+        self.recount_at = any.then(|| Instant::now() + RECOUNT);
+        if !any {
             return;
         }
         match self.parts.kernel.bpf().recount() {
             // It ends by itself, in a fraction of a second; nobody waits for it.
-            Ok(recount) => drop(tokio::task::spawn_blocking(move || recount.run(&rows))),
+            Ok(recount) => drop(tokio::task::spawn_blocking(move || {
+                recount.run(&behind_nat, &others);
+            })),
             Err(error) => tracing::warn!("connections are not counted: {error}"),
         }
     }
@@ -480,7 +487,7 @@ impl Owner {
     fn publish(&mut self) {
         self.publish_at = None;
         if self.recount_at.is_none()
-            && self.wanted.services.values().any(|service| service.steering.tracks())
+            && self.wanted.services.values().any(|service| service.counts_connections())
         {
             self.recount_at = Some(Instant::now());
         }

@@ -41,7 +41,7 @@ use abi::{
     addr::Addr,
     guard::Limit,
     limits::ABI_VERSION,
-    nat::Entry,
+    nat::{Entry, clients},
     prefix::{Bitmap, Block, Bucket6, Filter6, LINE, Line, ListRow},
     scope::Scope,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, Way},
@@ -55,7 +55,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 34] = [
+const MAPS: [&str; 35] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -64,6 +64,7 @@ const MAPS: [&str; 34] = [
     "BACKENDS",
     "EGRESS",
     "NAT",
+    "NAT_CLIENTS",
     "NAT_ADDRESSES",
     "WAYS",
     "FLOWS",
@@ -166,6 +167,7 @@ pub struct Bpf {
     backends: Mapped<Backend>,
     egress: Mapped<Egress>,
     nat: Mapped<Entry>,
+    nat_clients: Mapped<clients::Bucket>,
     nat_addresses: Mapped<NatAddress>,
     ways: Mapped<Way>,
     summary: Mapped<u64>,
@@ -221,6 +223,7 @@ impl Bpf {
             backends: source.mapped("BACKENDS")?,
             egress: source.mapped("EGRESS")?,
             nat: source.mapped("NAT")?,
+            nat_clients: source.mapped("NAT_CLIENTS")?,
             nat_addresses: source.mapped("NAT_ADDRESSES")?,
             ways: source.mapped("WAYS")?,
             summary: source.mapped("SUMMARY")?,
@@ -312,7 +315,7 @@ impl Bpf {
     pub fn recount(&self) -> Result<Recount, BpfError> {
         let instance = self.instances.values().next().ok_or(BpfError::Map("FLOWS"))?;
         let source = Source { pins: self.pins.as_deref(), instance };
-        Recount::new(source.open("FLOWS")?, source.mapped("BACKENDS")?)
+        Recount::new(source.open("FLOWS")?, source.mapped("NAT")?, source.mapped("BACKENDS")?)
     }
 
     /// Samples of packets. Their reader must be the only one of these tables.
@@ -367,6 +370,7 @@ impl Bpf {
             + self.backends.bytes()
             + self.egress.bytes()
             + self.nat.bytes()
+            + self.nat_clients.bytes()
             + self.summary.bytes()
             + self.fine4.bytes()
             + self.lines.bytes()

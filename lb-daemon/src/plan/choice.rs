@@ -6,7 +6,7 @@ use abi::{
     choice::{self, Choice, Spread},
     table::Frontend,
 };
-use config::model::{Scheduling, Service};
+use config::model::{Forwarding, Scheduling, Service};
 
 use super::{Full, Member, Planned, Planner, ranges, words::Place};
 use crate::datapath::{Op, Tables};
@@ -120,18 +120,21 @@ fn words(
 /// `None`: nothing beyond the ring.
 fn wanted(spec: &Service) -> Option<Choice> {
     let steering = &spec.steering;
+    // Its connections have entries of their own.
+    let nat = spec.forwarding == Forwarding::Nat;
     let choice = Choice {
         spread: match steering.scheduling {
             Scheduling::Maglev => Spread::Hash,
             Scheduling::Random => Spread::Random,
             Scheduling::LeastConnections => Spread::Fewest,
         },
-        track: steering.tracks(),
+        track: steering.tracks() && !nat,
+        nat,
         stay_ns: steering.affinity.map_or(0, |time| time.as_nanos() as u64),
         tcp_option: steering.tcp_option,
         udp_header: steering.udp_header,
         quic_len: steering.quic_len,
         ids: 0,
     };
-    (choice != Choice::default()).then_some(choice)
+    (choice != Choice { nat, ..Choice::default() }).then_some(choice)
 }

@@ -382,9 +382,7 @@ fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
                 let mut s = service(&format!("s{n}"), n, &ports, &backends);
                 s.forwarding = forwarding;
                 s.steering = steering;
-                if forwarding != Forwarding::Nat {
-                    routes::put(&mut s, &routed);
-                }
+                routes::put(&mut s, &routed);
                 if steering.names_servers() {
                     for (id, backend) in (5..).zip(&mut s.backends) {
                         backend.server_id = Some(id);
@@ -551,9 +549,15 @@ proptest! {
                 let frontend = rig.fake.frontend(row.unwrap());
                 let view = rig.fake.view();
                 let choice = Choice::read(&view, &frontend);
-                prop_assert_eq!(choice.is_some(), spec.steering != Steering::default());
+                let nat = spec.forwarding == Forwarding::Nat;
+                let wants = match nat {
+                    true => Steering { track: false, ..spec.steering },
+                    false => spec.steering,
+                };
+                prop_assert_eq!(choice.is_some(), wants != Steering::default());
                 if let Some(choice) = choice {
-                    prop_assert_eq!(choice.keeps(), spec.steering.keeps());
+                    prop_assert_eq!(choice.nat, nat);
+                    prop_assert_eq!(choice.keeps(), wants.affinity.is_some() || wants.keeps() && !nat);
                     prop_assert_eq!(choice.quic_len, spec.steering.quic_len);
                     let at = frontend.choice().unwrap() + Choice::WORDS;
                     for backend in &spec.backends {

@@ -279,6 +279,6 @@ fn connections_are_counted_from_their_entries() {
         )]);
     }
     assert_eq!(counted(&rig), 0);
-    rig.bpf.recount().expect("tables").run(&rows);
+    rig.bpf.recount().expect("tables").run(&[], &rows);
     assert_eq!(counted(&rig), 12, "by their entries");
 }

@@ -26,6 +26,7 @@ mod nat;
 mod nat_damaged;
 mod nat_family;
 mod nat_icmp;
+mod nat_steer;
 mod odd;
 mod one_dies;
 mod packets;
@@ -63,6 +64,7 @@ fn the_verifier_has_room() {
         ("lb_chance", 200_000),
         ("lb_choice", 400_000),
         ("lb_nat", 200_000),
+        ("lb_nat_steer", 300_000),
         ("lb_nat_icmp", 200_000),
         ("lb_nat_other", 50_000),
         ("lb_syn", 50_000),
@@ -402,8 +404,13 @@ fn every_reason_is_tested() {
         include_str!("../policy.rs"),
     );
     for reason in Reason::ALL {
-        let untestable =
-            matches!(reason, Reason::AdjustFailed | Reason::SecondChance | Reason::NatNotWritten);
+        let untestable = matches!(
+            reason,
+            Reason::AdjustFailed
+                | Reason::SecondChance
+                | Reason::NatNotWritten
+                | Reason::NatNotChosen
+        );
         let named = source.contains(&format!("Reason::{reason:?})"))
             || source.contains(&format!("Reason::{reason:?},"))
             || source.contains(&format!("Reason::{reason:?};"));

@@ -2,8 +2,12 @@
 
 use abi::{
     addr::Addr,
+    choice::Tracking,
     limits::{MAX_NAT_ADDRESSES, WAY_PROBES, WAYS},
-    nat::{Entries, Entry, Flow, Ports, Stamp},
+    nat::{
+        Entries, Entry, Flow, Ports, Stamp,
+        clients::{self, Clients},
+    },
     table::{NatAddress, Way},
 };
 use aya_ebpf::{
@@ -26,6 +30,9 @@ static NAT_PORTS: Global<u32> = Global::new(0);
 /// Connections behind NAT.
 #[map(name = "NAT")]
 static NAT_TABLE: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Where the entries of clients stand whose backend is not the ring's: [`clients`].
+#[map(name = "NAT_CLIENTS")]
+static CLIENT_TABLE: Array<clients::Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// How large a packet may be that does not fit where its translation goes; 0: nobody asks.
 #[map(name = "NAT_MTU")]
 static NAT_MTU: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
@@ -50,20 +57,9 @@ impl Entries for Maps {
     #[inline(always)]
     fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool {
         let Some(entry) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return false };
-        let (old, mut seen) = (old.to_word(), old.to_word());
-        // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
-        // version 3. Its operand and result are in r0.
+        const { assert!(Entry::STATE == 0) };
         // SAFETY: the kernel's lookup returned the entry, whose first word is the state; aligned.
-        unsafe {
-            const { assert!(Entry::STATE == 0) };
-            core::arch::asm!(
-                "r0 = cmpxchg_64({place} + 0, r0, {new})",
-                place = in(reg) entry,
-                new = in(reg) new.to_word(),
-                inout("r0") seen,
-            );
-        }
-        seen == old
+        unsafe { exchange(entry.cast(), old.to_word(), new.to_word()) }
     }
 
     #[inline(always)]
@@ -80,6 +76,53 @@ impl Entries for Maps {
             }
         }
     }
+
+    #[inline(always)]
+    fn count(&self, backend: u32, more: i64) {
+        self.add_active(backend, more);
+    }
+}
+
+impl Clients for Maps {
+    #[inline(always)]
+    fn word(&self, bucket: u32, way: u32) -> u64 {
+        // SAFETY: a word of the table; aligned; volatile because other CPUs store.
+        client_word(bucket, way).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_word(&self, bucket: u32, way: u32, old: u64, new: u64) -> bool {
+        // SAFETY: a word of the table; aligned.
+        client_word(bucket, way).is_some_and(|word| unsafe { exchange(word, old, new) })
+    }
+}
+
+#[inline(always)]
+fn client_word(bucket: u32, way: u32) -> Option<*mut u64> {
+    let bucket = CLIENT_TABLE.get_ptr_mut(bucket & NAT_MASK.load() / clients::ENTRIES)?;
+    // SAFETY: the kernel's lookup returned the bucket, and the mask keeps the word inside of it.
+    Some(unsafe { bucket.cast::<u64>().add((way & (clients::WAYS - 1)) as usize) })
+}
+
+/// Stores `new` if there is still `old`; whether there was.
+///
+/// # Safety
+/// An aligned word inside a table.
+#[inline(always)]
+unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
+    let mut seen = old;
+    // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
+    // version 3. Its operand and result are in r0.
+    // SAFETY: as the caller says.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({place} + 0, r0, {new})",
+            place = in(reg) place,
+            new = in(reg) new,
+            inout("r0") seen,
+        );
+    }
+    seen == old
 }
 
 /// Puts a flow aside: what it takes is not on the stack.

@@ -10,7 +10,7 @@ use abi::{
     wire::{Eth, Frame, Ip, Transport, tcp_flags},
 };
 
-use super::{L3, Segment, header, write};
+use super::{L3, Segment, header, steer, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
@@ -29,6 +29,40 @@ pub(super) struct Route {
     pub(super) target: u16,
     /// Put aside.
     pub(super) flow: &'static Flow,
+    /// The entry, if it is known already.
+    pub(super) known: Found,
+}
+
+/// What a packet does to its connection, in one word, for calls of global functions.
+#[derive(Clone, Copy)]
+pub(super) struct How(u64);
+
+impl How {
+    /// `opens`: it may be the first one.
+    #[inline(always)]
+    pub(super) const fn new(now: u32, opens: bool) -> Self {
+        Self((now as u64) << 1 | opens as u64)
+    }
+
+    #[inline(always)]
+    pub(super) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    pub(super) const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub(super) const fn now(self) -> u32 {
+        (self.0 >> 1) as u32
+    }
+
+    #[inline(always)]
+    pub(super) const fn opens(self) -> bool {
+        self.0 & 1 != 0
+    }
 }
 
 /// The service of a client's packet, if that may use it.
@@ -46,7 +80,7 @@ pub(super) fn service(
     Ok((row, frontend))
 }
 
-/// The backend of a client's packet, and the way there.
+/// The backend of a client's packet by the ring of this frontend, and the way there; `opening`: it is a SYN.
 #[inline(always)]
 pub(super) fn route(
     ip: &Ip,
@@ -63,7 +97,21 @@ pub(super) fn route(
         _ => Phase::Established,
     };
     let slow = || unsettled(service_row, &tuple, hash, phase);
-    let (row, backend) = pick::backend(&Maps, frontend, hash, slow)?;
+    let at = pick::backend(&Maps, frontend, hash, slow)?;
+    fresh(ip, ports, udp, hash, frontend, at, false)
+}
+
+/// The way to a backend for a connection whose entry is not known; `counted`: its service counts connections.
+#[inline(always)]
+pub(super) fn fresh(
+    ip: &Ip,
+    ports: u32,
+    udp: bool,
+    hash: u64,
+    frontend: &Frontend,
+    (row, backend): (u32, &'static Backend),
+    counted: bool,
+) -> Result<Route, Reason> {
     let hop = backend.hop();
     let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
     let address_row = egress.nat(backend.addr().is_v4(), hash).ok_or(Reason::NoNextHop)?;
@@ -75,20 +123,23 @@ pub(super) fn route(
         vip: ip.dst,
         ports: u64::from(ports) | u64::from(target) << 48,
         backend: u64::from(row) | u64::from(backend.epoch()) << 32,
-        identity: Flow::identity(udp, address_row),
+        identity: Flow::counted(Flow::identity(udp, address_row), counted),
         hash,
         pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
     })
     .ok_or(Reason::NatNoEntry)?;
-    Ok(Route { row, backend, hop, egress, address, target, flow })
+    Ok(Route { row, backend, hop, egress, address, target, flow, known: Found::NOTHING })
 }
 
-/// The entry of the flow that was put aside; `how`: as of [`nat_search`].
+/// The entry of a route, which has a new one if the packet may open a connection.
 #[inline(always)]
-pub(super) fn entry(flow: &Flow, how: u64, link: u64) -> Result<Found, Reason> {
-    let mut found = nat::first(&Maps, flow, maps::nat_ports());
+pub(super) fn entry(route: &Route, how: How, link: u64) -> Result<Found, Reason> {
+    if route.known.is_entry() {
+        return Ok(route.known);
+    }
+    let mut found = nat::first(&Maps, route.flow, maps::nat_ports());
     if !found.is_entry() {
-        found = Found::from_word(nat_search(how, link));
+        found = Found::from_word(nat_search(how.to_word(), link));
     }
     match found {
         found if found.is_entry() => Ok(found),
@@ -97,8 +148,9 @@ pub(super) fn entry(flow: &Flow, how: u64, link: u64) -> Result<Found, Reason> {
     }
 }
 
+/// `STEERED`: in the program for services that want more than their ring.
 #[inline(always)]
-pub(super) fn run<const V4: bool>(
+pub(super) fn run<const V4: bool, const STEERED: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: Segment,
@@ -108,26 +160,36 @@ pub(super) fn run<const V4: bool>(
     let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     let (row, frontend) = service(ip, ports, opening)?;
     sendable::<L3>(packet, ip, header::<V4>())?;
-    let Route { row: backend_row, backend, hop, egress, address, target, flow } =
-        route(ip, ports, udp, opening, (row, frontend))?;
+    let now = maps::seconds();
+    let how = How::new(now, udp || opening);
+    let route = if STEERED {
+        steer::route(ip, ports, udp, how, (row, frontend))?
+    } else if frontend.any() != 0 {
+        return Err(Reason::NatNotChosen);
+    } else {
+        route(ip, ports, udp, opening, (row, frontend))?
+    };
+    let (backend, hop, egress) = (route.backend, route.hop, route.egress);
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
     write::crosses::<V4>(packet, udp, backend.addr())?;
     let link = {
         let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
         Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?
     };
-    let now = maps::seconds();
-    let found = entry(flow, u64::from(now) << 1 | u64::from(udp || opening), link)?;
+    let found = entry(&route, how, link)?;
+    if STEERED && !route.known.is_entry() {
+        steer::enlist(found, how)?;
+    }
     settle(found.index(), flags, now, link);
 
     let bytes = packet.len() as u64;
     let to = write::To {
-        src: address,
+        src: route.address,
         dst: backend.addr(),
-        ports: u32::from(found.port().to_be()) | u32::from(target) << 16,
+        ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
     };
     maps::count_frontend(cpu, row, bytes, opening);
-    maps::count_backend(cpu, backend_row, bytes, opening);
+    maps::count_backend(cpu, route.row, bytes, opening);
     let mac = (hop.mac_head(), hop.mac_tail());
     write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex())
 }
@@ -144,14 +206,14 @@ fn settle(index: u32, flags: u8, now: u32, link: u64) {
     }
 }
 
-/// The other candidates, for the flow that was put aside; `how`: the time, and whether a connection opens.
+/// The other candidates, for the flow that was put aside; `how`: of [`How`].
 /// A global function: the verifier goes through its loops once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn nat_search(how: u64, link: u64) -> u64 {
     let Some(flow) = maps::kept_flow() else { return Found::NOTHING.to_word() };
-    let (now, opens) = ((how >> 1) as u32, how & 1 != 0);
-    nat::search(&Maps, flow, maps::nat_ports(), opens, link, now).to_word()
+    let how = How::from_word(how);
+    nat::search(&Maps, flow, maps::nat_ports(), how.opens(), link, how.now()).to_word()
 }
 
 /// Notes a packet in an entry's state; `what`: TCP's flags, and the side above them. A global function, as

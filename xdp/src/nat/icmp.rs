@@ -14,7 +14,7 @@ use abi::{
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
-use super::{L3, Onward, back, forth, header, write};
+use super::{L3, Onward, back, forth, header, steer, write};
 use crate::{behind::Program, maps, packet::Packet, stage::service::is_usual};
 
 /// The program.
@@ -150,8 +150,13 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
     let flow = Ip { src: about.dst, dst: about.src, protocol: number, ..*ip };
     let ports = about.ports.rotate_left(16);
     let (row, frontend) = forth::service(&flow, ports, false)?;
-    let route = forth::route(&flow, ports, about.udp, false, (row, frontend))?;
-    let found = forth::entry(route.flow, 0, 0)?;
+    let how = forth::How::new(maps::seconds(), false);
+    let route = if frontend.any() == 0 {
+        forth::route(&flow, ports, about.udp, false, (row, frontend))?
+    } else {
+        steer::known(&flow, ports, about.udp, how)?.ok_or(Reason::NatNoEntry)?
+    };
+    let found = forth::entry(&route, how, 0)?;
     let to = write::To {
         src: route.address,
         dst: route.backend.addr(),

@@ -7,10 +7,12 @@ mod back;
 mod forth;
 mod icmp;
 mod other;
+mod steer;
 mod write;
 
 pub(crate) use icmp::NatIcmp;
 pub(crate) use other::{NatOther, Onward};
+pub(crate) use steer::NatSteer;
 
 use abi::{
     limits::behind,
@@ -52,14 +54,14 @@ impl Program for Nat {
             // Goes on: see `onward`.
             return Reason::NatRefused as u32;
         }
-        let plain = !ip.fragment && ip.header == header::<V4>() && service::is_usual(ip.protocol);
-        let Some(segment) = (if plain { parse::<V4>(&packet, &ip) } else { None }) else {
+        let segment = if is_plain::<V4>(&ip) { parse::<V4>(&packet, &ip) } else { None };
+        let Some(segment) = segment else {
             return refuse(first) as u32;
         };
         let done = if let Reason::NatPassed = first {
             back::run::<V4>(&mut packet, &ip, segment)
         } else {
-            forth::run::<V4>(&mut packet, &ip, segment, cpu)
+            forth::run::<V4, false>(&mut packet, &ip, segment, cpu)
         };
         done.unwrap_or_else(|reason| reason) as u32
     }
@@ -74,6 +76,7 @@ impl Program for Nat {
         match reason {
             Reason::NatRefused => Some(behind::NAT_ICMP),
             Reason::NatNotWritten => Some(behind::NAT_OTHER),
+            Reason::NatNotChosen => Some(behind::NAT_STEER),
             reason => (reason.is_exceptional() && !reason.is_nat()).then_some(behind::SECOND),
         }
     }
@@ -86,6 +89,12 @@ const fn refuse(first: Reason) -> Reason {
         Reason::NatPassed => Reason::NatPassed,
         _ => Reason::NatRefused,
     }
+}
+
+/// Whether a packet is whole, has ports, and has them right behind its IP header.
+#[inline(always)]
+fn is_plain<const V4: bool>(ip: &Ip) -> bool {
+    !ip.fragment && ip.header == header::<V4>() && service::is_usual(ip.protocol)
 }
 
 /// Bytes of the IP header.

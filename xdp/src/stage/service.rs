@@ -203,7 +203,7 @@ pub(crate) fn unsettled(row: u32, tuple: &Tuple, hash: u64, phase: Phase) -> u32
 
 /// All of a flow in one word but its addresses: ports, protocol, phase, and whether it is closing.
 #[inline(always)]
-fn word(tuple: &Tuple, phase: Phase, closing: bool) -> u64 {
+pub(crate) fn word(tuple: &Tuple, phase: Phase, closing: bool) -> u64 {
     u64::from(tuple.ports)
         | u64::from(tuple.protocol) << 32
         | (phase as u64) << 40
@@ -249,7 +249,7 @@ pub(crate) fn pick_again(ip: &Ip, transport: &Transport, row: u32) -> Result<Pic
 /// A global function, as the one above.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn flow_again(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
+pub(crate) extern "C" fn flow_again(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
     let group = source_group(row, src_hi, src_lo);
     let owner = flow_owner(if group == Slot::NONE { row } else { group }, src_hi, src_lo, flow);
     if owner != Slot::NONE {

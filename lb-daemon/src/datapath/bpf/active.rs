@@ -1,4 +1,4 @@
-//! How many connections each backend has: counted from the entries of the flow table.
+//! How many connections each backend has: counted from the entries of the flow table, and of NAT's.
 //!
 //! Programs count as connections begin and end; they do not see one that falls silent, and two of them at
 //! once may lose one. So the daemon counts now and then, where a service asks for it.
@@ -8,28 +8,61 @@ use std::{collections::HashMap, time::Duration};
 use abi::{
     choice,
     flow::{FlowEntry, FlowKey},
+    nat::Entry,
     table::Backend,
 };
 use aya::maps::{Map, MapData};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{BpfError, Mapped};
+use super::{BpfError, Mapped, conntrack};
 
-/// The flow table and the backends whose connections are counted.
+/// The tables of connections, and the backends whose connections are counted.
 pub struct Recount {
     flows: aya::maps::HashMap<MapData, FlowKey, FlowEntry>,
+    nat: Mapped<Entry>,
     backends: Mapped<Backend>,
 }
 
 impl Recount {
-    pub(super) fn new(flows: MapData, backends: Mapped<Backend>) -> Result<Self, BpfError> {
+    pub(super) fn new(
+        flows: MapData,
+        nat: Mapped<Entry>,
+        backends: Mapped<Backend>,
+    ) -> Result<Self, BpfError> {
         let flows = aya::maps::HashMap::try_from(Map::LruHashMap(flows));
-        Ok(Self { flows: flows.map_err(|_| BpfError::Map("FLOWS"))?, backends })
+        Ok(Self { flows: flows.map_err(|_| BpfError::Map("FLOWS"))?, nat, backends })
     }
 
-    /// Counts the connections of these rows. Entries that come or go meanwhile may be missed; the next time
-    /// gets them.
-    pub fn run(&self, rows: &[u32]) {
+    /// Counts the connections of these rows: of services behind NAT, and of others. Entries that come or go meanwhile
+    /// may be missed; the next time gets them.
+    pub fn run(&self, behind_nat: &[u32], others: &[u32]) {
+        if !others.is_empty() {
+            self.count_flows(others);
+        }
+        if !behind_nat.is_empty() {
+            self.count_translated(behind_nat);
+        }
+    }
+
+    fn count_translated(&self, rows: &[u32]) {
+        let now = conntrack::seconds();
+        let mut counts: HashMap<u32, u64> = rows.iter().map(|&row| (row, 0)).collect();
+        for row in 0..self.nat.len {
+            let entry = self.nat.read(row);
+            let stamp = entry.stamp();
+            if stamp.stands()
+                && !stamp.is_over()
+                && !stamp.is_free(now)
+                && let Some(count) = counts.get_mut(&entry.backend())
+                && self.backends.read(entry.backend()).epoch() == entry.epoch()
+            {
+                *count += 1;
+            }
+        }
+        self.store(counts);
+    }
+
+    fn count_flows(&self, rows: &[u32]) {
         // The clock that programs read.
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from);
         let now = now.unwrap_or_default().as_nanos() as u64;
@@ -41,6 +74,10 @@ impl Recount {
                 *count += 1;
             }
         }
+        self.store(counts);
+    }
+
+    fn store(&self, counts: HashMap<u32, u64>) {
         for (row, count) in counts {
             self.backends.store(row, Backend::ACTIVE, count);
         }

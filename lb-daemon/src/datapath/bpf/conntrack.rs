@@ -181,7 +181,7 @@ fn monotonic() -> Duration {
 
 /// What [`abi::nat`]'s entries count in, to a second: the kernel's ticks begin five minutes before they, as 32
 /// bits, wrap around (`INITIAL_JIFFIES` of include/linux/jiffies.h).
-fn seconds() -> u32 {
+pub(super) fn seconds() -> u32 {
     let tick = load::tick();
     let hz = (1 << 32) / tick.max(1);
     let since_boot = monotonic().as_nanos() * u128::from(hz) / 1_000_000_000;

@@ -1,9 +1,9 @@
 //! The NAT table: rows that the daemon writes beside it, and what becomes of its entries when it is replaced.
 
-use std::path::Path;
+use std::{path::Path, sync::atomic::Ordering};
 
 use abi::{
-    nat::{Entry, place},
+    nat::{Entry, clients, place},
     table::Way,
 };
 
@@ -13,17 +13,20 @@ use super::{Bpf, BpfError, Tables};
 use crate::refusal::chain;
 
 impl Bpf {
-    /// Pins this table in the directory of another set, which then has no other.
+    /// Pins these tables in the directory of another set, which then has no others.
     ///
     /// # Errors
     /// [`BpfError`].
     pub fn share_nat(&self, directory: &Path) -> Result<(), BpfError> {
         let Some(own) = &self.pins else { return Ok(()) };
-        let path = directory.join("NAT");
-        let refused = |detail: String| BpfError::Pin { path: path.clone(), detail };
-        std::fs::create_dir_all(directory).map_err(|e| refused(e.to_string()))?;
-        let map = MapData::from_pin(own.join("NAT")).map_err(|_| BpfError::Map("NAT"))?;
-        map.pin(&path).map_err(|e| refused(chain(&e)))
+        for name in ["NAT", "NAT_CLIENTS"] {
+            let path = directory.join(name);
+            let refused = |detail: String| BpfError::Pin { path: path.clone(), detail };
+            std::fs::create_dir_all(directory).map_err(|e| refused(e.to_string()))?;
+            let map = MapData::from_pin(own.join(name)).map_err(|_| BpfError::Map(name))?;
+            map.pin(&path).map_err(|e| refused(chain(&e)))?;
+        }
+        Ok(())
     }
 
     /// An interface that clients' packets come from; its number is stored last.
@@ -53,11 +56,23 @@ impl Bpf {
         let seed = self.control().seed();
         let (theirs, udp) = ((entry.ports() >> 48) as u16, stamp.is_udp());
         let index = place(abi::nat::pair(backend, theirs, address, udp, seed), port);
-        let index = index & (self.capacity.nat - 1);
         // What came later wins: its connection is the one that is alive.
-        let stands = self.nat.read(index).stamp();
+        let stands = self.nat.read(index & (self.capacity.nat - 1)).stamp();
         if !stands.stands() || stands.seen() <= stamp.seen() {
-            self.nat.write(index, entry);
+            self.nat.write(index & (self.capacity.nat - 1), entry);
+            self.put_client(entry, index);
+        }
+    }
+
+    /// Notes where a client's entry is: services may want more than their ring, now or later.
+    fn put_client(&self, entry: &Entry, index: u32) {
+        let hash = clients::hash_of(entry, entry.stamp(), self.control().seed());
+        let row = clients::bucket(hash) & (self.nat_clients.len - 1);
+        let mut places = (0..clients::WAYS as usize).map(|way| way * 8);
+        let free = places.find(|&at| self.nat_clients.word(row, at).load(Ordering::Relaxed) == 0);
+        // Without a place it goes by the ring.
+        if let Some(at) = free {
+            self.nat_clients.store(row, at, clients::word(hash, index));
         }
     }
 }
