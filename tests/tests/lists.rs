@@ -104,12 +104,16 @@ fn what_the_machine_needs_is_not_cut_off_by_mistake() -> anyhow::Result<()> {
 
     edge.lb.lbctl(&["prefilter", "add", "192.0.2.0/24", "--force"])?;
     expect_blocked(&edge)?;
+    let status = edge.lb.lbctl(&["status"])?;
+    let own = "192.0.2.1 (an address of this machine), which is in 192.0.2.0/24 of the list \"bans\"";
+    ensure!(status.contains(own) && status.contains("PREFIX --list bans"), "{status}");
     let client: std::net::IpAddr = CLIENT_V4.parse()?;
     ensure!(client.is_ipv4());
     edge.lb.lbctl(&["prefilter", "delete", "192.0.2.0/24"])?;
     let gone = edge.lb.lbctl(&["prefilter", "delete", "192.0.2.0/24"]);
     ensure!(format!("{:#}", gone.err().context("it was there")?).contains("192.0.2.0/24 not on"));
     expect_free(&edge)?;
+    ensure!(!edge.lb.lbctl(&["status"])?.contains(own));
 
     // At a start there is no state that could stay: the list is in force, and said to be as long as it is.
     edge.lb.stop()?;

@@ -114,7 +114,8 @@ pub(super) enum KernelError {
     },
     /// It is not on a BPF file system.
     #[error(
-        "{0} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one, also inside `ip netns exec`"
+        "{0} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one. In a network namespace, enter it \
+         with `nsenter --net=/run/netns/NAME`: `ip netns exec` mounts a /sys of its own, in which there is none"
     )]
     NotBpffs(PathBuf),
     /// Tables or programs.
@@ -159,11 +160,7 @@ impl Kernel {
         seed: u64,
         features: u32,
     ) -> Result<(Self, bool), KernelError> {
-        // Asked before anything is made: a directory of another file system would be left behind.
-        let nearest = root.ancestors().find(|path| path.exists());
-        if !nearest.is_some_and(is_bpffs) {
-            return Err(KernelError::NotBpffs(root.to_owned()));
-        }
+        make_root(root)?;
         fs::create_dir_all(root.join(LINKS)).map_err(|source| directory(root, source))?;
         let mut newest = None;
         for (path, number) in sets(root).map_err(|source| directory(root, source))? {
@@ -368,6 +365,19 @@ pub(crate) fn may_load() -> bool {
     has(NET_ADMIN) && (has(SYS_ADMIN) || (has(BPF) && has(PERFMON)))
 }
 
+/// Makes the directory that everything is pinned in.
+///
+/// # Errors
+/// It would not be on a BPF file system, or the kernel refuses.
+pub(super) fn make_root(root: &Path) -> Result<(), KernelError> {
+    // Asked before anything is made: a directory of another file system would be left behind.
+    let nearest = root.ancestors().find(|path| path.exists());
+    if !nearest.is_some_and(is_bpffs) {
+        return Err(KernelError::NotBpffs(root.to_owned()));
+    }
+    fs::create_dir_all(root).map_err(|source| directory(root, source))
+}
+
 pub(crate) fn is_bpffs(path: &Path) -> bool {
     nix::sys::statfs::statfs(path)
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
@@ -430,4 +440,20 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         nat: if has_nat(wanted) { wanted.node.nat.entries } else { 1 },
         nat_ports: wanted.node.nat.ports.to_word(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nothing_can_be_pinned_nothing_is_made_and_the_remedy_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("deep/lb");
+        let text = make_root(&root).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("{} is not on a BPF", root.display())), "{text}");
+        assert!(text.contains("`mount -t bpf bpf /sys/fs/bpf`"), "{text}");
+        assert!(text.contains("`nsenter --net=/run/netns/NAME`"), "{text}");
+        assert!(!place.path().join("deep").exists());
+    }
 }

@@ -113,8 +113,7 @@ pub async fn run(
     resolver.set_targets(targets.clone());
     let first = first_hops(&mut hops, &targets).await;
 
-    fs::create_dir_all(&options.bpffs)
-        .with_context(|| format!("cannot make {}", options.bpffs.display()))?;
+    kernel::make_root(&options.bpffs)?;
     let _pins = cleanup::lock(&options.bpffs)?;
     let mut prefixes = Prefixes::default();
     let needs = kernel::capacity_for(&wanted, prefixes.needs(&wanted.prefilter)?)?;

@@ -89,7 +89,8 @@ fn bpffs(facts: &Facts) -> Check {
         "kernel",
         "bpffs",
         format!("{path} is not on a BPF file system: nothing would outlive the daemon"),
-        "mount -t bpf bpf /sys/fs/bpf",
+        "mount -t bpf bpf /sys/fs/bpf; in a network namespace, `nsenter --net=/run/netns/NAME` in the place of \
+         `ip netns exec`, which hides it",
     )
 }
 

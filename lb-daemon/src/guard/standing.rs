@@ -1,30 +1,36 @@
-//! What is in force and should be seen to: lists of files that cut off what this machine needs (at a start nothing
-//! is refused, and gateways and sessions come later than lists), and ports of the SYN proxy that are proxied for
-//! nobody.
+//! What is in force and should be seen to: lists that cut off what this machine needs (at a start nothing is refused,
+//! gateways, sessions and addresses come later than lists, and bans may have been forced), and ports of the SYN proxy
+//! that are proxied for nobody.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use config::model::{Prefilter, Protocol, Service, Source, SynProxy};
+use config::model::{Prefilter, PrefixList, Protocol, Service, Source, SynProxy};
 
 use super::{Guard, Protected, Role, around, listed};
 use crate::view::View;
 
-/// Lists of files that drop packets from what is protected, without `force`: one text for each.
+/// Lists that drop packets from what is protected, without `force`: one text for each. Lists of the API have no
+/// `force`: it is asked for with each change, and what it was asked for may be forgotten.
 #[must_use]
 pub fn cutting_off(protected: &Protected, prefilter: &Prefilter) -> Vec<String> {
     let all = protected.cut_off(&Prefilter::default(), prefilter);
-    let of_files = prefilter.lists.iter().filter(|list| list.source != Source::Api);
-    let text = |name: &String| {
-        let own: Vec<_> = all.iter().filter(|covered| covered.list == *name).cloned().collect();
+    let text = |list: &Arc<PrefixList>| {
+        let own: Vec<_> = all.iter().filter(|covered| covered.list == list.name).cloned().collect();
+        let remedy = match list.source {
+            Source::Api => format!(
+                "or take it off the list (`lbctl prefilter delete PREFIX --list {}`)",
+                list.name
+            ),
+            _ => "or, if it is meant, set `force: true` in the list".to_owned(),
+        };
         (!own.is_empty()).then(|| {
             format!(
-                "lists cut off what this machine needs: {}; put it under `allow`, or, if it is meant, set \
-                 `force: true` in the list",
+                "lists cut off what this machine needs: {}; put it under `allow`, {remedy}",
                 listed(&own)
             )
         })
     };
-    of_files.filter_map(|list| text(&list.name)).collect()
+    prefilter.lists.iter().filter_map(text).collect()
 }
 
 /// Services whose ports the SYN proxy has, and whose SYNs it hands on unanswered, as none of their backends is this
@@ -87,8 +93,6 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use config::model::PrefixList;
-
     use super::*;
     use crate::api::testing::service;
 
@@ -97,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_files_that_are_not_forced_are_named() {
+    fn lists_that_cut_something_off_are_named() {
         let mut protected = Protected::default();
         protected.add("192.0.2.1".parse().unwrap(), Role::Gateway);
         protected.add("192.0.2.53".parse().unwrap(), Role::NameServer);
@@ -118,7 +122,15 @@ mod tests {
         );
         assert!(of(file(), false, &[])[0].contains("192.0.2.53 (a name server)"));
         assert!(of(file(), true, &[]).is_empty(), "it is meant");
-        assert!(of(Source::Api, false, &[]).is_empty(), "it was forced when it was put there");
+        let texts = of(Source::Api, false, &["192.0.2.53/32"]);
+        assert_eq!(
+            texts,
+            [
+                "lists cut off what this machine needs: 192.0.2.1 (a gateway), which is in 192.0.2.0/26 of the list \"l\"; put it \
+              under `allow`, or take it off the list (`lbctl prefilter delete PREFIX --list l`)"
+            ]
+        );
+        assert!(of(Source::Api, false, &["192.0.2.0/26"]).is_empty());
         assert!(of(file(), false, &["192.0.2.0/24"]).is_empty());
     }
 

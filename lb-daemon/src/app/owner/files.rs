@@ -92,8 +92,8 @@ impl Owner {
         )])
     }
 
-    /// Lists of files that are in force and cut off what this machine needs: at a start there is no state that could
-    /// stay, and what was dropped before is not refused. `lbctl status` looks for itself.
+    /// Lists that are in force and cut off what this machine needs: at a start there is no state that could stay, and
+    /// what was dropped before is not refused. `lbctl status` looks for itself.
     pub(super) fn warn_of_what_cuts_off(&self) {
         let mut protected = Protected::clone(&self.parts.guard.around());
         protected.add_backends(self.wanted.services.values());
