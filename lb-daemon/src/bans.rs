@@ -16,6 +16,8 @@ use config::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::command::Refusal;
+
 pub mod journal;
 pub mod pending;
 
@@ -142,6 +144,37 @@ impl List {
     #[must_use]
     pub fn scope(&self) -> &Scope {
         &self.compact.scope
+    }
+
+    /// Whether entries may be put on it that are said to be for these packets. A list's scope belongs to all that is
+    /// on it: who names another one means another list.
+    ///
+    /// # Errors
+    /// It is for others.
+    pub fn admits(&self, scope: Option<&Scope>, audit: Option<bool>) -> Result<(), Refusal> {
+        let name = &self.compact.name;
+        let action = audit.map(|audit| if audit { ListAction::Audit } else { ListAction::Drop });
+        let same_scope = scope.is_none_or(|scope| scope == self.scope());
+        if same_scope && action.is_none_or(|action| action == self.action()) {
+            return Ok(());
+        }
+        let text = |scope: &Scope, action: ListAction| match scope.to_string() {
+            text if text.is_empty() => format!("{} of all packets", action.as_str()),
+            text => format!("{} of packets {text}", action.as_str()),
+        };
+        let is = text(self.scope(), self.action());
+        let asked = text(scope.unwrap_or(self.scope()), action.unwrap_or(self.action()));
+        let field = if same_scope { "action" } else { "scope" };
+        let remedy = if same_scope {
+            format!("change that for the whole list (`lbctl prefilter set {name} ACTION`)")
+        } else {
+            format!("remove it first (`lbctl prefilter delete --list {name} --all`)")
+        };
+        let message = format!(
+            "the list \"{name}\" is there, for {is}, not for {asked}; name another list, or say nothing of that to \
+             take it as it is, or {remedy}"
+        );
+        Err(Refusal::Conflict { field: field.to_owned(), message })
     }
 }
 

@@ -2,18 +2,19 @@
 //!
 //! Pure. States are first made into [`Object`]s, which have the names and values that files
 //! give them; order says nothing there, and neither does the place in a file. Two states without a difference
-//! have the same objects, and the other way round.
+//! have the same objects and their lists in the same order ([`order`]), and the other way round.
 
 mod objects;
+mod order;
 mod policy;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use config::{
     PrefixSet,
-    model::{DesiredState, Scheduling, Service},
+    model::{DesiredState, PrefixList, Scheduling, Service},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,9 @@ pub struct Change {
     /// Of a list, and of `allow`: what prefixes come and go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefixes: Option<PrefixChange>,
+    /// Of a list that is to be fetched from where it was not before: what will be on it is not known until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prefixes_unknown: bool,
     /// Of a service: how many slots of its ring get another backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring: Option<RingChange>,
@@ -173,7 +177,48 @@ pub fn compare(before: &DesiredState, after: &DesiredState) -> Vec<Change> {
     let mut changes: Vec<Change> =
         keys.into_iter().filter_map(|key| change(key, old.get(key), new.get(key))).collect();
     add_rings(&mut changes, before, after);
+    for (list, field) in order::moved(&before.prefilter.lists, &after.prefilter.lists) {
+        change_of(&mut changes, Kind::List, &list).fields.push(field);
+    }
+    for list in not_fetched(before, after) {
+        let change = change_of(&mut changes, Kind::List, list);
+        (change.prefixes, change.prefixes_unknown) = (None, true);
+    }
     changes
+}
+
+/// Lists that are to be fetched from where they were not before: nothing is on them yet.
+fn not_fetched<'s>(before: &DesiredState, after: &'s DesiredState) -> Vec<&'s str> {
+    let was_there = |list: &PrefixList, url: &str| {
+        let same = before.prefilter.lists.iter().find(|old| old.name == list.name);
+        same.and_then(|old| old.remote.as_ref()).is_some_and(|remote| remote.url == url)
+    };
+    let is_new = |list: &&Arc<PrefixList>| {
+        list.remote.as_ref().is_some_and(|remote| !was_there(list, &remote.url))
+    };
+    after.prefilter.lists.iter().filter(is_new).map(|list| list.name.as_str()).collect()
+}
+
+/// The change of an object: the one that is noted, or else a new one of an object that stays.
+fn change_of<'c>(changes: &'c mut Vec<Change>, kind: Kind, name: &str) -> &'c mut Change {
+    let is_own = |change: &Change| change.kind == kind && change.name == *name;
+    let at = changes.iter().position(is_own).unwrap_or_else(|| {
+        let own = Change {
+            change: What::Changed,
+            kind,
+            name: name.to_owned(),
+            service: None,
+            fields: Vec::new(),
+            prefixes: None,
+            prefixes_unknown: false,
+            ring: None,
+        };
+        let at =
+            changes.partition_point(|change| (change.kind, change.name.as_str()) < (kind, name));
+        changes.insert(at, own);
+        at
+    });
+    &mut changes[at]
 }
 
 /// What becomes of one object.
@@ -193,6 +238,7 @@ fn change(key: &Key, before: Option<&Object<'_>>, after: Option<&Object<'_>>) ->
         service: (key.kind == Kind::Backend).then(|| key.service.clone()),
         fields,
         prefixes,
+        prefixes_unknown: false,
         ring: None,
     })
 }
@@ -230,25 +276,8 @@ fn add_rings(changes: &mut Vec<Change>, before: &DesiredState, after: &DesiredSt
     for (name, new) in &after.services {
         let Some(old) = before.services.get(name) else { continue };
         let Some(ring) = ring(old, new, before, after) else { continue };
-        let is_own = |change: &Change| change.kind == Kind::Service && change.name == *name;
-        if let Some(own) = changes.iter_mut().find(|change| is_own(change)) {
-            own.ring = Some(ring);
-            continue;
-        }
-        // Its backends or the settings differ, and nothing of its own.
-        let own = Change {
-            change: What::Changed,
-            kind: Kind::Service,
-            name: name.clone(),
-            service: None,
-            fields: Vec::new(),
-            prefixes: None,
-            ring: Some(ring),
-        };
-        let at = changes.partition_point(|change| {
-            (change.kind, change.name.as_str()) < (Kind::Service, name.as_str())
-        });
-        changes.insert(at, own);
+        // It may be that its backends or the settings differ, and nothing of its own.
+        change_of(changes, Kind::Service, name).ring = Some(ring);
     }
 }
 

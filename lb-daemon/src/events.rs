@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use config::PrefixSet;
+use config::{PrefixSet, model::Scope};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -90,11 +90,16 @@ impl Samples {
         self.0.ended.clone()
     }
 
-    /// What `prefixes` would have dropped of the traffic of the last minute that nothing dropped; sources in
-    /// `allowed` left out.
+    /// What a list of `prefixes` and this scope would have dropped of the traffic of the last minute that nothing
+    /// dropped; addresses in `allowed` left out.
     #[must_use]
-    pub fn would_match(&self, prefixes: &PrefixSet, allowed: &PrefixSet) -> WouldMatch {
-        self.window().would_match(prefixes, allowed)
+    pub fn would_match(
+        &self,
+        prefixes: &PrefixSet,
+        scope: &Scope,
+        allowed: &PrefixSet,
+    ) -> WouldMatch {
+        self.window().would_match(prefixes, scope, allowed)
     }
 
     /// Who was dropped most in the last minute, at most `most` of each kind.

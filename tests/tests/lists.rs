@@ -105,7 +105,8 @@ fn what_the_machine_needs_is_not_cut_off_by_mistake() -> anyhow::Result<()> {
     edge.lb.lbctl(&["prefilter", "add", "192.0.2.0/24", "--force"])?;
     expect_blocked(&edge)?;
     let status = edge.lb.lbctl(&["status"])?;
-    let own = "192.0.2.1 (an address of this machine), which is in 192.0.2.0/24 of the list \"bans\"";
+    let own =
+        "192.0.2.1 (an address of this machine), which is in 192.0.2.0/24 of the list \"bans\"";
     ensure!(status.contains(own) && status.contains("PREFIX --list bans"), "{status}");
     let client: std::net::IpAddr = CLIENT_V4.parse()?;
     ensure!(client.is_ipv4());

@@ -33,6 +33,7 @@ use crate::{
 
 mod body;
 pub(super) mod entries;
+mod export;
 pub(super) mod safety;
 mod scope;
 #[cfg(test)]
@@ -85,6 +86,9 @@ pub struct Entries {
     /// Which packets the list is about: direction, protocol, ports, interfaces. Absent: all from its addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
+    /// The same two, as a list is made with (`PUT`, or the query of adding).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<ListSpec>,
 }
 
 /// A prefix to be put on a list.

@@ -1,3 +1,4 @@
+use config::model::ScopeProtocol;
 use proptest::prelude::*;
 
 use super::*;
@@ -127,4 +128,27 @@ fn change() -> impl Strategy<Value = Change> {
             _ => add(list, &cidr, until),
         }
     })
+}
+
+#[test]
+fn a_list_has_one_scope_and_one_action() {
+    let port = |port| Scope {
+        protocol: Some(ScopeProtocol::Tcp),
+        ports: vec![(port, port)],
+        ..Scope::default()
+    };
+    let mut lists = Lists::default();
+    let make = Change::Make { list: "f".into(), scope: Some(port(80)), audit: None };
+    lists.apply(&[make]);
+    let keeps = |scope: Option<&Scope>, audit| lists.get("f").unwrap().admits(scope, audit);
+    assert_eq!(keeps(None, None), Ok(()));
+    assert_eq!(keeps(Some(&port(80)), Some(false)), Ok(()));
+    let other = keeps(Some(&port(81)), None).unwrap_err().to_string();
+    for words in ["scope: ", "drop of packets tcp to 80,", "tcp to 81", "delete --list f --all"] {
+        assert!(other.contains(words), "{words} is not in {other}");
+    }
+    let all = keeps(Some(&Scope::default()), None).unwrap_err().to_string();
+    assert!(all.contains("not for drop of all packets"), "{all}");
+    let audit = keeps(Some(&port(80)), Some(true)).unwrap_err().to_string();
+    assert!(audit.contains("action: ") && audit.contains("prefilter set f"), "{audit}");
 }

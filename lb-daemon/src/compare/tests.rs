@@ -52,12 +52,14 @@ fn edited(from: &str, to: &str) -> Vec<String> {
     let edited = ALL.replacen(from, to, 1);
     assert_ne!(edited, ALL, "{from}");
     let told = |change: Change| {
-        let Change { change, kind, name, service, fields, prefixes, ring } = change;
+        let Change { change, kind, name, service, fields, prefixes, prefixes_unknown, ring } =
+            change;
         let fields: Vec<String> =
             fields.iter().map(|f| format!("{} {}>{}", f.field, f.before, f.after)).collect();
         let what = format!("{change:?} {kind:?} {name}").to_lowercase();
         let fields = if change == What::Changed { fields.join(" ") } else { String::new() };
         let prefixes = prefixes.map(|p| format!("+{}-{}", p.added, p.removed)).unwrap_or_default();
+        let prefixes = if prefixes_unknown { format!("{prefixes}unknown") } else { prefixes };
         let ring = ring.map(|ring| format!("ring {}/{}", ring.moved, ring.slots));
         let parts = [what, service.unwrap_or_default(), fields, prefixes, ring.unwrap_or_default()];
         let parts = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
@@ -152,6 +154,21 @@ fn every_edit_is_told() {
             &[
                 r#"changed list l direction "source">"destination" interfaces null>["eth1"] ports ["80"]>null protocol "tcp">null"#,
             ],
+        ),
+        (
+            "/l\", refresh: 2h",
+            "/m\", refresh: 2h",
+            &[r#"changed list far url "https://example.org/l">"https://example.org/m" unknown"#],
+        ),
+        (
+            "rate_limits:",
+            "- {name: new, url: \"https://example.org/n\"}\n  rate_limits:",
+            &["added list new unknown"],
+        ),
+        (
+            "- {name: l, cidrs: [10.1.0.0/16, 10.2.0.0/16], protocol: tcp, ports: [80]}\n  - {name: far, url: \"https://example.org/l\", refresh: 2h}",
+            "- {name: far, url: \"https://example.org/l\", refresh: 2h}\n  - {name: l, cidrs: [10.1.0.0/16, 10.2.0.0/16], protocol: tcp, ports: [80]}",
+            &[r#"changed list l order "first">"after far""#],
         ),
         ("refresh: 2h", "refresh: 3h", &[r#"changed list far refresh "2h">"3h""#]),
         (
@@ -258,7 +275,8 @@ impl Spec {
             format!(
                 "prefilter:\n  filters: [{}]\n  lists:\n{}  rate_limits:\n{}",
                 if self.fragments { "fragments" } else { "" },
-                lines(lists.collect()),
+                // In one order: which one decides is no matter of taste.
+                lists.map(|part| format!("  - {part}\n")).collect::<String>(),
                 lines(limits.collect()),
             ),
         ];

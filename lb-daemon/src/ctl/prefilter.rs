@@ -47,6 +47,8 @@ pub(super) enum Verb {
         /// The list.
         #[arg(long, value_name = "NAME", default_value = DEFAULT_LIST)]
         list: String,
+        #[command(flatten)]
+        scope: scope::ScopeOptions,
     },
     /// Keep the change that waits for it.
     Confirm,
@@ -153,9 +155,9 @@ pub(super) struct SafetyOptions {
 pub(super) enum Export {
     /// A prefix per line.
     Plain,
-    /// With reason and end.
+    /// With all that the list is about, and reason and end of each prefix.
     Json,
-    /// Sets for `nft -f`.
+    /// Sets for `nft -f`, and a chain to jump to that drops or counts what the list does.
     Nft,
 }
 
@@ -171,8 +173,8 @@ impl Verb {
                 let sentence = format!("asked for; `lbctl prefilter get {name}` says what came");
                 output.done(&value, &sentence)
             }
-            Self::Plan { cidrs, file, list } => {
-                change::plan(client, output, cidrs, file.as_deref(), list)
+            Self::Plan { cidrs, file, list, scope } => {
+                change::plan(client, output, (cidrs, file.as_deref()), list, scope)
             }
             Self::Confirm => {
                 client.change(Method::POST, change::CONFIRM, None, Guard::default())?;
@@ -433,7 +435,8 @@ fn export(client: &Client, output: &Output, name: &str, format: Export) -> anyho
         Export::Json => {
             let path = format!("{}/entries?limit={}", path(name), u32::MAX);
             let (value, _) = client.get::<Entries>(&path)?;
-            output.text(&serde_json::to_string_pretty(&value["items"])?)
+            let all = json!({ "list": name, "spec": value["spec"], "items": value["items"] });
+            output.text(&serde_json::to_string_pretty(&all)?)
         }
     }
 }

@@ -11,14 +11,18 @@ use std::{
 use abi::{
     event::{Hook, Outcome},
     reason::Reason,
+    wire::protocol,
 };
-use config::PrefixSet;
+use config::{
+    PrefixSet,
+    model::{About, Scope, ScopeProtocol},
+};
 
-use super::Sample;
+use super::{Flow, Sample};
 
 /// How long samples are kept.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Samples of each kind that are kept at most: 4 MB each.
+/// Samples of each kind that are kept at most: 8 MB each, and the names of their interfaces.
 const MOST: usize = 1 << 16;
 /// Sources that [`WouldMatch`] names.
 const NAMED: usize = 20;
@@ -27,11 +31,34 @@ const NAMED: usize = 20;
 #[derive(Debug)]
 struct Kept {
     at: Duration,
-    source: Option<IpAddr>,
+    flow: Option<Flow>,
+    interface: Arc<str>,
     reason: Reason,
     weight: u32,
     length: u32,
     list: Option<Arc<str>>,
+}
+
+impl Kept {
+    fn source(&self) -> Option<IpAddr> {
+        self.flow.map(|flow| flow.source)
+    }
+
+    /// The packet as a list sees it that is about its address on one end, and that address.
+    fn seen(&self, destination: bool) -> Option<(IpAddr, About<'_>)> {
+        let flow = self.flow?;
+        let address = if destination { flow.destination } else { flow.source };
+        let protocol = match flow.protocol {
+            protocol::TCP => Some(ScopeProtocol::Tcp),
+            protocol::UDP => Some(ScopeProtocol::Udp),
+            protocol::ICMP | protocol::ICMP6 => Some(ScopeProtocol::Icmp),
+            abi::scope::SCTP => Some(ScopeProtocol::Sctp),
+            _ => None,
+        };
+        let port = flow.ports.map(|(_, port)| port);
+        let interface = Some(&*self.interface);
+        Some((address, About { interface, destination, protocol, port }))
+    }
 }
 
 /// See the module.
@@ -90,7 +117,8 @@ impl Window {
     pub(super) fn add(&mut self, sample: &Sample, now: Duration) {
         let kept = Kept {
             at: now,
-            source: sample.flow.map(|flow| flow.source),
+            flow: sample.flow,
+            interface: Arc::clone(&sample.interface),
             reason: sample.reason,
             weight: sample.weight,
             length: sample.length,
@@ -124,7 +152,7 @@ impl Window {
         for kept in &self.dropped {
             total.add(kept);
             add(&mut reasons, kept.reason, kept);
-            if let Some(source) = kept.source {
+            if let Some(source) = kept.source() {
                 add(&mut sources, source, kept);
             }
             if let Some(list) = &kept.list {
@@ -135,16 +163,22 @@ impl Window {
         Top { total, sources, lists, reasons: largest(reasons, most) }
     }
 
-    pub(super) fn would_match(&self, prefixes: &PrefixSet, allowed: &PrefixSet) -> WouldMatch {
+    pub(super) fn would_match(
+        &self,
+        prefixes: &PrefixSet,
+        scope: &Scope,
+        allowed: &PrefixSet,
+    ) -> WouldMatch {
         let (mut passed, mut matched) = (Share::default(), Share::default());
         let mut sources = BTreeMap::new();
         for kept in &self.passed {
             passed.add(kept);
-            let Some(source) = kept.source else { continue };
-            let holds = |set: &PrefixSet| set.longest(source, 128).is_some();
-            if holds(prefixes) && !holds(allowed) {
+            let Some((address, about)) = kept.seen(scope.destination) else { continue };
+            let holds = |set: &PrefixSet| set.longest(address, 128).is_some();
+            // What is not known of a packet, such as the port of a later fragment, the program does not know either.
+            if scope.has(&about) == Some(true) && holds(prefixes) && !holds(allowed) {
                 matched.add(kept);
-                add(&mut sources, source, kept);
+                kept.source().into_iter().for_each(|source| add(&mut sources, source, kept));
             }
         }
         WouldMatch { passed, matched, sources: largest(sources, NAMED) }
@@ -215,11 +249,58 @@ mod tests {
             set.insert(text.parse().unwrap());
             set
         };
-        let found = window.would_match(&set("192.0.2.0/24"), &set("192.0.2.2/32"));
+        let all = Scope::default();
+        let found = window.would_match(&set("192.0.2.0/24"), &all, &set("192.0.2.2/32"));
         assert_eq!((found.passed.packets, found.matched.packets), (23, 5));
         assert_eq!(found.sources.len(), 1);
-        let found = window.would_match(&set("0.0.0.0/0"), &PrefixSet::default());
+        let found = window.would_match(&set("0.0.0.0/0"), &all, &PrefixSet::default());
         assert_eq!(found.matched.packets, 23);
         assert_eq!(found.sources[0].of, "198.51.100.1".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn a_list_of_some_packets_would_have_dropped_these() {
+        let mut window = Window::default();
+        // Each is of another power of two.
+        let packets = [
+            ("192.0.2.1", "203.0.113.1", 6, Some((1000, 80)), "eth0"),
+            ("192.0.2.1", "203.0.113.1", 6, Some((80, 1000)), "eth1"),
+            ("192.0.2.2", "203.0.113.1", 17, Some((1000, 80)), "eth0"),
+            // A later fragment.
+            ("192.0.2.2", "203.0.113.1", 6, None, "eth0"),
+            ("203.0.113.1", "192.0.2.1", 58, None, "eth0"),
+        ];
+        for (n, (source, destination, protocol, ports, interface)) in (0..).zip(packets) {
+            let flow = Flow {
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                protocol,
+                ports,
+            };
+            let own = sample(source, Outcome::Passed, 1 << n, None);
+            window.add(&Sample { flow: Some(flow), interface: interface.into(), ..own }, S);
+        }
+        let net: PrefixSet =
+            std::iter::once("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap()).collect();
+        let of =
+            |scope: Scope| window.would_match(&net, &scope, &PrefixSet::default()).matched.packets;
+        let scope = |protocol, ports: &[(u16, u16)]| Scope {
+            protocol: Some(protocol),
+            ports: ports.to_vec(),
+            ..Scope::default()
+        };
+        assert_eq!(of(Scope::default()), 0b01111);
+        assert_eq!(of(scope(ScopeProtocol::Tcp, &[])), 0b01011);
+        assert_eq!(of(scope(ScopeProtocol::Tcp, &[(70, 90)])), 0b00001);
+        assert_eq!(of(scope(ScopeProtocol::Udp, &[])), 0b00100);
+        let on = Scope { interfaces: vec!["eth1".to_owned()], ..Scope::default() };
+        assert_eq!(of(on), 0b00010);
+        assert_eq!(of(Scope { destination: true, ..Scope::default() }), 0b10000);
+        assert_eq!(of(Scope { destination: true, ..scope(ScopeProtocol::Icmp, &[]) }), 0b10000);
+        // Who sends to a listed address is who is told.
+        let to = Scope { destination: true, ..Scope::default() };
+        let found = window.would_match(&net, &to, &PrefixSet::default());
+        assert_eq!(found.sources[0].of, "203.0.113.1".parse::<IpAddr>().unwrap());
+        assert_eq!(window.would_match(&net, &to, &net).matched.packets, 0, "allowed");
     }
 }

@@ -1,7 +1,6 @@
 //! Entries of a list: shown in pages or as text, put on it and taken off, one or a hundred thousand.
 
 use std::{
-    fmt::Write as _,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Changed, Entries, Entry, NewEntry, body, list_name,
+    Changed, Entries, Entry, ListSpec, NewEntry, body, export, list_name,
     safety::{Safety, Session},
     scope, with_ban,
 };
@@ -45,7 +44,7 @@ pub(in crate::api) struct Page {
     /// Only those behind this prefix: `next` of the page before.
     #[param(value_type = Option<String>)]
     after: Option<IpNet>,
-    /// `json`, `plain` (a prefix per line) or `nft` (two sets for `nft -f`).
+    /// `json`, `plain` (a prefix per line) or `nft` (sets, and a chain that does what the list does, for `nft -f`).
     format: Option<String>,
 }
 
@@ -77,7 +76,7 @@ pub(in crate::api) async fn list_entries(
             let nft = format == "nft";
             let read = move |view: &View, _: &dyn crate::view::Counters| {
                 let list = compact(view, &name)?;
-                Ok(if nft { as_nft(list) } else { as_plain(list) })
+                Ok(if nft { export::nft(list) } else { export::plain(list) })
             };
             let text: Result<String, Problem> = state.read(read).await?;
             let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
@@ -146,8 +145,8 @@ impl Options {
             direction,
             action,
         } = self;
-        let (ports, interfaces) = (scope::parts(ports), scope::parts(interfaces));
-        let named = scope::Named { interfaces, direction, protocol, ports };
+        let asked = scope::Asked { protocol, ports, interfaces, direction, action };
+        let (scope, audit) = asked.read()?;
         let ttl = ttl.as_deref().map(config::parse_duration).transpose();
         if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             return Err(Problem::invalid("reason", format!("longer than {MAX_REASON} bytes")));
@@ -164,8 +163,8 @@ impl Options {
             ttl: ttl.map_err(|message| Problem::invalid("ttl", message))?,
             reason: reason.map(Arc::from),
             skip,
-            scope: named.read()?,
-            audit: action.as_deref().map(scope::audit).transpose()?,
+            scope,
+            audit,
         };
         Ok((common, Safety::read(force, confirm.as_deref())?))
     }
@@ -350,51 +349,13 @@ fn entries(view: &View, list: &Compact, after: Option<IpNet>, limit: usize) -> E
         next,
         action: Some(list.action.as_str().to_owned()),
         scope: scope_of(list),
+        spec: Some(ListSpec::of(list)),
     }
 }
 
 /// Which packets a list is about, if not all.
-fn scope_of(list: &Compact) -> Option<String> {
+pub(super) fn scope_of(list: &Compact) -> Option<String> {
     (!list.scope.is_all()).then(|| list.scope.to_string())
-}
-
-/// A comment that says so, for whoever would take it for a list about all.
-fn comment(list: &Compact) -> String {
-    scope_of(list).map(|scope| format!("# only packets {scope}\n")).unwrap_or_default()
-}
-
-fn as_plain(list: &Compact) -> String {
-    let mut text = String::with_capacity(list.prefixes.len() * 18);
-    text.push_str(&comment(list));
-    for net in list.prefixes.iter() {
-        let _ = writeln!(text, "{net}");
-    }
-    text
-}
-
-/// A table with a set for each family that is not empty.
-fn as_nft(list: &Compact) -> String {
-    let name: String =
-        list.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let mut text = comment(list) + "table inet lb {\n";
-    let mut set = |family: &str, nets: &mut dyn Iterator<Item = String>| {
-        let mut nets = nets.peekable();
-        if nets.peek().is_none() {
-            return;
-        }
-        let _ = writeln!(
-            text,
-            "  set {name}_{family} {{\n    type {family}_addr\n    flags interval\n    auto-merge\n    elements = {{"
-        );
-        for net in nets {
-            let _ = writeln!(text, "      {net},");
-        }
-        text.push_str("    }\n  }\n");
-    };
-    set("ipv4", &mut list.prefixes.v4().iter().map(|&n| ipnet::Ipv4Net::from(n).to_string()));
-    set("ipv6", &mut list.prefixes.v6().iter().map(ToString::to_string));
-    text.push_str("}\n");
-    text
 }
 
 pub(super) fn new_entry(

@@ -10,24 +10,25 @@ use axum::{
 };
 use config::{
     Net4, PrefixSet,
-    model::{ListAction, PrefixList as Compact},
+    model::{ListAction, PrefixList as Compact, Source},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{NewEntry, entries, list_name};
+use super::{NewEntry, entries, list_name, scope::Asked};
 use crate::{
     api::{
         ApiState,
-        extract::{BulkBody, PathOf},
+        extract::{BulkBody, PathOf, QueryOf},
+        model::origin,
         problem::{FieldError, Kind, Problem},
     },
     bans::Change,
-    command::Command,
+    command::{Command, Refusal},
     events::Share,
     guard::{self, MAX_LISTED},
-    view::View,
+    view::{Counters, View},
 };
 
 /// Header in which a client says where its user is logged in from, if that is over the network.
@@ -84,6 +85,9 @@ pub struct Plan {
     pub list: String,
     /// What it does: `drop` or `audit`.
     pub action: String,
+    /// Which packets it is about: direction, protocol, ports, interfaces. Absent: all from its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// Prefixes that it has not yet.
     pub new: u64,
     /// Prefixes that it has already.
@@ -98,7 +102,7 @@ pub struct Plan {
     pub needs_force: bool,
     /// What passed in the last minute, estimated from samples.
     pub passed_packets: u64,
-    /// What of that the prefixes would have dropped.
+    /// What of that the list would have dropped with these prefixes, or, with `audit`, counted.
     pub would_drop_packets: u64,
     /// How many samples say so: few say little.
     pub samples: u64,
@@ -137,13 +141,16 @@ impl From<&guard::Covered> for Covered {
     }
 }
 
-/// What putting prefixes on a list would do; changes nothing. The body is as for adding.
+/// What putting prefixes on a list would do; changes nothing. The body is as for adding, and so is the query, as far
+/// as it is about the list.
 #[utoipa::path(
     post, path = "/v1/prefilter/lists/{name}/plan", tag = "prefilter",
-    params(("name" = String, Path, description = "Name of the list; it need not exist")),
+    params(("name" = String, Path, description = "Name of the list; it need not exist"), Asked),
     request_body = Vec<NewEntry>,
     responses(
         (status = 200, body = Plan),
+        (status = 409, description = "The list is about other packets than these, or comes from a file", body = Problem,
+            content_type = "application/problem+json"),
         (status = 422, description = "Invalid; `errors` names the fields", body = Problem,
             content_type = "application/problem+json"),
     )
@@ -151,42 +158,59 @@ impl From<&guard::Covered> for Covered {
 pub(in crate::api) async fn plan(
     State(state): State<ApiState>,
     PathOf(name): PathOf<String>,
+    QueryOf(asked): QueryOf<Asked>,
     session: Session,
     body: BulkBody,
 ) -> Result<Json<Plan>, Problem> {
     let list = list_name(&name)?;
+    let (scope, audit) = asked.read()?;
     let changes = entries::read_all(body, &list).await?;
     let guard = state.guard.clone();
-    state
-        .read(move |view, _| {
-            let set = added(&changes);
-            let before = view.prefilter.lists.iter().find(|before| *before.name == *list);
-            let action = before.map_or(ListAction::Drop, |before| before.action);
-            let is_known = |net: &IpNet| before.is_some_and(|list| list.prefixes.contains(*net));
-            let known = set.iter().filter(is_known).count();
-            let covered = match action {
-                ListAction::Drop => guard.covered(view, &list, &set, session.0),
-                ListAction::Audit => Vec::new(),
-            };
-            let traffic = view.samples.would_match(&set, &view.prefilter.allow);
-            let would_drop = |of: &Share<IpAddr>| WouldDrop { source: of.of, packets: of.packets };
-            Plan {
-                passed_packets: traffic.passed.packets,
-                would_drop_packets: traffic.matched.packets,
-                samples: traffic.passed.samples,
-                would_drop: traffic.sources.iter().map(would_drop).collect(),
-                list: list.to_string(),
-                action: action.as_str().to_owned(),
-                new: (set.len() - known) as u64,
-                known: known as u64,
-                addresses_v4: addresses(&set),
-                covered: covered.iter().take(MAX_LISTED).map(Covered::from).collect(),
-                covered_total: covered.len() as u64,
-                needs_force: !covered.is_empty(),
-            }
+    let read = move |view: &View, _: &dyn Counters| {
+        if let Some(there) = view.bans.read().get(&list) {
+            there.admits(scope.as_ref(), audit)?;
+        }
+        let before = view.prefilter.lists.iter().find(|before| *before.name == *list);
+        let names_any = scope.is_some() || audit.is_some();
+        if let Some(of_file) = before.filter(|before| before.source != Source::Api && names_any) {
+            let origin = origin(&of_file.source).unwrap_or_default();
+            return Err(Refusal::ReadOnly { name: list.to_string(), origin }.into());
+        }
+        let there = before.map(|before| (before.action, before.scope.clone()));
+        let (action, about) = there.unwrap_or_default();
+        let action = match audit {
+            None => action,
+            Some(true) => ListAction::Audit,
+            Some(false) => ListAction::Drop,
+        };
+        let about = scope.unwrap_or(about);
+        let set = added(&changes);
+        let is_known = |net: &IpNet| before.is_some_and(|list| list.prefixes.contains(*net));
+        let known = set.iter().filter(is_known).count();
+        let covered = match action {
+            ListAction::Drop => guard.covered_within(view, (&list, &about), &set, session.0),
+            ListAction::Audit => Vec::new(),
+        };
+        let traffic = view.samples.would_match(&set, &about, &view.prefilter.allow);
+        let would_drop = |of: &Share<IpAddr>| WouldDrop { source: of.of, packets: of.packets };
+        Ok(Plan {
+            passed_packets: traffic.passed.packets,
+            would_drop_packets: traffic.matched.packets,
+            samples: traffic.passed.samples,
+            would_drop: traffic.sources.iter().map(would_drop).collect(),
+            list: list.to_string(),
+            action: action.as_str().to_owned(),
+            scope: (!about.is_all()).then(|| about.to_string()),
+            new: (set.len() - known) as u64,
+            known: known as u64,
+            addresses_v4: addresses(&set),
+            covered: covered.iter().take(MAX_LISTED).map(Covered::from).collect(),
+            covered_total: covered.len() as u64,
+            needs_force: !covered.is_empty(),
         })
-        .await
-        .map(Json)
+    };
+    let planned: Result<Plan, Problem> = state.read(read).await?;
+    planned.map(Json)
 }
 
 /// Addresses of the IPv4 prefixes, each once: they are in order, and nest or are apart.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use config::model::Scope;
+use config::model::{PrefixList as Compact, Scope};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     api::problem::{FieldError, Kind, Problem},
@@ -30,6 +30,52 @@ pub struct ListSpec {
     /// Only packets to these ports and ranges, as `80` or `8000-8999`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<String>>,
+}
+
+impl ListSpec {
+    /// Of a list, with what it is about in full; what is left out is any.
+    pub(super) fn of(list: &Compact) -> Self {
+        let Scope { interfaces, destination, protocol, ports } = &list.scope;
+        let range = |&(first, last): &(u16, u16)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        };
+        Self {
+            action: list.action.as_str().to_owned(),
+            interfaces: (!interfaces.is_empty()).then(|| interfaces.clone()),
+            direction: Some(if *destination { "destination" } else { "source" }.to_owned()),
+            protocol: protocol.map(|protocol| protocol.as_str().to_owned()),
+            ports: (!ports.is_empty()).then(|| ports.iter().map(range).collect()),
+        }
+    }
+}
+
+/// Which packets a list is about and what it does, as a query names it.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct Asked {
+    /// As for adding: packets of this protocol only, `tcp`, `udp`, `sctp` or `icmp`. A list that is there must have
+    /// the same of this and the next four, or none is said.
+    pub(super) protocol: Option<String>,
+    /// To these ports only: ports and ranges with commas between them, as `80,8000-8999`.
+    pub(super) ports: Option<String>,
+    /// That come in by these interfaces only, with commas between them.
+    pub(super) interfaces: Option<String>,
+    /// `source` (the default): packets from its addresses; `destination`: packets to them.
+    pub(super) direction: Option<String>,
+    /// What the list does: `drop` or `audit`.
+    pub(super) action: Option<String>,
+}
+
+impl Asked {
+    /// The scope, and whether the list only counts; `None` of what is not said.
+    pub(super) fn read(self) -> Result<(Option<Scope>, Option<bool>), Problem> {
+        let Self { protocol, ports, interfaces, direction, action } = self;
+        let (ports, interfaces) = (parts(ports), parts(interfaces));
+        let scope = Named { interfaces, direction, protocol, ports }.read()?;
+        Ok((scope, action.as_deref().map(audit).transpose()?))
+    }
 }
 
 /// A scope as requests name it; all `None`: they do not.
@@ -83,7 +129,7 @@ pub(super) fn audit(action: &str) -> Result<bool, Problem> {
 }
 
 /// The parts of a list in a query, between commas.
-pub(super) fn parts(text: Option<String>) -> Option<Vec<String>> {
+fn parts(text: Option<String>) -> Option<Vec<String>> {
     text.map(|text| text.split(',').map(|part| part.trim().to_owned()).collect())
 }
 

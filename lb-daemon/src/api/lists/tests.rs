@@ -220,6 +220,44 @@ async fn a_plan_says_what_would_have_been_dropped() {
     assert_eq!(answer["would_drop"], want);
 }
 
+#[tokio::test]
+async fn a_plan_is_about_the_packets_that_it_is_asked_for() {
+    use std::time::Duration;
+
+    use crate::events::{Flow, Sample};
+
+    let view = view();
+    for (port, weight) in [(22, 5), (80, 30)] {
+        let of = Sample::passed_from("198.51.100.1");
+        let flow = of.flow.map(|flow| Flow { ports: Some((1000, port)), ..flow });
+        view.samples.add(Sample { weight, flow, ..of }, Duration::from_secs(1));
+    }
+    let state = live(view);
+    let body = json!([{"cidr": "198.51.100.0/24"}, {"cidr": "10.0.0.0/16"}]);
+    let plan = |query: &str| format!("/v1/prefilter/lists/f2b/plan?{query}");
+    let ask = async |query: &str| json(&state, "POST", &plan(query), body.clone()).await;
+    let told = |answer: &Value| {
+        let part = |name: &str| answer[name].clone();
+        json!([part("action"), part("scope"), part("would_drop_packets"), part("needs_force")])
+    };
+    let (status, answer) = ask("protocol=tcp&ports=20-30").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(told(&answer), json!(["drop", "tcp to 20-30", 5, true]));
+    assert_eq!(told(&ask("").await.1), json!(["drop", null, 35, true]));
+    assert_eq!(told(&ask("action=audit").await.1), json!(["audit", null, 35, false]));
+    assert_eq!(told(&ask("protocol=udp").await.1)[2], 0);
+    assert_eq!(told(&ask("interfaces=eth1").await.1)[2], 0);
+    assert_eq!(ask("ports=80").await.0, 422);
+    assert_eq!(json(&state, "GET", F, Value::Null).await.0, 404, "nothing is made");
+
+    // A list that is there is about what it is about, and another scope is refused as for adding.
+    let narrow = json!({"cidr": "198.51.100.9"});
+    assert_eq!(json(&state, "POST", &format!("{F}?protocol=tcp&ports=80"), narrow).await.0, 200);
+    assert_eq!(told(&ask("").await.1), json!(["drop", "tcp to 80", 30, true]));
+    let (status, answer) = ask("protocol=tcp&ports=22").await;
+    assert!(status == 409 && answer["detail"].as_str().unwrap().contains("tcp to 80"), "{answer}");
+}
+
 /// The view has backends at 10.0.1.11 and 2001:db8::12.
 #[tokio::test]
 async fn what_would_cut_something_off_needs_force() {
@@ -296,6 +334,18 @@ async fn a_list_is_made_for_some_packets() {
     let page = get(&state, F).await;
     assert_eq!((&page["scope"], &page["action"]), (&json!(scope), &json!("audit")));
     assert_eq!(page["total"], 2);
+    let spec = json!({
+        "action": "audit", "direction": "source", "protocol": "tcp", "ports": ["80", "8000-8999"],
+        "interfaces": ["eth0", "eth1"]
+    });
+    assert_eq!(page["spec"], spec);
+    // What it says makes the same list.
+    assert_eq!(json(&state, "PUT", "/v1/prefilter/lists/again", spec.clone()).await.0, 200);
+    assert_eq!(get(&state, "/v1/prefilter/lists/again/entries").await["spec"], spec);
+    let nft = get(&state, &format!("{F}?format=nft")).await;
+    let rule =
+        "iifname { \"eth0\", \"eth1\" } ip saddr @f2b_ipv4 tcp dport { 80, 8000-8999 } counter\n";
+    assert!(nft.as_str().unwrap().contains(rule), "{nft}");
     let (_, plain) = ask(&state, "GET", &format!("{F}?format=plain"), "", "").await;
     assert_eq!(plain, json!(format!("# only packets {scope}\n192.0.2.7/32\n192.0.2.8/32\n")));
     let found = get(&state, "/v1/prefilter/lookup?ip=192.0.2.8").await;

@@ -7,11 +7,10 @@ use std::{
 };
 
 use abi::limits::MAX_LISTS;
-use config::model::{ListAction, Scope};
 
 use super::{Failure, Owner, sources};
 use crate::{
-    bans::{Change, Done, List, MAX_ENTRIES},
+    bans::{Change, Done, MAX_ENTRIES},
     command::Refusal,
     datapath::Op,
     plan::prefixes::Prefixes,
@@ -88,7 +87,7 @@ impl Owner {
             more += usize::from(matches!(change, Change::Add { .. }));
             let name = change.list();
             if let (Change::Make { scope, audit, .. }, Some(there)) = (change, lists.get(name)) {
-                keeps(name, there, scope.as_ref(), *audit)?;
+                there.admits(scope.as_ref(), *audit)?;
             }
             if !seen.insert(name) {
                 continue;
@@ -199,70 +198,6 @@ impl Owner {
     }
 }
 
-/// A list's scope belongs to all that is on it: who names another one means another list.
-fn keeps(
-    name: &str,
-    list: &List,
-    scope: Option<&Scope>,
-    audit: Option<bool>,
-) -> Result<(), Refusal> {
-    let action = audit.map(|audit| if audit { ListAction::Audit } else { ListAction::Drop });
-    let same_scope = scope.is_none_or(|scope| scope == list.scope());
-    if same_scope && action.is_none_or(|action| action == list.action()) {
-        return Ok(());
-    }
-    let text = |scope: &Scope, action: ListAction| match scope.to_string() {
-        text if text.is_empty() => format!("{} of all packets", action.as_str()),
-        text => format!("{} of packets {text}", action.as_str()),
-    };
-    let is = text(list.scope(), list.action());
-    let asked = text(scope.unwrap_or(list.scope()), action.unwrap_or(list.action()));
-    let field = if same_scope { "action" } else { "scope" };
-    let remedy = if same_scope {
-        format!("change that for the whole list (`lbctl prefilter set {name} ACTION`)")
-    } else {
-        format!("remove it first (`lbctl prefilter delete --list {name} --all`)")
-    };
-    let message = format!(
-        "the list \"{name}\" is there, for {is}, not for {asked}; name another list, or say nothing of that to \
-         take it as it is, or {remedy}"
-    );
-    Err(Refusal::Conflict { field: field.to_owned(), message })
-}
-
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use config::model::ScopeProtocol;
-
-    use super::*;
-    use crate::bans::Lists;
-
-    #[test]
-    fn a_list_has_one_scope_and_one_action() {
-        let port = |port| Scope {
-            protocol: Some(ScopeProtocol::Tcp),
-            ports: vec![(port, port)],
-            ..Scope::default()
-        };
-        let mut lists = Lists::default();
-        let make = Change::Make { list: "f".into(), scope: Some(port(80)), audit: None };
-        lists.apply(&[make]);
-        let keeps =
-            |scope: Option<&Scope>, audit| keeps("f", lists.get("f").unwrap(), scope, audit);
-        assert_eq!(keeps(None, None), Ok(()));
-        assert_eq!(keeps(Some(&port(80)), Some(false)), Ok(()));
-        let other = keeps(Some(&port(81)), None).unwrap_err().to_string();
-        for words in ["scope: ", "drop of packets tcp to 80,", "tcp to 81", "delete --list f --all"]
-        {
-            assert!(other.contains(words), "{words} is not in {other}");
-        }
-        let all = keeps(Some(&Scope::default()), None).unwrap_err().to_string();
-        assert!(all.contains("not for drop of all packets"), "{all}");
-        let audit = keeps(Some(&port(80)), Some(true)).unwrap_err().to_string();
-        assert!(audit.contains("action: ") && audit.contains("prefilter set f"), "{audit}");
-    }
 }

@@ -85,7 +85,7 @@ impl Page {
     }
 
     fn change(&mut self, change: &Change) {
-        let Change { change: what, kind, name, service, fields, prefixes, ring } = change;
+        let Change { change: what, kind, name, service, fields, prefixes, .. } = change;
         let of = service.as_ref().map(|service| format!(" of {service}")).unwrap_or_default();
         let name = if name.is_empty() { String::new() } else { format!(" {name}") };
         self.line(0, *what, &format!("{}{name}{of}", kind.as_str()));
@@ -97,7 +97,10 @@ impl Page {
         if let Some(prefixes) = prefixes {
             self.prefixes(*kind, prefixes);
         }
-        if let Some(RingChange { slots, moved }) = ring {
+        if change.prefixes_unknown {
+            self.line(4, *what, "prefixes: not known until the list is fetched");
+        }
+        if let Some(RingChange { slots, moved }) = &change.ring {
             let share = f64::from(*moved) * 100.0 / f64::from((*slots).max(1));
             let (moved, slots) = (number((*moved).into()), number((*slots).into()));
             let text = format!("ring: {moved} of {slots} slots get another backend ({share:.1} %)");
@@ -177,6 +180,7 @@ mod tests {
             service: None,
             fields,
             prefixes: None,
+            prefixes_unknown: false,
             ring: None,
         };
         let fields = vec![
@@ -209,12 +213,22 @@ mod tests {
                 vec![field("action", json!("drop"), Value::Null)],
             )
         };
-        let changes = vec![service, backend, list];
+        let fetched = Change {
+            prefixes_unknown: true,
+            ..change(
+                What::Changed,
+                Kind::List,
+                "f",
+                vec![field("order", json!("after l"), json!("first"))],
+            )
+        };
+        let changes = vec![service, backend, list, fetched];
         let difference = Difference { differs: true, changes, refused: Vec::new() };
         let want = "~ service web\n    ~ drain_timeout: 5m -> 1m\n    - addresses: 192.0.2.1\n    \
                     + addresses: 192.0.2.3\n    ~ ring: 255 of 1,021 slots get another backend (25.0 %)\n\
                     + backend b of web\n    + weight: 2\n- list l\n    ~ prefixes: 0 come, 2,000 go\n        \
-                    - 192.0.2.0/24\n        - and 1,999 more\n";
+                    - 192.0.2.0/24\n        - and 1,999 more\n~ list f\n    ~ order: after l -> first\n    \
+                    ~ prefixes: not known until the list is fetched\n";
         assert_eq!(page(&difference, false), want);
         assert!(page(&difference, true).contains("\x1b[32m+ backend b of web\x1b[0m"));
         assert_eq!(page(&Difference::default(), true), "no difference");

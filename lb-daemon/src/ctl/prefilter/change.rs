@@ -68,11 +68,13 @@ fn entries(cidrs: &[String]) -> Value {
 pub(super) fn plan(
     client: &Client,
     output: &Output,
-    cidrs: &[String],
-    file: Option<&Path>,
+    (cidrs, file): (&[String], Option<&Path>),
     list: &str,
+    scope: &ScopeOptions,
 ) -> anyhow::Result<()> {
-    let path = format!("{}/plan", path(list));
+    let scope = scope.query();
+    let options: Vec<_> = borrowed(&scope).collect();
+    let path = format!("{}/plan{}", path(list), query(&options));
     let value = match file {
         Some(file) => {
             let text = text_of(file)?;
@@ -82,37 +84,42 @@ pub(super) fn plan(
         None => client.change(Method::POST, &path, Some(&entries(cidrs)), Guard::default())?,
     };
     let plan: Plan = serde_json::from_value(value.clone())?;
-    output.show(&value, || {
-        let Plan { list, action, new, known, addresses_v4, covered, covered_total, .. } = &plan;
-        let mut page = format!(
-            "{} new on the list {list} ({action}), {} there already; {} IPv4 addresses\n",
-            number(*new),
-            number(*known),
-            number(*addresses_v4)
-        );
-        page.push_str(&format!(
-            "of some {} packets that passed in the last minute it would have dropped some {} (by {} samples)\n",
+    output.show(&value, || page(&plan))
+}
+
+/// A plan for people.
+fn page(plan: &Plan) -> String {
+    let Plan { list, action, scope, new, known, addresses_v4, covered, covered_total, .. } = &plan;
+    let about = scope.as_ref().map(|scope| format!(", only packets {scope}")).unwrap_or_default();
+    let mut page = format!(
+        "{} new on the list {list} ({action}{about}), {} there already; {} IPv4 addresses\n",
+        number(*new),
+        number(*known),
+        number(*addresses_v4)
+    );
+    let done = if action == "drop" { "dropped" } else { "counted, and let pass," };
+    page.push_str(&format!(
+            "of some {} packets that passed in the last minute it would have {done} some {} (by {} samples)\n",
             number(plan.passed_packets),
             number(plan.would_drop_packets),
             number(plan.samples)
         ));
-        for source in &plan.would_drop {
-            page.push_str(&format!("  {} {}\n", source.source, number(source.packets)));
-        }
-        for one in covered {
-            let roles = one.roles.join(", ");
-            page.push_str(&format!("CUTS OFF {} ({roles}) by {}\n", one.address, one.prefix));
-        }
-        let more = covered_total - covered.len() as u64;
-        if more > 0 {
-            page.push_str(&format!("and {more} more\n"));
-        }
-        page.push_str(match covered_total {
-            0 => "it cuts off nothing that this machine needs",
-            _ => "this needs --force",
-        });
-        page
-    })
+    for source in &plan.would_drop {
+        page.push_str(&format!("  {} {}\n", source.source, number(source.packets)));
+    }
+    for one in covered {
+        let roles = one.roles.join(", ");
+        page.push_str(&format!("CUTS OFF {} ({roles}) by {}\n", one.address, one.prefix));
+    }
+    let more = covered_total - covered.len() as u64;
+    if more > 0 {
+        page.push_str(&format!("and {more} more\n"));
+    }
+    page.push_str(match covered_total {
+        0 => "it cuts off nothing that this machine needs",
+        _ => "this needs --force",
+    });
+    page
 }
 
 pub(super) fn add(
@@ -225,4 +232,39 @@ fn await_confirmation(client: &Client, safety: &SafetyOptions) -> anyhow::Result
     }
     client.change(Method::POST, CONFIRM, None, Guard::default())?;
     Ok(writeln!(stderr, "confirmed: the change stays")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_says_which_packets_it_is_about() {
+        let mut plan = Plan {
+            list: "web".to_owned(),
+            action: "drop".to_owned(),
+            scope: Some("tcp to 80".to_owned()),
+            new: 1,
+            known: 2000,
+            addresses_v4: 256,
+            covered: Vec::new(),
+            covered_total: 0,
+            needs_force: false,
+            passed_packets: 70,
+            would_drop_packets: 7,
+            samples: 9,
+            would_drop: Vec::new(),
+        };
+        let text = page(&plan);
+        assert!(
+            text.starts_with("1 new on the list web (drop, only packets tcp to 80), 2,000"),
+            "{text}"
+        );
+        assert!(text.contains("would have dropped some 7 (by 9 samples)"), "{text}");
+        plan.action = "audit".to_owned();
+        plan.scope = None;
+        let text = page(&plan);
+        assert!(text.starts_with("1 new on the list web (audit), 2,000"), "{text}");
+        assert!(text.contains("would have counted, and let pass, some 7"), "{text}");
+    }
 }
