@@ -112,6 +112,13 @@ fn a_ban_may_be_about_one_port() -> anyhow::Result<()> {
         ensure!(lbctl(&edge, &asked(80))?.contains("drop: "));
         ensure!(lbctl(&edge, &asked(8080))?.contains("pass: "));
         ensure!(lbctl(&edge, "prefilter export web")?.starts_with("# only packets tcp to 80\n"));
+        let export: serde_json::Value =
+            serde_json::from_str(&lbctl(&edge, "prefilter export web --format json")?)?;
+        ensure!(export["list"] == "web" && export["spec"]["protocol"] == "tcp", "{export}");
+        ensure!(export["spec"]["ports"] == serde_json::json!(["80"]), "{export}");
+        ensure!(export["items"].as_array().is_some_and(|items| items.len() == 2), "{export}");
+        let nft = lbctl(&edge, "prefilter export web --format nft")?;
+        ensure!(nft.contains(" ip saddr @web_ipv4 tcp dport { 80 } counter drop\n"), "{nft}");
         ensure!(edge.lb.list_packets("seen")? > 0, "what is audited is not counted");
         ensure!(edge.lb.list_packets("other")? + edge.lb.list_packets("dgrams")? == 0);
         if round == 0 {
@@ -120,6 +127,21 @@ fn a_ban_may_be_about_one_port() -> anyhow::Result<()> {
             edge.lb.resume()?;
         }
     }
+    // A plan is about the same packets: what passed went to port 80.
+    let plan = |port: u16| {
+        let line = format!("prefilter plan {OTHER_V6} --list new --protocol tcp --port {port}");
+        lbctl(&edge, &line)
+    };
+    eventually(PATIENCE, || {
+        expect_free(&edge, OTHER_V6)?;
+        let there = plan(80)?;
+        ensure!(there.contains("only packets tcp to 80)"), "{there}");
+        ensure!(!there.contains("would have dropped some 0 "), "{there}");
+        Ok(())
+    })?;
+    let there = plan(8080)?;
+    ensure!(there.contains("would have dropped some 0 "), "{there}");
+    ensure!(lbctl(&edge, &format!("prefilter plan {OTHER_V6} --list web --protocol udp")).is_err());
     // Without anything on it the list is what it was; it goes when it is removed.
     lbctl(&edge, &format!("prefilter delete {OTHER_V4} {EVEN} --list web"))?;
     expect_free(&edge, OTHER_V4)?;

@@ -171,6 +171,22 @@ fn a_file_is_compared_with_what_is_in_force() -> anyhow::Result<()> {
         (&100.into(), &0.into())
     );
 
+    // The order of lists, and what is not fetched yet.
+    let lists = "  lists:\n    - {name: a, cidrs: [198.51.100.0/24]}\n    - {name: b, cidrs: [198.51.100.1]}\n";
+    let two = text.replacen("  lists:\n", lists, 1);
+    edge.lb.change_config(&two)?;
+    let fetched = "\n    - {name: c, url: \"http://192.0.2.254/c\"}\n";
+    let lines: Vec<&str> = lists.lines().collect();
+    let turned = format!("{}\n{}\n{}{fetched}", lines[0], lines[2], lines[1]);
+    let (status, said) = diff(&edge, &two.replacen(lists, &turned, 1), &[])?;
+    ensure!(
+        status == Some(1) && said.contains("~ list a\n    ~ order: first -> after b\n"),
+        "{said}"
+    );
+    ensure!(said.contains("+ prefixes: not known until the list is fetched\n"), "{said}");
+    edge.lb.change_config(&text)?;
+    let before = generation(&edge)?;
+
     // Faults with their place, and what would be refused: neither is a difference.
     let (status, said) = diff(&edge, &text.replacen("forwarding:", "forwardign:", 1), &[])?;
     assert!(status == Some(2) && said.contains("new.yaml:"), "{status:?} {said}");
