@@ -171,6 +171,9 @@ fn a_file_is_compared_with_what_is_in_force() -> anyhow::Result<()> {
         (&100.into(), &0.into())
     );
 
+    // None of that is in force.
+    assert_eq!(generation(&edge)?, before);
+
     // The order of lists, and what is not fetched yet.
     let lists = "  lists:\n    - {name: a, cidrs: [198.51.100.0/24]}\n    - {name: b, cidrs: [198.51.100.1]}\n";
     let two = text.replacen("  lists:\n", lists, 1);
