@@ -133,6 +133,10 @@ pub mod behind {
     pub const NAT_OTHER: u32 = 6;
     /// Translation for services that want more than their ring.
     pub const NAT_STEER: u32 = 7;
+    /// Packets to be translated that have VLAN tags.
+    pub const NAT_TAGS: u32 = 8;
+    /// The same for fragments, and for what has options or extension headers.
+    pub const NAT_PARTS: u32 = 9;
     /// How many.
     pub const PLACES: u32 = 16;
 }

@@ -154,8 +154,8 @@ reasons! {
     NatNoEntry = 46, "nat_no_entry", Drop;
     /// A new connection behind NAT, for which no port is left.
     NatExhausted = 47, "nat_exhausted", Drop;
-    /// For a service behind NAT, and not to be translated: a fragment, IPv4 options, IPv6 extension headers,
-    /// VLAN tags, an ICMP message that is no error or has no counterpart in the other family.
+    /// For a service behind NAT, and not to be translated: an ICMP message that is no error or has no counterpart in
+    /// the other family; a fragment, IPv4 options or IPv6 extension headers for a backend of the other family.
     NatRefused = 48, "nat_refused", Drop;
     /// A SYN for a listener of this machine, answered with a cookie in its place (`prefilter.syn_proxy`).
     SynAnswered = 49, "syn_answered", Forward;
@@ -174,6 +174,10 @@ reasons! {
     FragmentKept = 55, "fragment_kept", Drop;
     /// For a service behind NAT that wants more than its ring, and the program for it is missing.
     NatNotChosen = 56, "nat_not_chosen", Drop;
+    /// For a service behind NAT or a NAT address, with VLAN tags, and the program that takes them off is missing.
+    NatTagged = 57, "nat_tagged", Drop;
+    /// The same, a fragment or with options or extension headers, and the program for these is missing.
+    NatNotPlain = 58, "nat_not_plain", Drop;
 }
 
 impl Reason {

@@ -87,6 +87,18 @@ pub fn v4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
 /// section 4, RFC 4302). `None`: it is cut short, or there are more.
 #[inline(always)]
 pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
+    walk::<false>(frame, l3)
+}
+
+/// The same of a packet whose addresses may change: `None` also when one is covered by a header on the way
+/// (authentication), or is not the last one (routing).
+#[inline(always)]
+pub fn v6_translatable(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
+    walk::<true>(frame, l3)
+}
+
+#[inline(always)]
+fn walk<const STRICT: bool>(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const AUTHENTICATION: u8 = 51;
@@ -104,6 +116,10 @@ pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
             _ => return Some(upper),
         };
         let head = frame.header::<Ports>(upper.at)?.both();
+        let fixed = upper.protocol == AUTHENTICATION || (upper.protocol == ROUTING && head[3] != 0);
+        if STRICT && fixed {
+            return None;
+        }
         if units == 0 {
             let [_, _, _, _, id @ ..] = frame.header::<Word>(upper.at)?.value();
             let field = u16::from_be_bytes([head[2], head[3]]);
@@ -170,6 +186,17 @@ mod tests {
         (chain[9], chain[10]) = (6, 1);
         let upper = v6(&packet6(&chain)[..], 0).unwrap();
         assert_eq!((upper.protocol, upper.at, upper.piece), (6, 64, Piece::WHOLE));
+    }
+
+    #[test]
+    fn addresses_that_may_not_change() {
+        for (header, left, may) in [(0, 1, true), (43, 0, true), (43, 1, false), (51, 1, false)] {
+            // A header of 8 bytes (authentication: 12), and TCP.
+            let b = packet6(&[header, 6, 0, 0, left]);
+            let at = v6(&b[..], 0).unwrap().at;
+            assert_eq!(at, 48);
+            assert_eq!(v6_translatable(&b[..], 0).is_some(), may, "{header} {left}");
+        }
     }
 
     #[test]

@@ -17,9 +17,12 @@ use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
     capture::Capture,
-    edge::{Edge, IPIP, L2, PATIENCE, expect_answered, yaml},
+    edge::{Edge, IPIP, L2, NAT, PATIENCE, Specs, expect_answered, yaml},
     eventually, http,
-    lab::{CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, WEBS, at},
+    lab::{
+        CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, SPARE_V4, SPARE_V6, WEBS, at,
+        web_v4, web_v6,
+    },
     netns::{Entrance, Namespace},
     web,
 };
@@ -214,14 +217,28 @@ impl Drop for Echo {
     }
 }
 
+/// Where translated packets come from.
+const BALANCER: [&str; 2] = ["192.0.2.1", "2001:db8:2::1"];
+
 /// Datagrams in fragments arrive whole: as the client's kernel sends them, and in every
 /// other order.
 #[test]
 fn datagrams_in_fragments() -> anyhow::Result<()> {
+    in_fragments(IPIP, [IPIP_V4, IPIP_V6])
+}
+
+/// The same there and back through NAT, which has ports in the first fragment alone.
+#[test]
+fn datagrams_in_fragments_behind_nat() -> anyhow::Result<()> {
+    in_fragments(NAT, [SPARE_V4, SPARE_V6])
+}
+
+fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
     const PORT: u16 = 9000;
-    let specs = IPIP();
+    let specs = specs();
+    let nat = specs[0].forwarding == "nat";
     let lab = Lab::start()?;
-    let decap = lab.decap()?;
+    let decap = if nat { Vec::new() } else { lab.decap()? };
     let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
     let mut lb = lab.daemon("lb", &text)?;
     // Nothing that fragments need takes more.
@@ -230,18 +247,20 @@ fn datagrams_in_fragments() -> anyhow::Result<()> {
     lb.resume_with_rights_of_unit()?;
     eventually(PATIENCE, || lb.ways_known())?;
     let mut echoes = Vec::new();
-    for name in WEBS {
+    for (n, name) in (1..).zip(WEBS) {
         // A reply is cut for the way back, which is narrower than this host's interface.
+        let [four, six] = if nat { BALANCER } else { [CLIENT_V4, CLIENT_V6] };
         lab.host(name)?.ip(&format!(
-            "route add {CLIENT_V4}/32 dev eth0 mtu 1500\nroute add {CLIENT_V6}/128 dev eth0 mtu 1500"
+            "route add {four}/32 dev eth0 mtu 1500\nroute add {six}/128 dev eth0 mtu 1500"
         ))?;
-        for vip in [IPIP_V4, IPIP_V6] {
-            echoes.push(Echo::start(lab.host(name)?.entrance(), at(vip, PORT)));
+        let own = [web_v4(n), web_v6(n)];
+        for listens in if nat { [&*own[0], &*own[1]] } else { vips } {
+            echoes.push(Echo::start(lab.host(name)?.entrance(), at(listens, PORT)));
         }
     }
     let edge = Edge { lb, decap, lab };
     let payload: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
-    for (source, vip) in [(CLIENT_V4, IPIP_V4), (CLIENT_V6, IPIP_V6)] {
+    for (source, vip) in [(CLIENT_V4, vips[0]), (CLIENT_V6, vips[1])] {
         for _ in 0..10 {
             // Servers may not listen yet.
             eventually(PATIENCE, || {
@@ -258,12 +277,13 @@ fn datagrams_in_fragments() -> anyhow::Result<()> {
             socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
         for id in 1..=30u16 {
             let socket = udp(CLIENT_V4, SOON)?;
-            let parts = fragments(socket.local_addr()?.port(), PORT, id, &payload);
+            let source = socket.local_addr()?.port();
+            let parts = fragments((source, PORT), vips[0], id, &payload);
             // Every order there is.
             let [a, b, c] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]]
                 [usize::from(id) % 6];
             for part in [&parts[a], &parts[b], &parts[c]] {
-                let to = SockaddrStorage::from(at(IPIP_V4, 0));
+                let to = SockaddrStorage::from(at(vips[0], 0));
                 sendto(raw.as_raw_fd(), part, &to, MsgFlags::empty())?;
             }
             expect_back(&socket, &payload)?;
@@ -284,11 +304,11 @@ fn expect_back(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<()> {
 }
 
 /// A datagram to the VIP in three IPv4 fragments.
-fn fragments(source: u16, port: u16, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
+fn fragments(ports: (u16, u16), vip: &str, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
     let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().expect("IPv4").octets();
     let mut whole = Vec::new();
-    PacketBuilder::ipv4(octets(CLIENT_V4), octets(IPIP_V4), 64)
-        .udp(source, port)
+    PacketBuilder::ipv4(octets(CLIENT_V4), octets(vip), 64)
+        .udp(ports.0, ports.1)
         .write(&mut whole, payload)
         .expect("room");
     let body = whole.split_off(20);

@@ -4,7 +4,8 @@
 //! the fast path neither registers nor stack, and has a verifier's budget of its own.
 
 use abi::{
-    reason::Reason,
+    limits::behind as places,
+    reason::{Reason, Verdict},
     wire::{Eth, Frame, Vlan, ethertype},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
@@ -13,8 +14,12 @@ use crate::{end, maps, packet::Packet};
 
 /// Such a program.
 pub(crate) trait Program {
+    /// Whether tags may have been taken off its packets, which [`crate::nat::NatTags`] then puts back on those that
+    /// are not sent.
+    const TRANSLATES: bool = false;
+
     /// What it does with an IP packet; made once for each place where the IP header can begin. Returns the
-    /// index of a reason.
+    /// index of a reason; in the upper half by how many bytes the packet was longer when it came ([`answer`]).
     fn look<const L3: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32;
 
     /// The reason of a packet without an IP header, which the first program would not have handed on.
@@ -30,12 +35,28 @@ pub(crate) fn run<P: Program>(ctx: XdpContext) -> u32 {
     let packet = Packet::new(ctx);
     let bytes = packet.arrived();
     let cpu = maps::cpu();
-    let index = link::<P>(&packet, cpu);
-    let reason = index.and_then(Reason::from_index).unwrap_or_else(P::not_ip);
-    if let Some(place) = P::onward(reason) {
-        maps::hand_on(packet.context(), place, reason);
+    let found = link::<P>(&packet, cpu);
+    let reason = found.and_then(|found| Reason::from_index(found & 0xffff));
+    let reason = reason.unwrap_or_else(P::not_ip);
+    let longer = found.map_or(0, |found| found as i32 >> 16);
+    let place = match P::onward(reason) {
+        None | Some(places::SECOND)
+            if P::TRANSLATES && longer != 0 && reason.verdict() != Verdict::Forward =>
+        {
+            Some(places::NAT_TAGS)
+        }
+        place => place,
+    };
+    if let Some(place) = place {
+        maps::hand_further(packet.context(), place, reason);
     }
-    end(&packet, cpu, reason, bytes)
+    end(&packet, cpu, reason, bytes.wrapping_add_signed(longer.into()))
+}
+
+/// What [`Program::look`] answers.
+#[inline(always)]
+pub(crate) const fn answer(reason: Reason, longer: i32) -> u32 {
+    reason as u32 | (longer as u32) << 16
 }
 
 /// Over the link header and its VLAN tags, two at most.

@@ -95,6 +95,20 @@ pub fn lb_nat_steer(ctx: XdpContext) -> u32 {
     behind::run::<nat::NatSteer>(ctx)
 }
 
+/// VLAN tags of packets that are translated.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat_tags(ctx: XdpContext) -> u32 {
+    behind::run::<nat::NatTags>(ctx)
+}
+
+/// Translation: fragments, IPv4 options, IPv6 extension headers.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_nat_parts(ctx: XdpContext) -> u32 {
+    behind::run::<nat::NatParts>(ctx)
+}
+
 /// ICMP errors about packets that were translated.
 #[xdp(frags)]
 #[inline(always)]

@@ -35,8 +35,9 @@ use aya_ebpf::{
 
 pub(crate) use self::{
     nat::{
-        kept_flow, nat_address, nat_ports, onward, put_flow, put_onward, set_link, tell_mtu,
-        told_mtu, way,
+        MOST_SUMMED, Out, fragment_aside, keep_first, keep_tags, kept_first, kept_flow, kept_tags,
+        nat_address, nat_ports, next_id, note_tags, onward, out, put_flow, put_ip, put_onward,
+        put_out, remember_fragment_aside, set_link, sum_of, tags_of, tell_mtu, told_mtu, way,
     },
     prefixes::{Half, list, scope},
 };
@@ -291,6 +292,36 @@ pub(crate) fn hand_on(ctx: *mut xdp_md, place: u32, reason: Reason) {
     }
 }
 
+/// Bits of the word that a program hands on: the reason; above it the bytes of VLAN tags that were taken off.
+const REASON: u32 = 0xff;
+
+/// As [`hand_on`], from a program that was itself gone on to: what stands beside the reason stays.
+#[inline(always)]
+pub(crate) fn hand_further(ctx: *mut xdp_md, place: u32, reason: Reason) {
+    if let Some(said) = HANDED_ON.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { *said = reason as u32 | *said & !REASON };
+        // SAFETY: as above.
+        unsafe { JUMP.tail_call(&XdpContext::new(ctx), place) };
+    }
+}
+
+/// Says that this many bytes of tags were taken off.
+#[inline(always)]
+pub(crate) fn hand_tags(bytes: u32) {
+    if let Some(said) = HANDED_ON.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { *said = bytes << REASON.count_ones() };
+    }
+}
+
+/// The reason that the program before came to, and how many bytes of tags were taken off.
+#[inline(always)]
+pub(crate) fn handed() -> Option<(Reason, u32)> {
+    let said = *HANDED_ON.get(0)?;
+    Some((Reason::from_index(said & REASON)?, said >> REASON.count_ones()))
+}
+
 /// The same, by way of memory: the verifier forgets how it came about, and does not go through what
 /// follows once for each way that leads here. Offsets are bounded anew.
 #[inline(always)]
@@ -304,12 +335,18 @@ pub(crate) fn forget(upper: &Upper) -> Option<Upper> {
         | u64::from(upper.protocol) << 16
         | u64::from(upper.piece.offset) << 32
         | u64::from(upper.piece.more) << 48;
-    // SAFETY: the kernel's lookup returned this CPU's own element, aligned for its words; volatile, for
-    // the compiler must not know that what is read is what was written.
-    let [word, id] = unsafe {
-        place.write_volatile([word, u64::from(upper.piece.id)]);
-        place.read_volatile()
-    };
+    // SAFETY: the kernel's lookup returned this CPU's own element, aligned for its words.
+    unsafe { place.write_volatile([word, u64::from(upper.piece.id)]) };
+    forgotten()
+}
+
+/// What [`forget`] has put into memory, once more: what is not at hand takes no stack over calls.
+#[inline(always)]
+pub(crate) fn forgotten() -> Option<Upper> {
+    const FURTHEST: usize = 0x3fff;
+    let place = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: as above; volatile, for the compiler must not know that what is read is what was written.
+    let [word, id] = unsafe { place.read_volatile() };
     // A mask, which every verifier follows through the stack.
     let at = word as usize & FURTHEST;
     let piece = Piece { id: id as u32, offset: (word >> 32) as u16, more: word >> 48 != 0 };
@@ -330,7 +367,7 @@ pub(crate) fn forget_word(word: u64) -> Option<u64> {
 /// The reason that the first program came to.
 #[inline(always)]
 pub(crate) fn handed_on() -> Option<Reason> {
-    Reason::from_index(*HANDED_ON.get(0)?)
+    handed().map(|(reason, _)| reason)
 }
 
 /// What happens to packets for a VIP that no service takes.

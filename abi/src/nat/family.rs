@@ -62,25 +62,36 @@ impl Header {
     }
 }
 
-/// An ICMP error in the other family: type, code, and the MTU, 0 if it tells none. `mtu` is that which it tells,
-/// `way` the bytes of the other family's packets that fit where the answer goes. `None`: it has no counterpart.
-/// RFC 7915 sections 4.2 and 5.2.
+/// What any IPv6 way takes (RFC 8200).
+pub const LEAST: u32 = 1280;
+
+/// An ICMP error in the other family: type, code, and the rest of its header, which has an MTU or a pointer, or is 0.
+/// `rest`: that which it came with; `most`: the largest MTU to be told, in the other family's bytes. `None`: it has no
+/// counterpart. RFC 7915 sections 4.2 and 5.2.
 #[inline(always)]
 #[must_use]
-pub const fn icmp<const V4: bool>(kind: u8, code: u8, mtu: u32) -> Option<(u8, u8, u32)> {
-    /// What any IPv6 way takes (RFC 8200).
-    const LEAST: u32 = 1280;
+pub const fn icmp<const V4: bool>(
+    kind: u8,
+    code: u8,
+    rest: u32,
+    most: u32,
+) -> Option<(u8, u8, u32)> {
     if V4 {
         Some(match (kind, code) {
             (3, 0 | 1 | 5..=8 | 11 | 12) => (1, 0, 0),
             (3, 2) => (4, 1, 6),
             (3, 3) => (1, 4, 0),
             (3, 4) => {
-                let mtu = (mtu & 0xffff) + LONGER;
+                let mtu = least((rest & 0xffff) + LONGER, most);
                 (2, 0, if mtu < LEAST { LEAST } else { mtu })
             }
             (3, 9 | 10 | 13 | 15) => (1, 1, 0),
             (11, code) => (3, code, 0),
+            // The pointer, or a wrong length.
+            (12, 0 | 2) => match pointer::<V4>(rest >> 24) {
+                Some(pointer) => (4, 0, pointer),
+                None => return None,
+            },
             _ => return None,
         })
     } else {
@@ -89,11 +100,45 @@ pub const fn icmp<const V4: bool>(kind: u8, code: u8, mtu: u32) -> Option<(u8, u
             (1, 1) => (3, 10, 0),
             (1, 4) => (3, 3, 0),
             (2, _) => {
-                let mtu = mtu.saturating_sub(LONGER);
+                let mtu = least(rest.saturating_sub(LONGER), most);
                 (3, 4, if mtu > 0xffff { 0xffff } else { mtu })
             }
             (3, code) => (11, code, 0),
+            (4, 0) => match pointer::<V4>(rest) {
+                Some(pointer) => (12, 0, pointer << 24),
+                None => return None,
+            },
             (4, 1) => (3, 2, 0),
+            _ => return None,
+        })
+    }
+}
+
+const fn least(a: u32, b: u32) -> u32 {
+    if a < b { a } else { b }
+}
+
+/// The field of the other family's header that has what this one has at `at`: RFC 7915, figures 3 and 6.
+#[inline(always)]
+const fn pointer<const V4: bool>(at: u32) -> Option<u32> {
+    if V4 {
+        Some(match at {
+            0 | 1 => at,
+            2 | 3 => 4,
+            8 => 7,
+            9 => 6,
+            12..=15 => 8,
+            16..=19 => 24,
+            _ => return None,
+        })
+    } else {
+        Some(match at {
+            0 | 1 => at,
+            4 | 5 => 2,
+            6 => 9,
+            7 => 8,
+            8..=23 => 12,
+            24..=39 => 16,
             _ => return None,
         })
     }
@@ -106,6 +151,9 @@ mod tests {
 
     use super::*;
     use crate::wire;
+
+    /// Whatever fits.
+    const ANY: u32 = u32::MAX;
 
     fn header(src: Addr, dst: Addr, len: u16) -> Header {
         Header { src, dst, tos: 0xb9, hops: 61, protocol: 6, len }
@@ -144,15 +192,38 @@ mod tests {
             ((11, 0, 0), (3, 0, 0)),
             ((3, 10, 0), (1, 1, 0)),
         ] {
-            assert_eq!(icmp::<true>(v4.0, v4.1, v4.2), Some(v6));
-            assert_eq!(icmp::<false>(v6.0, v6.1, v6.2), Some(v4));
+            assert_eq!(icmp::<true>(v4.0, v4.1, v4.2, ANY), Some(v6));
+            assert_eq!(icmp::<false>(v6.0, v6.1, v6.2, ANY), Some(v4));
         }
-        assert_eq!(icmp::<true>(3, 4, 0), Some((2, 0, 1280)), "a router older than RFC 1191");
-        assert_eq!(icmp::<true>(3, 4, 576), Some((2, 0, 1280)));
-        assert_eq!(icmp::<false>(2, 0, 100_000), Some((3, 4, 0xffff)));
-        assert_eq!(
-            (icmp::<true>(12, 0, 0), icmp::<false>(4, 0, 0), icmp::<true>(5, 0, 0)),
-            (None, None, None)
-        );
+        assert_eq!(icmp::<true>(3, 4, 0, ANY), Some((2, 0, 1280)), "a router older than RFC 1191");
+        assert_eq!(icmp::<true>(3, 4, 576, ANY), Some((2, 0, 1280)));
+        assert_eq!(icmp::<false>(2, 0, 100_000, ANY), Some((3, 4, 0xffff)));
+        // What is told is no more than what goes through here.
+        assert_eq!(icmp::<true>(3, 4, 9000, 1500), Some((2, 0, 1500)));
+        assert_eq!(icmp::<true>(3, 4, 9000, 1000), Some((2, 0, 1280)));
+        assert_eq!(icmp::<false>(2, 0, 9000, 1480), Some((3, 4, 1480)));
+        assert_eq!(icmp::<true>(5, 0, 0, ANY), None);
+    }
+
+    #[test]
+    fn pointers() {
+        let to6: std::vec::Vec<_> =
+            (0..21).map(|at| icmp::<true>(12, 0, at << 24, 0).map(|to| to.2)).collect();
+        let (none, v) = (None, Some);
+        let source = [v(8); 4];
+        let before = [v(0), v(1), v(4), v(4), none, none, none, none, v(7), v(6), none, none];
+        assert_eq!(to6[..12], before);
+        assert_eq!((&to6[12..16], &to6[16..20], to6[20]), (&source[..], &[v(24); 4][..], none));
+        assert_eq!(icmp::<true>(12, 2, 2 << 24, 0), Some((4, 0, 4)), "a bad length");
+        assert_eq!(icmp::<true>(12, 1, 0, 0), None, "an option is missing");
+
+        let to4 = |at| icmp::<false>(4, 0, at, 0).map(|to| (to.0, to.1, to.2 >> 24));
+        for (at, to) in
+            [(0, 0), (1, 1), (4, 2), (5, 2), (6, 9), (7, 8), (8, 12), (23, 12), (24, 16), (39, 16)]
+        {
+            assert_eq!(to4(at), Some((12, 0, to)), "{at}");
+        }
+        assert_eq!([to4(2), to4(3), to4(40), to4(u32::MAX)], [None; 4]);
+        assert_eq!(icmp::<false>(4, 2, 0, 0), None, "an option that is not known");
     }
 }

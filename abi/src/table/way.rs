@@ -65,6 +65,10 @@ impl Way {
         self.mac
     }
 
+    /// In the word of an entry: replies carry VLAN tags, which stand in a table of their own. It is the bit of a group
+    /// address, which nobody sends from.
+    pub const TAGGED: u64 = 1;
+
     /// The word of an entry that leads back: the sender's MAC, and the interface, whose number must be below
     /// 65,536.
     #[inline(always)]
@@ -74,7 +78,15 @@ impl Way {
         if ifindex > 0xffff {
             return None;
         }
-        Some(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]) | (ifindex as u64) << 48)
+        let mac = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]) & !Self::TAGGED;
+        Some(mac | (ifindex as u64) << 48)
+    }
+
+    /// The MAC of such a word, as it stands in a frame: first four bytes, last two.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mac_of(link: u64) -> (u32, u16) {
+        ((link & !Self::TAGGED) as u32, (link >> 32) as u16)
     }
 }
 
@@ -87,8 +99,9 @@ mod tests {
         // SAFETY: equal sizes, and no padding (`shared!`).
         let b: [u8; 16] = unsafe { core::mem::transmute(Way::new(3, 1500, [1, 2, 3, 4, 5, 6])) };
         assert_eq!(b, [3, 0, 0, 0, 0xdc, 5, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0]);
-        let link = Way::link([1, 2, 3, 4, 5, 6], 0x0807).unwrap();
-        assert_eq!(link.to_ne_bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        let link = Way::link([3, 2, 3, 4, 5, 6], 0x0807).unwrap();
+        assert_eq!(link.to_ne_bytes(), [2, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(Way::mac_of(link | Way::TAGGED), (0x0403_0202, 0x0605));
         assert_eq!(Way::link([0; 6], 65_536), None);
         assert_eq!((Way::place(1030, 0), Way::place(1023, 2)), (6, 1));
     }

@@ -130,7 +130,8 @@ pub(super) fn merge_what_fits(
     let mut faults = Vec::new();
     let mut merged = DesiredState::clone(files);
     for (name, service) in *services {
-        match clash(service, files.services.values()) {
+        let clash = clash(service, files.services.values()).or_else(|| swallows(service, files));
+        match clash {
             None => drop(merged.services.insert(name.clone(), Arc::clone(service))),
             Some((_, text)) => {
                 faults.push(format!("an object of the API contradicts the files: {text}"));
@@ -173,7 +174,8 @@ pub(super) fn admit(
         return Err(read_only(of_file));
     }
     let others = api.values().filter(|other| other.name != service.name);
-    match clash(service, files.services.values().chain(others)) {
+    let clash = clash(service, files.services.values().chain(others));
+    match clash.or_else(|| swallows(service, files)) {
         Some((field, message)) => Err(Refusal::Conflict { field, message }),
         None => Ok(()),
     }
@@ -267,6 +269,22 @@ pub(super) fn origin(source: &config::model::Source) -> String {
     }
 }
 
+/// An address of `service` that is a NAT address too, if it takes more than single ports there: replies to translated
+/// packets would be its. Files are checked when they are read.
+fn swallows(service: &Service, files: &DesiredState) -> Option<(String, String)> {
+    let many = |port: &&config::model::Port| port.port == 0 || port.port != port.last;
+    let port = service.ports.iter().find(many)?;
+    let is_nat = |address: &IpAddr| files.node.nat.addresses.contains(address);
+    let index = service.addresses.iter().position(is_nat)?;
+    let (address, numbers) = (service.addresses[index], port.numbers());
+    let text = format!(
+        "{address} is one of node.nat.addresses, and the service \"{}\" takes ports {numbers} of it: what backends \
+         answer would be the service's; allowed: single ports there, or another address",
+        service.name
+    );
+    Some((format!("addresses[{index}]"), text))
+}
+
 /// The first field of `service` that contradicts another one, and how.
 fn clash<'a>(
     service: &Service,
@@ -295,4 +313,38 @@ fn clash<'a>(
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_of_the_api_at_a_nat_address() {
+        let service = |ports: &str, address: &str| {
+            let text = format!(
+                r#"{{"addresses": ["192.0.2.7", "{address}"], "ports": [{ports}], "forwarding": "nat",
+                     "backends": [{{"address": "10.0.1.11"}}]}}"#
+            );
+            config::parse_service_json("web", text.as_bytes()).unwrap()
+        };
+        let mut files = DesiredState::default();
+        files.node.nat.addresses = vec!["192.0.2.1".parse().unwrap()];
+        for (ports, address, refused) in [
+            (r#"{"port": 0}"#, "192.0.2.1", true),
+            (r#"{"port": 80}, {"port": "8000-8999"}"#, "192.0.2.1", true),
+            (r#"{"port": 80}"#, "192.0.2.1", false),
+            (r#"{"port": 0}"#, "192.0.2.2", false),
+        ] {
+            let service = service(ports, address);
+            let admitted = admit(&service, &files, &ApiServices::default());
+            match admitted {
+                Err(Refusal::Conflict { field, message }) => {
+                    assert!(refused && field == "addresses[1]", "{ports} {address}: {message}");
+                    assert!(message.contains("node.nat.addresses"), "{message}");
+                }
+                other => assert!(!refused && other.is_ok(), "{ports} {address}"),
+            }
+        }
+    }
 }

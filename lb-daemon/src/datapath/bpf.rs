@@ -55,7 +55,7 @@ use aya::{
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
 
 /// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 35] = [
+const MAPS: [&str; 36] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -65,6 +65,7 @@ const MAPS: [&str; 35] = [
     "EGRESS",
     "NAT",
     "NAT_CLIENTS",
+    "NAT_VLANS",
     "NAT_ADDRESSES",
     "WAYS",
     "FLOWS",
@@ -168,6 +169,7 @@ pub struct Bpf {
     egress: Mapped<Egress>,
     nat: Mapped<Entry>,
     nat_clients: Mapped<clients::Bucket>,
+    nat_vlans: Mapped<u64>,
     nat_addresses: Mapped<NatAddress>,
     ways: Mapped<Way>,
     summary: Mapped<u64>,
@@ -224,6 +226,7 @@ impl Bpf {
             egress: source.mapped("EGRESS")?,
             nat: source.mapped("NAT")?,
             nat_clients: source.mapped("NAT_CLIENTS")?,
+            nat_vlans: source.mapped("NAT_VLANS")?,
             nat_addresses: source.mapped("NAT_ADDRESSES")?,
             ways: source.mapped("WAYS")?,
             summary: source.mapped("SUMMARY")?,
@@ -371,6 +374,7 @@ impl Bpf {
             + self.egress.bytes()
             + self.nat.bytes()
             + self.nat_clients.bytes()
+            + self.nat_vlans.bytes()
             + self.summary.bytes()
             + self.fine4.bytes()
             + self.lines.bytes()

@@ -10,6 +10,7 @@ use lb_tests::rig::{INGRESS, Rig, service};
 use crate::{
     nat::{client_frame, from_backend, says},
     nat_icmp,
+    odd::fragments,
     packets::{L4, VIP4, VIP6},
 };
 
@@ -25,7 +26,14 @@ fn behind(web: &str) -> Service {
 /// What the Internet checksum of everything above the IP header comes to, with the pseudo header that it has; 0 stands
 /// for a right one. `None` where that cannot be told.
 fn error_of(frame: &[u8]) -> Option<u16> {
-    let l3 = frame.get(14..)?;
+    let mut at = 14;
+    while frame
+        .get(at - 2..at)
+        .is_some_and(|kind| [[0x81, 0], [0x88, 0xa8]].contains(&[kind[0], kind[1]]))
+    {
+        at += 4;
+    }
+    let l3 = frame.get(at..)?;
     let (v4, plain) = match l3.first()? >> 4 {
         4 => (true, usize::from(l3[0] & 15) * 4),
         6 => (false, 40),
@@ -33,6 +41,10 @@ fn error_of(frame: &[u8]) -> Option<u16> {
     };
     let field = |at: usize| Some(u16::from_be_bytes([*l3.get(at)?, *l3.get(at + 1)?]));
     let total = if v4 { usize::from(field(2)?) } else { usize::from(field(4)?) + 40 };
+    if v4 && field(6)? & 0x3fff != 0 {
+        // Of a part nobody can tell.
+        return None;
+    }
     let above = l3.get(plain..total)?;
     let (protocol, addresses) = if v4 { (l3[9], l3.get(12..20)?) } else { (l3[6], l3.get(8..40)?) };
     let udp_without = protocol == 17 && above.get(6..8)? == [0, 0];
@@ -70,6 +82,12 @@ fn damaged_packets() {
                 frames.push(first);
                 frames.push(client_frame(vip, l4, &[7; 1300]));
                 frames.push(from_backend(WEB[web], port, NAT[web], nat, udp, b"hello"));
+                if udp {
+                    let large = client_frame(vip, l4, &[7; 1300]);
+                    frames.extend(fragments(&large, client as u16, 600));
+                    let large = from_backend(WEB[web], port, NAT[web], nat, udp, &[7; 1300]);
+                    frames.extend(fragments(&large, 9, 600));
+                }
                 let seen = nat_icmp::sent(vip, CLIENT[client], (port, 40000), udp);
                 let (kind, code) = [(3, 4), (2, 0)][client];
                 frames.push(nat_icmp::error(CLIENT[client], &seen, kind, code, 1400, 60));
@@ -87,6 +105,10 @@ fn damaged_packets() {
             if next(8) == 0 {
                 frame.truncate(14 + next(frame.len() - 13));
             }
+            let tags = crate::vlan::TAGS[next(4)];
+            if next(3) == 0 && frame.len() > 12 {
+                frame = crate::vlan::tagged(&frame, tags);
+            }
             // The kernel runs no shorter ones.
             if frame.len() < 14 {
                 continue;
@@ -101,6 +123,6 @@ fn damaged_packets() {
         }
     }
     for reason in [Reason::ForwardedTx, Reason::NatNoEntry, Reason::NatPassed, Reason::NatRefused] {
-        assert!(reasons.get(&reason).is_some_and(|&n| n > 100), "{reasons:?}");
+        assert!(reasons.get(&reason).is_some_and(|&n| n > 30), "{reasons:?}");
     }
 }

@@ -68,11 +68,33 @@ fn there_and_back() {
 fn a_datagram_without_a_checksum() {
     let [vip, web, ..] = CROSSED[1];
     let mut rig = rig(vip, web);
+    for bytes in (0..20).chain([511, 512, 513, 1023, 1024, 1025, 1451, 1452]) {
+        let payload: Vec<u8> = (0..bytes).map(|n| (n * 7 + 255) as u8).collect();
+        let mut frame = client_frame(vip, L4::Udp(443), &payload);
+        frame[40..42].fill(0);
+        let got = rig.run(&frame);
+        assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx), "{bytes}");
+        let said = says(&got.frame);
+        assert_eq!((&*said.dst, said.payload), (web, payload), "with the right one");
+    }
+    // Its length is a lie.
     let mut frame = client_frame(vip, L4::Udp(443), b"hello");
-    frame[40..42].fill(0);
+    frame[38..42].copy_from_slice(&[0, 14, 0, 0]);
     let got = rig.run(&frame);
     assert_eq!((got.action, got.reason), (DROP, Reason::NatNoChecksum));
     assert_eq!(got.frame, frame);
+
+    // As much as is read, and more.
+    let mut rig = Rig::with(vec![behind(vip, web)], INGRESS, 9000);
+    for (bytes, reason) in [(2040, Reason::ForwardedTx), (2041, Reason::NatNoChecksum)] {
+        let mut frame = client_frame(vip, L4::Udp(443), &vec![0xfe; bytes]);
+        frame[40..42].fill(0);
+        let got = rig.run(&frame);
+        assert_eq!(got.reason, reason);
+        if reason == Reason::ForwardedTx {
+            assert_eq!(says(&got.frame).payload.len(), bytes);
+        }
+    }
 }
 
 /// A packet grows by 20 bytes from IPv4 to IPv6, in either direction; the other way it shrinks.
@@ -107,8 +129,11 @@ fn who_sends_too_much_at_once_is_told() {
 }
 
 /// Errors, in the terms of either family: IPv4's, and what they are in IPv6.
-const ERRORS: [[(u8, u8, u32); 2]; 4] = [
+const ERRORS: [[(u8, u8, u32); 2]; 6] = [
     [(3, 4, 1380), (2, 0, 1400)],
+    // The hop count, and the destination.
+    [(12, 0, 8 << 24), (4, 0, 7)],
+    [(12, 0, 16 << 24), (4, 0, 24)],
     [(3, 3, 0), (1, 4, 0)],
     [(3, 1, 0), (1, 0, 0)],
     [(11, 0, 0), (3, 0, 0)],
@@ -151,11 +176,19 @@ fn errors_of_either_side() {
                     expect_about(&mut said.about, &was, udp, quoted);
                 }
             }
-            // No counterpart: a parameter problem.
             let seen = nat_icmp::sent(vip, client, to_client, udp);
-            let kind = if vip == VIP4 { 12 } else { 4 };
-            let got = rig.run(&nat_icmp::error(client, &seen, kind, 0, 0, 8));
+            // No counterpart: a parameter problem with the identification, or the flow label.
+            let (kind, rest) = if vip == VIP4 { (12, 4 << 24) } else { (4, 2) };
+            let got = rig.run(&nat_icmp::error(client, &seen, kind, 0, rest, 8));
             assert_eq!((got.action, got.reason), (DROP, Reason::NatRefused));
+            // What is told fits through here, on both sides: 1500 bytes.
+            let (v4, v6) = ((3, 4, 1480), (2, 0, 1500));
+            let (near, far, asked) = if vip == VIP4 { (v4, v6, (3, 4)) } else { (v6, v4, (2, 0)) };
+            let got = rig.run(&nat_icmp::error(client, &seen, asked.0, asked.1, 9000, 8));
+            assert_eq!(nat_icmp::says(&got.frame).message, far);
+            let seen = nat_icmp::sent(nat, web, to_backend, udp);
+            let got = rig.run(&nat_icmp::error(web, &seen, far.0, far.1, 9000, 8));
+            assert_eq!(nat_icmp::says(&got.frame).message, near);
         }
     }
 }

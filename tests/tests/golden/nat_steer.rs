@@ -222,9 +222,10 @@ fn to_where_there_are_fewest() {
         owner(&mut rig, &tcp(7, port, SYN));
     }
     assert_eq!(active(&rig).iter().sum::<u32>(), 10);
-    // The next client goes to the other one.
+    // The next clients go to the other one, unless the draw is all of the first, once in 256 times.
     let first = owner(&mut rig, &tcp(7, 1, SYN));
-    assert_ne!(owner(&mut rig, &tcp(8, 1, SYN)), first);
+    let others = (8..=11).filter(|&c| owner(&mut rig, &tcp(c, 1, SYN)) != first).count();
+    assert!(others >= 2, "{others} of 4");
 }
 
 /// A range keeps its ports; another service has one of the same address to itself.

@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// One tag; a service tag alone; a service tag and a customer's, with priorities and drop eligibility.
-const TAGS: [&[u8]; 4] = [
+pub(crate) const TAGS: [&[u8]; 4] = [
     &[0x81, 0x00, 0x60, 0x07],
     &[0x88, 0xa8, 0x00, 0x64],
     &[0x88, 0xa8, 0xf0, 0x64, 0x81, 0x00, 0x2f, 0xff],
     &[0x81, 0x00, 0x00, 0x64, 0x81, 0x00, 0x00, 0x07],
 ];
 
-fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
+pub(crate) fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
     [&frame[..12], tags, &frame[12..]].concat()
 }
 

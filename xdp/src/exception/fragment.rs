@@ -4,6 +4,7 @@ use abi::{
     early::{self, Early},
     flow::{FragmentEntry, FragmentKey},
     reason::Reason,
+    table::Mode,
     upper::Upper,
     wire::{self, Frame, Ip},
 };
@@ -57,6 +58,9 @@ fn first<const L3: usize, const V4: bool>(
     let flow = Ip { protocol: upper.protocol, ..*ip };
     let (row, frontend) = service::frontend(&flow, &transport)?;
     service::permit(frontend, ip.src)?;
+    if frontend.mode() == Mode::Nat {
+        return Err(Reason::NatNoEntry);
+    }
     let picked = service::pick_again(&flow, &transport, row)?;
     let bytes = packet.len() as u64;
     let entry = FragmentEntry {

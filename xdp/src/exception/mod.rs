@@ -8,7 +8,7 @@ mod icmp;
 use abi::{
     limits::behind,
     reason::Reason,
-    table::Unserved,
+    table::{Mode, Unserved},
     upper::{self, Upper},
     wire::{self, Ip, protocol},
 };
@@ -94,6 +94,9 @@ fn route<const L3: usize, const V4: bool>(
     let (row, frontend) = service::frontend(&inner, &transport)?;
     service::permit(frontend, ip.src)?;
     service::sendable::<L3>(packet, &inner, upper.at - L3)?;
+    if frontend.mode() == Mode::Nat {
+        return Err(Reason::NatNoEntry);
+    }
     let picked = service::pick_again(&inner, &transport, row)?;
     service::sent::<L3, V4>(packet, &inner, &transport, row, frontend, &picked, cpu)
 }

@@ -5,7 +5,7 @@ use abi::{
     nat::{self, Entry, Reply, Side, Stamp},
     pick::{self, Tables as _},
     reason::Reason,
-    table::{FrontendKey, Kind},
+    table::{FrontendKey, Kind, Way},
     wire::Ip,
 };
 
@@ -50,8 +50,9 @@ pub(super) fn run<const V4: bool>(
     service::sendable::<L3>(packet, ip, header::<V4>())?;
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
+    let tags = tags(index, link);
     write::fits::<V4>(ip, entry.client(), way.mtu())?;
-    write::crosses::<V4>(packet, udp, entry.client())?;
+    write::crosses::<V4>(packet, ip, udp, entry.client())?;
     let to = write::To {
         src: entry.vip(),
         dst: entry.client(),
@@ -67,8 +68,14 @@ pub(super) fn run<const V4: bool>(
         nat_note(u64::from(index), what, u64::from(now));
     }
 
-    let mac = (link as u32, (link >> 32) as u16);
-    write::send::<V4>(packet, ip, &segment, &to, mac, way.mac(), way.ifindex())
+    let mac = Way::mac_of(link);
+    write::send::<V4>(packet, ip, &segment, &to, mac, way.mac(), way.ifindex(), tags)
+}
+
+/// The tags that replies carry; 0: none.
+#[inline(always)]
+pub(super) fn tags(index: u32, link: u64) -> u64 {
+    if link & Way::TAGGED == 0 { 0 } else { maps::tags_of(index) }
 }
 
 /// Not of a connection that is translated: the host's, unless the address is also a VIP.

@@ -154,6 +154,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     packet: &mut Packet,
     ip: &Ip,
     segment: Segment,
+    tags: u32,
     cpu: u32,
 ) -> Result<Reason, Reason> {
     let Segment { ports, flags, udp } = segment;
@@ -171,18 +172,15 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     };
     let (backend, hop, egress) = (route.backend, route.hop, route.egress);
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
-    write::crosses::<V4>(packet, udp, backend.addr())?;
-    let link = {
-        let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
-        Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?
-    };
+    write::crosses::<V4>(packet, ip, udp, backend.addr())?;
+    let link = link(packet, tags)?;
     let found = entry(&route, how, link)?;
     if STEERED && !route.known.is_entry() {
         steer::enlist(found, how)?;
     }
     settle(found.index(), flags, now, link);
 
-    let bytes = packet.len() as u64;
+    let bytes = packet.len() as u64 + u64::from(tags);
     let to = write::To {
         src: route.address,
         dst: backend.addr(),
@@ -191,13 +189,26 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     maps::count_frontend(cpu, row, bytes, opening);
     maps::count_backend(cpu, route.row, bytes, opening);
     let mac = (hop.mac_head(), hop.mac_tail());
-    write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex())
+    write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex(), 0)
+}
+
+/// The way back to who sent a packet, of which so many bytes of tags were taken off.
+#[inline(always)]
+pub(super) fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
+    let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
+    let link = Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?;
+    // 4 or 8 bytes. No branch: the verifier would go through all that follows twice.
+    const { assert!(Way::TAGGED == 1) };
+    Ok(link | u64::from((tags >> 2 | tags >> 3) & 1))
 }
 
 /// The connection's state; and replies go to whoever sent the client's last packet.
 #[inline(always)]
-fn settle(index: u32, flags: u8, now: u32, link: u64) {
+pub(super) fn settle(index: u32, flags: u8, now: u32, link: u64) {
     let Some(entry) = Maps.entry(index) else { return };
+    if link & Way::TAGGED != 0 {
+        maps::note_tags(index);
+    }
     if entry.link() != link {
         maps::set_link(index, link);
     }

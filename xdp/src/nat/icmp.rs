@@ -8,28 +8,39 @@
 use abi::{
     addr::Addr,
     limits::behind,
-    nat::family::LONGER,
+    nat::{Entries as _, Entry, family::LONGER},
+    pick::Tables as _,
     reason::Reason,
+    table::{Egress, Way},
     wire::{self, Frame, Ip, Ports, Word, protocol},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use super::{L3, Onward, back, forth, header, steer, write};
-use crate::{behind::Program, maps, packet::Packet, stage::service::is_usual};
+use crate::{
+    behind::{Program, answer},
+    maps::{self, Maps},
+    packet::Packet,
+    stage::service::is_usual,
+};
 
 /// The program.
 pub(crate) struct NatIcmp;
 
 impl Program for NatIcmp {
+    const TRANSLATES: bool = true;
+
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
         let mut packet = Packet::new(XdpContext::new(ctx));
+        let Some((_, tags)) = maps::handed() else { return Reason::NatRefused as u32 };
         if AT != L3 {
             return Reason::NatRefused as u32;
         }
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return Reason::NatRefused as u32 };
-        run::<V4>(&mut packet, &ip, cpu).unwrap_or_else(|reason| reason) as u32
+        let Some(ip) = ip else { return answer(Reason::NatRefused, tags as i32) };
+        let reason = run::<V4>(&mut packet, &ip, tags, cpu).unwrap_or_else(|reason| reason);
+        answer(reason, tags as i32)
     }
 
     #[inline(always)]
@@ -60,21 +71,30 @@ pub(super) struct About {
 }
 
 #[inline(always)]
-fn run<const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Result<Reason, Reason> {
+fn run<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    tags: u32,
+    cpu: u32,
+) -> Result<Reason, Reason> {
     let about = about::<V4>(packet, ip)?;
     if ip.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let bytes = packet.len() as u64;
+    let bytes = packet.len() as u64 + u64::from(tags);
     let reply = about.ports.rotate_left(16);
-    if let Some((_, entry, _)) = back::entry(about.dst, about.src, reply, about.udp) {
+    if let Some((index, entry, _)) = back::entry(about.dst, about.src, reply, about.udp) {
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
         let ports = (entry.ports() as u32).rotate_left(16);
         let to = write::To { src: entry.vip(), dst: entry.client(), ports };
         fits::<V4>(ip, &to, way.mtu())?;
-        let mac = (link as u32, (link >> 32) as u16);
-        maps::put_onward(Onward::new(&to, mac, way.mac(), way.ifindex()));
+        let (mac, tags) = (Way::mac_of(link), back::tags(index, link));
+        // No more fits on the way back of what the error is about.
+        let backend = Maps.backend(entry.backend()).ok_or(Reason::NoNextHop)?;
+        let theirs = backend.hop().egress().and_then(maps::egress).map(Egress::mtu);
+        let onward = Onward::new(&to, mac, way.mac(), way.ifindex(), tags);
+        maps::put_onward(onward.telling(most::<V4>(way.mtu(), theirs)));
     } else {
         if let Reason::NatPassed = back::nobody(ip) {
             return Err(Reason::NatPassed);
@@ -82,6 +102,15 @@ fn run<const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Result<Reason,
         to_backend::<V4>(ip, &about, bytes, cpu)?;
     }
     Ok(Reason::NatNotWritten)
+}
+
+/// The largest MTU that an error may tell in the other family, where so many bytes fit on its way, and so many
+/// where it came from.
+#[inline(always)]
+fn most<const V4: bool>(ours: u32, theirs: Option<u32>) -> u32 {
+    let theirs = theirs.unwrap_or(0xffff);
+    let theirs = if V4 { theirs + LONGER } else { theirs.saturating_sub(LONGER) };
+    if ours < theirs { ours } else { theirs }
 }
 
 /// Whether the error will fit on its way: it has two IP headers.
@@ -165,7 +194,10 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
     fits::<V4>(ip, &to, route.egress.mtu())?;
     let (hop, egress) = (route.hop, route.egress);
     let mac = (hop.mac_head(), hop.mac_tail());
-    maps::put_onward(Onward::new(&to, mac, egress.src_mac(), egress.ifindex()));
+    let link = Maps.entry(found.index()).map_or(0, Entry::link);
+    let theirs = maps::way((link >> 48) as u32).map(Way::mtu);
+    let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);
+    maps::put_onward(onward.telling(most::<V4>(egress.mtu(), theirs)));
     maps::count_frontend(cpu, row, bytes, false);
     maps::count_backend(cpu, route.row, bytes, false);
     Ok(())

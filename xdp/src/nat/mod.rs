@@ -7,12 +7,16 @@ mod back;
 mod forth;
 mod icmp;
 mod other;
+mod parts;
 mod steer;
+mod tags;
 mod write;
 
 pub(crate) use icmp::NatIcmp;
 pub(crate) use other::{NatOther, Onward};
+pub(crate) use parts::NatParts;
 pub(crate) use steer::NatSteer;
+pub(crate) use tags::NatTags;
 
 use abi::{
     limits::behind,
@@ -21,7 +25,12 @@ use abi::{
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
-use crate::{behind::Program, maps, packet::Packet, stage::service};
+use crate::{
+    behind::{Program, answer},
+    maps,
+    packet::Packet,
+    stage::service,
+};
 
 /// Where the IP header begins.
 const L3: usize = 14;
@@ -40,30 +49,35 @@ pub(crate) struct Segment {
 pub(crate) struct Nat;
 
 impl Program for Nat {
+    const TRANSLATES: bool = true;
+
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
         let mut packet = Packet::new(XdpContext::new(ctx));
-        let Some(first) = maps::handed_on() else { return Reason::NotIp as u32 };
+        let Some((first, tags)) = maps::handed() else { return Reason::NotIp as u32 };
         if AT != L3 {
-            // Tagged.
-            return refuse(first) as u32;
+            maps::keep_first(first);
+            return Reason::NatTagged as u32;
         }
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return first as u32 };
-        if icmp::is_message::<V4>(&ip) {
-            // Goes on: see `onward`.
-            return Reason::NatRefused as u32;
+        let Some(ip) = ip else { return answer(first, tags as i32) };
+        // These go on: see `onward`.
+        if icmp::is_message::<V4>(&ip) && !ip.fragment {
+            return answer(Reason::NatRefused, tags as i32);
         }
-        let segment = if is_plain::<V4>(&ip) { parse::<V4>(&packet, &ip) } else { None };
-        let Some(segment) = segment else {
-            return refuse(first) as u32;
+        if !is_plain::<V4>(&ip) {
+            maps::keep_first(first);
+            return answer(Reason::NatNotPlain, tags as i32);
+        }
+        let Some(segment) = parse::<V4>(&packet, &ip) else {
+            return answer(refuse(first), tags as i32);
         };
         let done = if let Reason::NatPassed = first {
             back::run::<V4>(&mut packet, &ip, segment)
         } else {
-            forth::run::<V4, false>(&mut packet, &ip, segment, cpu)
+            forth::run::<V4, false>(&mut packet, &ip, segment, tags, cpu)
         };
-        done.unwrap_or_else(|reason| reason) as u32
+        answer(done.unwrap_or_else(|reason| reason), tags as i32)
     }
 
     #[inline(always)]
@@ -77,6 +91,8 @@ impl Program for Nat {
             Reason::NatRefused => Some(behind::NAT_ICMP),
             Reason::NatNotWritten => Some(behind::NAT_OTHER),
             Reason::NatNotChosen => Some(behind::NAT_STEER),
+            Reason::NatTagged => Some(behind::NAT_TAGS),
+            Reason::NatNotPlain => Some(behind::NAT_PARTS),
             reason => (reason.is_exceptional() && !reason.is_nat()).then_some(behind::SECOND),
         }
     }

@@ -1,5 +1,5 @@
 //! What takes more than other addresses and ports: ICMP errors, and packets that come in one family and go on in
-//! the other (RFC 7915).
+//! the other (RFC 7915), fragments, and what has options or extension headers.
 //!
 //! A program of its own: others have decided where the packet goes, and put that aside ([`Onward`]).
 
@@ -7,6 +7,7 @@ use abi::{
     addr::Addr,
     checksum::{fold, halves},
     choice::Tracking as _,
+    limits::behind,
     nat::{
         address_sum, addresses4, checksum,
         family::{Header, icmp as other},
@@ -20,9 +21,14 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use super::{
     L3, header,
     icmp::{About, about, is_message},
-    write,
+    parts, write,
 };
-use crate::{behind::Program, maps, packet::Packet, stage::forward::put_macs};
+use crate::{
+    behind::{Program, answer},
+    maps,
+    packet::Packet,
+    stage::forward::put_macs,
+};
 
 /// Where a packet goes, and what it says there. Words, as it is put aside.
 #[repr(C)]
@@ -33,18 +39,26 @@ pub(crate) struct Onward {
     /// As loaded: source low, destination high.
     pub(crate) ports: u32,
     pub(crate) ifindex: u32,
-    /// Where it goes: the first four bytes, and the last two.
+    /// Where it goes: the first four bytes, and the last two; above them a fragment's identification.
     pub(crate) mac: u64,
-    /// Ours.
+    /// Ours, and in the last two bytes the largest MTU that an error may tell.
     pub(crate) own: [u8; 8],
+    /// Tags that it leaves with; 0: none.
+    pub(crate) tags: u64,
 }
 
-const _: () = assert!(size_of::<Onward>() == 56);
+const _: () = assert!(size_of::<Onward>() == 64);
 
 impl Onward {
     /// `mac`: first four bytes, last two.
     #[inline(always)]
-    pub(super) const fn new(to: &write::To, mac: (u32, u16), own: [u8; 6], ifindex: u32) -> Self {
+    pub(super) const fn new(
+        to: &write::To,
+        mac: (u32, u16),
+        own: [u8; 6],
+        ifindex: u32,
+        tags: u64,
+    ) -> Self {
         let [a, b, c, d, e, f] = own;
         Self {
             src: to.src,
@@ -53,11 +67,38 @@ impl Onward {
             ifindex,
             mac: mac.0 as u64 | (mac.1 as u64) << 32,
             own: [a, b, c, d, e, f, 0, 0],
+            tags,
         }
     }
 
+    /// The same of an error, with the largest MTU that it may tell.
     #[inline(always)]
-    const fn macs(&self) -> ((u32, u16), [u8; 6]) {
+    pub(super) const fn telling(mut self, most: u32) -> Self {
+        let [low, high] = (if most > 0xffff { 0xffff } else { most as u16 }).to_ne_bytes();
+        self.own[6] = low;
+        self.own[7] = high;
+        self
+    }
+
+    /// The same of a fragment, with the identification that its datagram gets.
+    #[inline(always)]
+    pub(super) const fn identified(mut self, id: u16) -> Self {
+        self.mac |= (id as u64) << 48;
+        self
+    }
+
+    #[inline(always)]
+    pub(super) const fn id(&self) -> u16 {
+        (self.mac >> 48) as u16
+    }
+
+    #[inline(always)]
+    const fn most(&self) -> u32 {
+        u16::from_ne_bytes([self.own[6], self.own[7]]) as u32
+    }
+
+    #[inline(always)]
+    pub(super) const fn macs(&self) -> ((u32, u16), [u8; 6]) {
         let [a, b, c, d, e, f, ..] = self.own;
         ((self.mac as u32, (self.mac >> 32) as u16), [a, b, c, d, e, f])
     }
@@ -67,22 +108,28 @@ impl Onward {
 pub(crate) struct NatOther;
 
 impl Program for NatOther {
+    const TRANSLATES: bool = true;
+
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, _: u32) -> u32 {
         let mut packet = Packet::new(XdpContext::new(ctx));
+        let Some((_, tags)) = maps::handed() else { return Reason::NatNotWritten as u32 };
         if AT != L3 {
             return Reason::NatNotWritten as u32;
         }
+        let bytes = packet.len() as u32;
         let Some(onward) = maps::onward() else { return Reason::NatNotWritten as u32 };
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
         let Some(ip) = ip else { return Reason::NatNotWritten as u32 };
         let same = onward.dst.is_v4() == V4;
         let done = match (is_message::<V4>(&ip), same) {
+            (false, true) => parts::write::<V4>(&mut packet, &ip, onward),
             (true, true) => message::<V4>(&mut packet, &ip, onward),
             (true, false) => crossing_message::<V4>(&mut packet, &ip, onward),
-            (false, _) => crossing::<V4>(&mut packet, &ip, onward),
+            (false, false) => crossing::<V4>(&mut packet, &ip, onward),
         };
-        done.map_or_else(|reason| reason, |()| packet.send(onward.ifindex)) as u32
+        let leave = |()| write::leave(&packet, onward.ifindex, onward.tags, bytes);
+        answer(done.map_or_else(|reason| reason, leave), tags as i32)
     }
 
     #[inline(always)]
@@ -91,8 +138,8 @@ impl Program for NatOther {
     }
 
     #[inline(always)]
-    fn onward(_: Reason) -> Option<u32> {
-        None
+    fn onward(reason: Reason) -> Option<u32> {
+        matches!(reason, Reason::NatTagged).then_some(behind::NAT_TAGS)
     }
 }
 
@@ -106,6 +153,9 @@ fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Re
     // Length and protocol are the same numbers in either pseudo header.
     let udp = ip.protocol == protocol::UDP;
     write::transport::<V4>(packet, udp, onward.ports, old, new)?;
+    if V4 && udp {
+        checksum_made(packet, onward)?;
+    }
     let header = Header {
         src: onward.src,
         dst: onward.dst,
@@ -117,6 +167,42 @@ fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Re
     packet.grow_head(if V4 { 20 } else { -20 })?;
     put_link::<V4>(packet, onward)?;
     put_ip::<V4>(packet, L3, &header)
+}
+
+/// Makes the checksum of a datagram over IPv4 that has none: over IPv6 there has to be one.
+#[inline(always)]
+fn checksum_made(packet: &mut Packet, onward: &Onward) -> Result<(), Reason> {
+    let at = L3 + header::<true>();
+    let [_, _, _, _, l0, l1, c0, c1] = packet.header::<Word>(at).ok_or(Reason::Truncated)?.value();
+    if [c0, c1] != [0, 0] {
+        return Ok(());
+    }
+    let len = u16::from_be_bytes([l0, l1]);
+    let sum = nat_sum(packet.context(), at as u32, len.into());
+    // The packet has not moved; the compiler must not take what was read before for what stands there.
+    packet.bound();
+    if sum > u64::from(u32::MAX) {
+        return Err(Reason::NatNoChecksum);
+    }
+    let pseudo = reply::pseudo::<false>(onward.src, onward.dst, protocol::UDP, len);
+    let made = match !fold(u32::from(fold(sum as u32)) + u32::from(fold(pseudo))) {
+        0 => 0xffff,
+        made => made,
+    };
+    let h = packet.bytes_mut::<8>(at).ok_or(Reason::Truncated)?;
+    h[6..8].copy_from_slice(&made.to_ne_bytes());
+    Ok(())
+}
+
+/// Sum over bytes of the packet, 2,048 at most; more than 32 bits: it cannot be had. A global function: the verifier
+/// goes through it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn nat_sum(ctx: *mut xdp_md, at: u32, len: u32) -> u64 {
+    if at > 0xff || len == 0 {
+        return u64::MAX;
+    }
+    maps::sum_of(ctx, at, len).map_or(u64::MAX, u64::from)
 }
 
 /// The link header of a packet that came with `V4` and goes on with the other.
@@ -236,7 +322,8 @@ fn crossing_message<const V4: bool>(
     let [kind, code, c0, c1, rest @ ..] =
         packet.header::<Word>(at).ok_or(Reason::Truncated)?.value();
     let (to_kind, to_code, to_rest) =
-        other::<V4>(kind, code, u32::from_be_bytes(rest)).ok_or(Reason::NatRefused)?;
+        other::<V4>(kind, code, u32::from_be_bytes(rest), onward.most())
+            .ok_or(Reason::NatRefused)?;
     let quoted_ip = if V4 { wire::ipv4(packet, inside) } else { wire::ipv6(packet, inside) };
     let quoted_ip = quoted_ip.ok_or(Reason::Truncated)?;
     let within = Header {

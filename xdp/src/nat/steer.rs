@@ -22,7 +22,7 @@ use super::{
     is_plain, parse,
 };
 use crate::{
-    behind::Program,
+    behind::{Program, answer},
     maps::{self, Maps},
     packet::Packet,
     stage::service,
@@ -32,17 +32,21 @@ use crate::{
 pub(crate) struct NatSteer;
 
 impl Program for NatSteer {
+    const TRANSLATES: bool = true;
+
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
         let mut packet = Packet::new(XdpContext::new(ctx));
+        let Some((_, tags)) = maps::handed() else { return Reason::NatRefused as u32 };
         if AT != L3 {
             return Reason::NatRefused as u32;
         }
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return Reason::NatRefused as u32 };
+        let Some(ip) = ip else { return answer(Reason::NatRefused, tags as i32) };
         let segment = if is_plain::<V4>(&ip) { parse::<V4>(&packet, &ip) } else { None };
-        let Some(segment) = segment else { return Reason::NatRefused as u32 };
-        forth::run::<V4, true>(&mut packet, &ip, segment, cpu).unwrap_or_else(|r| r) as u32
+        let Some(segment) = segment else { return answer(Reason::NatRefused, tags as i32) };
+        let done = forth::run::<V4, true>(&mut packet, &ip, segment, tags, cpu);
+        answer(done.unwrap_or_else(|reason| reason), tags as i32)
     }
 
     #[inline(always)]

@@ -36,20 +36,30 @@ pub(super) fn fits<const V4: bool>(ip: &Ip, dst: Addr, mtu: u32) -> Result<(), R
 }
 
 /// Whether a packet for `dst` can change family, if it has to: UDP over IPv6 has a checksum, and to make one the
-/// whole datagram would have to be read (RFC 7915 section 4.5).
+/// whole datagram has to be read (RFC 7915 section 4.5).
 #[inline(always)]
-pub(super) fn crosses<const V4: bool>(packet: &Packet, udp: bool, dst: Addr) -> Result<(), Reason> {
+pub(super) fn crosses<const V4: bool>(
+    packet: &Packet,
+    ip: &Ip,
+    udp: bool,
+    dst: Addr,
+) -> Result<(), Reason> {
     if !V4 || !udp || dst.is_v4() {
         return Ok(());
     }
-    let [_, _, _, _, _, _, check @ ..] =
+    let [_, _, _, _, l0, l1, check @ ..] =
         packet.header::<Word>(L3 + header::<V4>()).ok_or(Reason::Truncated)?.value();
-    if check == [0, 0] { Err(Reason::NatNoChecksum) } else { Ok(()) }
+    let len = u32::from(u16::from_be_bytes([l0, l1]));
+    if check == [0, 0] && (len < 8 || len > ip.total - 20 || len > maps::MOST_SUMMED) {
+        return Err(Reason::NatNoChecksum);
+    }
+    Ok(())
 }
 
 /// Translates a packet and sends it, or leaves that to the program for the other family; `mac`: first four bytes,
-/// last two.
+/// last two; `tags`: those that it leaves with.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what a packet says, and where it goes")]
 pub(super) fn send<const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
@@ -58,15 +68,27 @@ pub(super) fn send<const V4: bool>(
     mac: (u32, u16),
     own: [u8; 6],
     ifindex: u32,
+    tags: u64,
 ) -> Result<Reason, Reason> {
     if to.dst.is_v4() != V4 {
-        maps::put_onward(Onward::new(to, mac, own, ifindex));
+        maps::put_onward(Onward::new(to, mac, own, ifindex, tags));
         return Ok(Reason::NatNotWritten);
     }
+    let bytes = packet.len() as u32;
     translate::<V4>(packet, ip, segment, to)?;
     let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
     put_macs(place, mac, own);
-    Ok(packet.send(ifindex))
+    Ok(leave(packet, ifindex, tags, bytes))
+}
+
+/// Sends a packet that has been written, and came with so many bytes; with tags that is another program's business.
+#[inline(always)]
+pub(super) fn leave(packet: &Packet, ifindex: u32, tags: u64, bytes: u32) -> Reason {
+    if tags == 0 {
+        return packet.send(ifindex);
+    }
+    maps::put_out(maps::Out { tags, ifindex, bytes });
+    Reason::NatTagged
 }
 
 /// Other addresses and ports, one hop later, with right checksums.
@@ -119,7 +141,19 @@ pub(super) fn transport<const V4: bool>(
     old: u32,
     new: u32,
 ) -> Result<(), Reason> {
-    let at = L3 + header::<V4>();
+    transport_at(packet, L3 + header::<V4>(), udp, ports, old, new)
+}
+
+/// The same of a transport header that begins at `at`.
+#[inline(always)]
+pub(super) fn transport_at(
+    packet: &mut Packet,
+    at: usize,
+    udp: bool,
+    ports: u32,
+    old: u32,
+    new: u32,
+) -> Result<(), Reason> {
     if udp {
         let h = packet.bytes_mut::<8>(at).ok_or(Reason::Truncated)?;
         h[0..4].copy_from_slice(&ports.to_ne_bytes());

@@ -28,11 +28,13 @@ use crate::refusal::chain;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 7] = [
+const BEHIND: [(&str, u32); 9] = [
     ("lb_second", behind::SECOND),
     ("lb_choice", behind::CHOICE),
     ("lb_nat", behind::NAT),
     ("lb_nat_steer", behind::NAT_STEER),
+    ("lb_nat_tags", behind::NAT_TAGS),
+    ("lb_nat_parts", behind::NAT_PARTS),
     ("lb_nat_icmp", behind::NAT_ICMP),
     ("lb_nat_other", behind::NAT_OTHER),
     ("lb_chance", behind::SECOND_CHANCE),
@@ -127,6 +129,7 @@ pub(super) fn instance(
         .override_global("NAT_PORTS", &nat_ports, true)
         .override_global("TICK", &tick, true)
         .map_max_entries("NAT", capacity.nat)
+        .map_max_entries("NAT_VLANS", capacity.nat)
         .map_max_entries("NAT_CLIENTS", buckets_of_clients(capacity.nat))
         .override_global("LINE_ROWS", &lines, true)
         .override_global("BITMAP_ROWS", &bitmaps, true)

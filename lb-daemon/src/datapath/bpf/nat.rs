@@ -19,7 +19,7 @@ impl Bpf {
     /// [`BpfError`].
     pub fn share_nat(&self, directory: &Path) -> Result<(), BpfError> {
         let Some(own) = &self.pins else { return Ok(()) };
-        for name in ["NAT", "NAT_CLIENTS"] {
+        for name in ["NAT", "NAT_CLIENTS", "NAT_VLANS"] {
             let path = directory.join(name);
             let refused = |detail: String| BpfError::Pin { path: path.clone(), detail };
             std::fs::create_dir_all(directory).map_err(|e| refused(e.to_string()))?;
@@ -44,12 +44,12 @@ impl Bpf {
         for row in 0..old.nat.len {
             let entry = old.nat.read(row);
             if entry.stamp().stands() {
-                self.put_connection(old, &entry);
+                self.put_connection(old, &entry, old.nat_vlans.read(row));
             }
         }
     }
 
-    fn put_connection(&self, old: &Self, entry: &Entry) {
+    fn put_connection(&self, old: &Self, entry: &Entry, tags: u64) {
         let (backend, stamp) = (old.backend(entry.backend()).addr(), entry.stamp());
         let port = u16::from_be((entry.ports() >> 32) as u16);
         let address = old.nat_address(stamp.address().into());
@@ -59,6 +59,7 @@ impl Bpf {
         // What came later wins: its connection is the one that is alive.
         let stands = self.nat.read(index & (self.capacity.nat - 1)).stamp();
         if !stands.stands() || stands.seen() <= stamp.seen() {
+            self.nat_vlans.write(index & (self.capacity.nat - 1), &tags);
             self.nat.write(index & (self.capacity.nat - 1), entry);
             self.put_client(entry, index);
         }
