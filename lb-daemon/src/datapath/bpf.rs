@@ -13,6 +13,7 @@ mod flat;
 mod grow;
 mod load;
 mod mapped;
+mod names;
 mod nat;
 mod prefixes;
 mod runs;
@@ -52,61 +53,8 @@ use aya::{
     programs::Xdp,
 };
 
+use self::names::{MAPS, SHARED};
 use super::{ApplyError, Capacity, Datapath, Image, Op, Tables};
-
-/// Maps that are pinned, and shared by every instance of the program.
-const MAPS: [&str; 36] = [
-    "CONTROL",
-    "VIPS",
-    "BUCKETS",
-    "FRONTENDS",
-    "SLOTS",
-    "BACKENDS",
-    "EGRESS",
-    "NAT",
-    "NAT_CLIENTS",
-    "NAT_VLANS",
-    "NAT_ADDRESSES",
-    "WAYS",
-    "FLOWS",
-    "FRAGMENTS",
-    "ADMISSION",
-    "JUMP",
-    "SUMMARY",
-    "FINE4",
-    "LINES",
-    "BITMAPS",
-    "BLOCKS",
-    "FILTER6",
-    "BUCKETS6",
-    "LISTS",
-    "SCOPES",
-    "LIMITS",
-    "RATES",
-    "LIMIT_COUNT",
-    "SYN_PORTS",
-    "FRONTEND_COUNT",
-    "BACKEND_COUNT",
-    "LIST_COUNT",
-    "REASON_COUNT",
-    "EVENTS",
-    "EARLY",
-    "SAMPLERS",
-];
-
-/// Maps that outlive a set of tables: what they hold means the same in the next one.
-const SHARED: [&str; 10] = [
-    "FLOWS",
-    "FRAGMENTS",
-    "PEERS",
-    "RATES",
-    "LIMIT_COUNT",
-    "LIST_COUNT",
-    "REASON_COUNT",
-    "EVENTS",
-    "EARLY",
-    "SAMPLERS",
-];
 
 /// What keeps the kernel's tables from being used.
 #[derive(Debug, thiserror::Error)]
