@@ -71,7 +71,8 @@ fn the_verifier_has_room() {
         ("lb_nat_tags", 50_000),
         ("lb_nat_parts", 400_000),
         ("lb_nat_icmp", 200_000),
-        ("lb_nat_other", 50_000),
+        // Linux 6.1 goes through four times as many of it as later ones.
+        ("lb_nat_other", 100_000),
         ("lb_syn", 50_000),
     ] {
         let count = verified.get(name).copied().unwrap_or(0);
