@@ -18,6 +18,9 @@ struct Options {
     /// What to measure; all of it if not given
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<What>,
+    /// Of `packets` only rows with these words, such as "known flow, one service"; nothing is kept
+    #[arg(long, value_name = "WORDS")]
+    rows: Option<String>,
     /// Directory of the JSON files; the quick ones get names of their own
     #[arg(long, default_value = "bench/results")]
     out: PathBuf,
@@ -48,7 +51,7 @@ enum What {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Options { quick, only, out, millions, seed } = Options::parse();
+    let Options { quick, only, rows, out, millions, seed } = Options::parse();
     let wanted = |what: What| only.is_empty() || only.contains(&what);
     let name = |name: &str| if quick { format!("{name}-quick") } else { name.to_owned() };
     if wanted(What::Ring) {
@@ -63,8 +66,13 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted(What::Packets) {
         let effort = if quick { Effort::QUICK } else { Effort::FULL };
-        packets::measure(effort)?.publish(Some(&out), &name("packets"))?;
-        packets::flood::measure(effort)?.publish(Some(&out), &name("flood"))?;
+        let report = packets::measure(effort, rows.as_deref())?;
+        if rows.is_some() {
+            report.publish(None, "")?;
+        } else {
+            report.publish(Some(&out), &name("packets"))?;
+            packets::flood::measure(effort)?.publish(Some(&out), &name("flood"))?;
+        }
     }
     if wanted(What::Prefilter) {
         let effort = if quick { prefilter::Effort::QUICK } else { prefilter::Effort::FULL };

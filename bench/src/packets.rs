@@ -96,15 +96,19 @@ impl Row for Cost {
     }
 }
 
-/// Measures every row.
+/// Measures every row, or those whose packet and tables have these words in them.
 ///
 /// # Errors
-/// A program is refused, or does not do with a packet what it should.
-pub fn measure(effort: Effort) -> anyhow::Result<Report<Cost>> {
+/// A program is refused, or does not do with a packet what it should; no row has the words.
+pub fn measure(effort: Effort, words: Option<&str>) -> anyhow::Result<Report<Cost>> {
     let machine = Machine::this();
     pin()?;
     let mut tables = Tables::build(effort.services);
-    let (mut sets, cases) = cases::all(effort, &mut tables)?;
+    let (mut sets, mut cases) = cases::all(effort, &mut tables)?;
+    if let Some(words) = words {
+        cases.retain(|case| case.name().contains(words));
+        ensure!(!cases.is_empty(), "no row has `{words}` in its packet and tables");
+    }
     let mut rounds = Vec::new();
     // The first one warms caches and makes entries; it is checked, and not counted.
     for round in 0..=effort.rounds {
@@ -152,8 +156,7 @@ fn round(
             if case.renew {
                 frame.renew(round + 1);
             }
-            let run = one(case, frame, packets, tables)
-                .with_context(|| format!("{}, {}", case.packet, case.tables.name()))?;
+            let run = one(case, frame, packets, tables).with_context(|| case.name())?;
             *net = run.nanos - empty;
         }
     }

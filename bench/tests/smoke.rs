@@ -10,7 +10,7 @@ use lb_tests::rig::need_root;
 #[test]
 fn packets_take_the_way_that_their_row_says() {
     need_root();
-    packets::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
+    packets::measure(Effort::TINY, None).expect("a tiny round").publish(None, "").expect("prints");
     packets::flood::measure(Effort::TINY).expect("a tiny round").publish(None, "").expect("prints");
 }
 

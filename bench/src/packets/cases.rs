@@ -57,6 +57,13 @@ impl Case {
     }
 }
 
+impl Case {
+    /// Packet and tables.
+    pub(super) fn name(&self) -> String {
+        format!("{}, {}", self.packet, self.tables.name())
+    }
+}
+
 /// Collects rows.
 struct Rows {
     sets: Vec<Set>,
