@@ -26,13 +26,15 @@ pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !fold((!checksum as u32) + (!old as u32) + new as u32)
 }
 
-/// The checksum of an IPv4 header whose TTL has become one less: as [`replace`], where what the two words come to
-/// is a constant.
+/// The third word of an IPv4 header, as it stands in memory, when its TTL, which is not 0, has become one less: the
+/// checksum as by [`replace`], where what the two words come to is a constant.
 #[inline(always)]
 #[must_use]
-pub const fn after_hop(checksum: u16) -> u16 {
-    let sum = checksum as u32 + u16::from_ne_bytes([1, 0]) as u32;
-    (sum + ((sum + 1) >> 16)) as u16
+pub const fn one_hop_less(word: u32) -> u32 {
+    // The TTL is the lowest byte, the checksum the high half, one of which is added and once more if that overflows or
+    // comes to its other zero.
+    let word = word as u64 + 0xffff;
+    (word + ((word + 0x1_0000) >> 32 << 16)) as u32
 }
 
 /// The complement of the ones' complement sum of words as they stand in memory.
@@ -101,8 +103,10 @@ mod tests {
         for checksum in 0..=u16::MAX {
             for [ttl, protocol] in [[1, 0], [64, 6], [255, 255], [2, 17], [128, 0]] {
                 let word = |ttl| u16::from_ne_bytes([ttl, protocol]);
-                let want = replace(checksum, word(ttl), word(ttl - 1));
-                assert_eq!(after_hop(checksum), want, "{checksum:#x} {ttl} {protocol}");
+                let all = |ttl, checksum| u32::from(word(ttl)) | u32::from(checksum) << 16;
+                let want = all(ttl - 1, replace(checksum, word(ttl), word(ttl - 1)));
+                let found = one_hop_less(all(ttl, checksum));
+                assert_eq!(found, want, "{checksum:#x} {ttl} {protocol}");
             }
         }
     }

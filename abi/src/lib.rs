@@ -10,6 +10,7 @@ pub mod addr;
 pub mod chance;
 pub mod checksum;
 pub mod choice;
+pub mod constants;
 pub mod early;
 pub mod event;
 pub mod flow;

@@ -47,26 +47,18 @@ pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
 
 const DF: u16 = 0x4000;
 
-/// The outer IPv4 header: `tos` from the inner packet, `inner_len` the bytes that follow,
-/// `protocol` 4, 41 or 17, `entropy` the flow's. `None` when the sum of lengths passes 65,535.
+/// The outer IPv4 header: `tos` from the inner packet, `len` of all with this header, `protocol` 4, 41 or 17, `entropy`
+/// the flow's.
 #[inline(always)]
 #[must_use]
-pub fn ipv4(
-    egress: &Egress,
-    dst: u32,
-    inner_len: u16,
-    tos: u8,
-    protocol: u8,
-    entropy: u32,
-) -> Option<Outer4> {
-    let total = inner_len.checked_add(20)?.to_be();
-    let first = u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(total) << 16;
+pub fn ipv4(egress: &Egress, dst: u32, len: u16, tos: u8, protocol: u8, entropy: u32) -> Outer4 {
+    let first = u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(len.to_be()) << 16;
     let second = u32::from(DF.to_be()) << 16;
     let third = u32::from(u16::from_ne_bytes([OUTER_TTL, protocol]));
     let src = egress.source4(entropy);
     // The second and the third have no bits in common.
     let check = checksum::of_words([first, second | third, src, dst]);
-    Some([first, second, third | u32::from(check) << 16, src, dst])
+    [first, second, third | u32::from(check) << 16, src, dst]
 }
 
 /// The outer IPv6 header: `traffic_class` from the inner packet, `inner_len` the bytes that follow,
@@ -164,17 +156,12 @@ mod tests {
         #[test]
         fn every_outer_ipv4_header_has_a_right_checksum(src: [u8; 4], bits in 0u8..=16, dst: u32, len: u16, tos: u8, entropy: u32) {
             let e = Egress::new(1, [0; 6], 1500, Some((src, bits)), None);
-            match ipv4(&e, dst, len, tos, PROTO_IPV4, entropy) {
-                None => prop_assert!(u32::from(len) + 20 > 65535),
-                Some(h) => {
-                    let b = bytes4(h);
-                    prop_assert_eq!(checksum::fold(checksum::sum(&b)), 0xffff);
-                    prop_assert_eq!(u16::from_be_bytes([b[2], b[3]]), len + 20);
-                    prop_assert_eq!((b[0], b[1], b[6], b[8], b[9]), (0x45, tos, 0x40, 64, 4));
-                    let s = u32::from_be_bytes([b[12], b[13], b[14], b[15]]);
-                    prop_assert_eq!(s >> bits, u32::from_be_bytes(src) >> bits, "the prefix is kept");
-                }
-            }
+            let b = bytes4(ipv4(&e, dst, len, tos, PROTO_IPV4, entropy));
+            prop_assert_eq!(checksum::fold(checksum::sum(&b)), 0xffff);
+            prop_assert_eq!(u16::from_be_bytes([b[2], b[3]]), len);
+            prop_assert_eq!((b[0], b[1], b[6], b[8], b[9]), (0x45, tos, 0x40, 64, 4));
+            let s = u32::from_be_bytes([b[12], b[13], b[14], b[15]]);
+            prop_assert_eq!(s >> bits, u32::from_be_bytes(src) >> bits, "the prefix is kept");
         }
     }
 

@@ -18,12 +18,10 @@ use crate::{
 pub trait Tables {
     /// Salt of the frontend table.
     fn salt(&self) -> u64;
-    /// 64 less the binary logarithm of the bits that the filter of VIPs has.
-    fn vip_shift(&self) -> u32;
-    /// A word of the filter of VIPs.
-    fn vip_word(&self, index: u32) -> Option<u64>;
+    /// Whether the filter of VIPs has the bit of this hash ([`vip_place`]).
+    fn vip_bit(&self, hash: u64) -> bool;
     /// A bucket; the index is taken modulo the table's size.
-    fn bucket(&self, index: u32) -> Option<&Bucket>;
+    fn bucket(&self, index: u64) -> &Bucket;
     /// A frontend row.
     fn frontend(&self, row: u32) -> Option<&Frontend>;
     /// A word of the ring arena.
@@ -55,15 +53,15 @@ pub enum Phase {
 /// more, and of far less memory: most packets that are not for a service need no more than this.
 #[inline(always)]
 pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
-    let (index, bit) = vip_place(addr, salt, tables.vip_shift());
-    tables.vip_word(index).is_some_and(|word| word & bit != 0)
+    tables.vip_bit(hash::vip(addr, salt))
 }
 
-/// Word and bit of an address in the filter of VIPs.
+/// Word and bit of an address in the filter of VIPs, by its [`hash::vip`]; `shift` is 64 less the binary logarithm of
+/// the filter's bits.
 #[inline(always)]
 #[must_use]
-pub const fn vip_place(addr: Addr, salt: u64, shift: u32) -> (u32, u64) {
-    let place = hash::vip(addr, salt) >> (shift & 63);
+pub const fn vip_place(hash: u64, shift: u32) -> (u32, u64) {
+    let place = hash >> (shift & 63);
     ((place >> 6) as u32, 1 << (place & 63))
 }
 
@@ -83,7 +81,7 @@ pub fn salted<'a, T: Tables>(
     let (mut index, tag) = key.hash(salt);
     let mut probes = 0;
     while probes < MAX_PROBES {
-        let bucket = tables.bucket(index)?;
+        let bucket = tables.bucket(index);
         if let Some(row) = bucket.find(tag) {
             let frontend = tables.frontend(row)?;
             if frontend.is(key) {
@@ -123,33 +121,34 @@ pub fn backend<'a, T: Tables>(
     hash: u64,
     unsettled: impl FnOnce() -> u32,
 ) -> Result<(u32, &'a Backend), Reason> {
-    let ring = frontend.ring();
-    let slot = own_slot(tables, ring, hash).ok_or(Reason::NoBackend)?;
-    let row = match settled(tables, ring, slot) {
-        Some(backend) => return Ok((slot.current, backend)),
-        None => unsettled(),
-    };
+    if let Some(found) = settled(tables, frontend.ring(), hash) {
+        return Ok(found);
+    }
+    core::hint::cold_path();
+    let row = unsettled();
     let backend = tables.backend(row).ok_or(Reason::NoBackend)?;
     Ok((row, backend))
 }
 
 /// The backend of all flows of a slot, where no entry can decide otherwise.
 #[inline(always)]
-fn settled<T: Tables>(tables: &T, ring: Ring, slot: Slot) -> Option<&Backend> {
-    if slot.current != slot.previous || ring.resizing {
+fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Backend)> {
+    // In this order: what the first test leaves needs no mask.
+    if ring.resizing {
         return None;
     }
-    tables.backend(slot.current).filter(|backend| backend.is_plain())
+    let slot = own_slot(tables, ring, hash)?;
+    if slot.current != slot.previous {
+        return None;
+    }
+    let backend = tables.backend(slot.current).filter(|backend| backend.is_plain())?;
+    Some((slot.current, backend))
 }
 
 /// The row of that backend, or [`Slot::NONE`].
 #[inline(always)]
 pub fn settled_row<T: Tables>(tables: &T, frontend: &Frontend, hash: u64) -> u32 {
-    let ring = frontend.ring();
-    match own_slot(tables, ring, hash) {
-        Some(slot) if settled(tables, ring, slot).is_some() => slot.current,
-        _ => Slot::NONE,
-    }
+    settled(tables, frontend.ring(), hash).map_or(Slot::NONE, |(row, _)| row)
 }
 
 /// The slow way: the slot is between two backends, or its backend is down or has just come back.
@@ -297,12 +296,12 @@ mod tests {
             let at = |n: u32| Addr::v4((0x0a01_0000 + n * step).to_be());
             let mut words = [0u64; 1 << 10];
             for n in 0..4096 {
-                let (index, bit) = vip_place(at(n), 7, shift);
+                let (index, bit) = vip_place(hash::vip(at(n), 7), shift);
                 words[index as usize] |= bit;
             }
             let passes = (0..4096u32).filter(|n| {
                 let other = Addr::v4((0x0a01_0000 + n * step + 1).to_be());
-                let (index, bit) = vip_place(other, 7, shift);
+                let (index, bit) = vip_place(hash::vip(other, 7), shift);
                 words[index as usize] & bit != 0
             });
             let passes = passes.count();

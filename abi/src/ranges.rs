@@ -134,18 +134,15 @@ pub(crate) mod tests {
     pub(crate) struct Words(pub(crate) Vec<u64>);
 
     impl Tables for Words {
-        fn vip_shift(&self) -> u32 {
-            58
-        }
-        fn vip_word(&self, _index: u32) -> Option<u64> {
-            None
+        fn vip_bit(&self, _hash: u64) -> bool {
+            true
         }
 
         fn salt(&self) -> u64 {
             0
         }
-        fn bucket(&self, _: u32) -> Option<&Bucket> {
-            None
+        fn bucket(&self, _: u64) -> &Bucket {
+            const { &Bucket::from_words([0; 4]) }
         }
         fn frontend(&self, _: u32) -> Option<&Frontend> {
             None

@@ -151,18 +151,15 @@ mod tests {
     }
 
     impl Tables for Vectors {
-        fn vip_shift(&self) -> u32 {
-            58
-        }
-        fn vip_word(&self, _index: u32) -> Option<u64> {
-            None
+        fn vip_bit(&self, _hash: u64) -> bool {
+            true
         }
 
         fn salt(&self) -> u64 {
             5
         }
-        fn bucket(&self, _: u32) -> Option<&Bucket> {
-            Some(&self.bucket)
+        fn bucket(&self, _: u64) -> &Bucket {
+            &self.bucket
         }
         fn frontend(&self, row: u32) -> Option<&Frontend> {
             self.frontends.get(row as usize)

@@ -53,8 +53,10 @@ pub struct Bucket {
 shared!(Bucket, 32, { words @ 0 });
 
 impl Bucket {
-    const OVERFLOW: u64 = 1 << 31;
-    const ROW: u64 = Self::OVERFLOW - 1;
+    /// An entry has its tag in the low half, which a comparison of 32 bits finds, and its row where a shift leaves
+    /// nothing else.
+    const OVERFLOW: u64 = 1 << 32;
+    const ROW_SHIFT: u32 = 33;
 
     /// A bucket of these words.
     #[must_use]
@@ -75,7 +77,7 @@ impl Bucket {
     /// An entry; its overflow bit is clear.
     #[must_use]
     pub const fn entry(tag: u32, row: u32) -> u64 {
-        (tag as u64) << 32 | (row as u64 + 1)
+        tag as u64 | (row as u64 + 1) << Self::ROW_SHIFT
     }
 
     /// The word with its overflow bit set or cleared. Only the last word of a bucket carries one.
@@ -94,9 +96,9 @@ impl Bucket {
     #[inline(always)]
     #[must_use]
     pub const fn decode(word: u64) -> Option<(u32, u32)> {
-        match word & Self::ROW {
+        match word >> Self::ROW_SHIFT {
             0 => None,
-            row => Some(((word >> 32) as u32, row as u32 - 1)),
+            row => Some((word as u32, row as u32 - 1)),
         }
     }
 
@@ -107,7 +109,7 @@ impl Bucket {
         let mut i = 0;
         while i < BUCKET_WAYS {
             let word = live(&self.words[i]);
-            if (word >> 32) as u32 == tag
+            if word as u32 == tag
                 && let Some((_, row)) = Self::decode(word)
             {
                 return Some(row);
@@ -185,12 +187,12 @@ impl FrontendKey {
         Self::raw(addr, 0, 255)
     }
 
-    /// Bucket (before masking) and tag.
+    /// A number whose low half names the bucket, before masking; and the tag.
     #[inline(always)]
     #[must_use]
-    pub const fn hash(&self, salt: u64) -> (u32, u32) {
+    pub const fn hash(&self, salt: u64) -> (u64, u32) {
         let h = crate::hash::frontend(self.addr, self.port_protocol, salt);
-        (h as u32, (h >> 32) as u32)
+        (h, (h >> 32) as u32)
     }
 }
 
@@ -245,14 +247,14 @@ impl Slot {
     /// One word.
     #[must_use]
     pub const fn to_word(self) -> u64 {
-        self.current as u64 | (self.previous as u64) << 32
+        self.previous as u64 | (self.current as u64) << 32
     }
 
     /// From one word.
     #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
-        Self { current: word as u32, previous: (word >> 32) as u32 }
+        Self { current: (word >> 32) as u32, previous: word as u32 }
     }
 }
 

@@ -216,11 +216,18 @@ pub mod ethertype {
     /// 802.1ad.
     pub const QINQ: [u8; 2] = [0x88, 0xa8];
 
+    /// Whether they are the same: one comparison, where that of arrays is one for each byte.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(e: [u8; 2], other: [u8; 2]) -> bool {
+        u16::from_ne_bytes(e) == u16::from_ne_bytes(other)
+    }
+
     /// Whether a tag follows.
     #[inline(always)]
     #[must_use]
     pub const fn is_vlan(e: [u8; 2]) -> bool {
-        (e[0] == VLAN[0] && e[1] == VLAN[1]) || (e[0] == QINQ[0] && e[1] == QINQ[1])
+        is(e, VLAN) || is(e, QINQ)
     }
 }
 
@@ -261,6 +268,69 @@ pub struct Ip {
     pub header: usize,
 }
 
+/// What an IP header says that matters only once it is known where the packet goes. Read then, it keeps no register
+/// until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// As [`Ip::tos`].
+    pub tos: u8,
+    /// As [`Ip::ttl`].
+    pub ttl: u8,
+    /// As [`Ip::total`].
+    pub total: u32,
+}
+
+/// That of an IPv4 header at `l3`. `None`: it is cut short.
+#[inline(always)]
+pub fn rest4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
+    let h: &Ipv4 = frame.header(l3)?;
+    let [tos] = h.tos();
+    let [ttl, _] = h.ttl_protocol();
+    Some(Rest { tos, ttl, total: u32::from(u16::from_be_bytes(h.total_length())) })
+}
+
+/// That of an IPv6 header at `l3`. `None`: it is cut short.
+#[inline(always)]
+pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
+    let h: &Ipv6 = frame.header(l3)?;
+    let tos = (u32::from_be_bytes(h.first()) >> 20) as u8;
+    let [ttl] = h.hop_limit();
+    Some(Rest { tos, ttl, total: u32::from(u16::from_be_bytes(h.payload_length())) + 40 })
+}
+
+impl Ip {
+    /// What the packet's fate hangs on last.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rest(&self) -> Rest {
+        Rest { tos: self.tos, ttl: self.ttl, total: self.total }
+    }
+}
+
+/// Protocol of a packet that is neither a fragment nor has options in its IPv4 header at `l3`, and is as long as TCP's
+/// is at least, which nearly all are; of others 0.
+#[inline(always)]
+#[must_use]
+pub fn plain4(frame: &(impl Frame + ?Sized), l3: usize) -> u8 {
+    let Some(h) = frame.header::<Ipv4>(l3) else { return 0 };
+    // Asked for here, where the bounds are at hand: whoever looks for it need not ask again.
+    if frame.header::<Tcp>(l3 + size_of::<Ipv4>()).is_none() {
+        return 0;
+    }
+    let [version_ihl] = h.version_ihl();
+    if version_ihl != 0x45 || is_fragment(h) {
+        return 0;
+    }
+    let [_, protocol] = h.ttl_protocol();
+    protocol
+}
+
+/// More fragments, or an offset.
+#[inline(always)]
+const fn is_fragment(h: &Ipv4) -> bool {
+    u16::from_be_bytes(h.fragment()) & 0x3fff != 0
+}
+
 /// Parses an IPv4 header at `l3`. `None`: it is cut short, or no IPv4 header.
 #[inline(always)]
 pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
@@ -276,8 +346,7 @@ pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
         protocol,
         tos: h.tos()[0],
         ttl,
-        // More fragments, or an offset.
-        fragment: u16::from_be_bytes(h.fragment()) & 0x3fff != 0,
+        fragment: is_fragment(h),
         total: u32::from(u16::from_be_bytes(h.total_length())),
         header: (version_ihl as usize & 15) * 4,
     })

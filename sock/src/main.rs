@@ -10,8 +10,12 @@
 #![expect(missing_docs, reason = "the macro makes items that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches them")]
 
+#[path = "../../xdp/src/constant.rs"]
+#[expect(dead_code, reason = "the XDP program uses all of it")]
+mod constant;
 mod context;
 #[path = "../../xdp/src/flat.rs"]
+#[expect(dead_code, reason = "the XDP program uses all of it")]
 mod flat;
 mod maps;
 

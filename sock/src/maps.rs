@@ -3,28 +3,25 @@
 //! At load the daemon puts its pinned tables in the place of these.
 
 use abi::{
+    constants,
     flow::{FlowEntry, FlowKey},
     limits::PEERS,
     pick::Tables,
     sock::{PeerEntry, PeerKey},
     table::{Backend, Bucket, Frontend},
 };
-use aya_ebpf::{Global, helpers::bpf_get_prandom_u32, macros::map, maps::LruHashMap};
+use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::map, maps::LruHashMap};
 
-use crate::flat::{Flat, flat};
-
-/// Buckets of the frontend table, less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static BUCKET_MASK: Global<u32> = Global::new(0);
-/// Salt of the frontend table.
-#[unsafe(no_mangle)]
-static SALT: Global<u64> = Global::new(0);
+use crate::{
+    constant,
+    flat::{Flat, flat},
+};
 
 flat! {
-    ".flat.BUCKETS" BUCKETS: Bucket, BUCKETS_N;
-    ".flat.FRONTENDS" FRONTENDS: Frontend, FRONTENDS_N;
-    ".flat.SLOTS" SLOTS: u64, SLOTS_N;
-    ".flat.BACKENDS" BACKENDS: Backend, BACKENDS_N;
+    "BUCKETS" BUCKETS: Bucket;
+    "FRONTENDS" FRONTENDS: Frontend;
+    "SLOTS" SLOTS: u64;
+    "BACKENDS" BACKENDS: Backend;
 }
 
 #[map(name = "PEERS")]
@@ -36,40 +33,35 @@ pub(crate) struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn salt(&self) -> u64 {
-        SALT.load()
+        constant::get::<{ constants::SALT }>()
     }
 
-    /// Not needed, nor the next: a lookup at the socket is once for a connection.
+    /// Not needed: a lookup at the socket is once for a connection.
     #[inline(always)]
-    fn vip_shift(&self) -> u32 {
-        58
-    }
-
-    #[inline(always)]
-    fn vip_word(&self, _index: u32) -> Option<u64> {
-        None
+    fn vip_bit(&self, _hash: u64) -> bool {
+        true
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        BUCKETS.get(index & BUCKET_MASK.load(), &BUCKETS_N)
+    fn bucket(&self, index: u64) -> &Bucket {
+        BUCKETS.at(index)
     }
 
     #[inline(always)]
     fn frontend(&self, row: u32) -> Option<&Frontend> {
-        FRONTENDS.get(row, &FRONTENDS_N)
+        FRONTENDS.get(row)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u64> {
-        let word = SLOTS.get_ptr(index, &SLOTS_N)?;
+        let word = SLOTS.get_ptr(index)?;
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn backend(&self, row: u32) -> Option<&Backend> {
-        BACKENDS.get(row, &BACKENDS_N)
+        BACKENDS.get(row)
     }
 
     /// Flows of processes have no entries: their connections have their backend already.

@@ -61,7 +61,7 @@ fn chosen<const L3: usize, const V4: bool>(
     let (ip, closing) = (&Ip { protocol: word as u8, ..*ip }, word >> 9 != 0);
     let (row, frontend) = service::frontend(ip, &transport)?;
     service::permit(frontend, ip.src)?;
-    service::sendable::<L3>(packet, ip, ip.header)?;
+    service::sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
     if frontend.mode() == Mode::Nat {
         // By a range of ports; the choice is made there.
         return Err(Reason::NatNoEntry);
@@ -69,7 +69,7 @@ fn chosen<const L3: usize, const V4: bool>(
     let choice = Choice::read(&Maps, frontend).unwrap_or_default();
     let id = named(packet, ip, l4, &transport, frontend, &choice);
     let picked = service::choose(ip, &transport, row, closing, id)?;
-    service::sent::<L3, V4>(packet, ip, &transport, row, frontend, &picked, cpu)
+    service::sent::<L3, V4>(packet, &transport, row, frontend, &picked, cpu)
 }
 
 /// The server that the packet names.

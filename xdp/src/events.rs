@@ -32,7 +32,7 @@ pub(crate) struct What {
 pub(crate) fn dropped(packet: &Packet, cpu: u32, reason: Reason) {
     let other = reason.verdict() == Verdict::Drop
         && !matches!(reason, Reason::Blocked | Reason::RateLimited | Reason::FragmentKept);
-    if maps::has(feature::EVENTS) && other {
+    if maps::has::<{ feature::EVENTS }>() && other {
         note(packet, cpu, Stream::Dropped, What { reason, outcome: Outcome::Dropped, number: 0 });
     }
 }
@@ -47,7 +47,7 @@ pub(crate) fn passed(packet: &Packet, cpu: u32) {
 /// Samples the packet, if its turn has come.
 #[inline(always)]
 pub(crate) fn note(packet: &Packet, cpu: u32, stream: Stream, what: What) {
-    if !maps::has(feature::EVENTS) {
+    if !maps::has::<{ feature::EVENTS }>() {
         return;
     }
     let row = stream.row(cpu);

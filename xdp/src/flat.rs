@@ -1,32 +1,34 @@
 //! Flat tables: maps of one element, which has all the rows.
 //!
-//! The address of such an element is a constant of the program (`BPF_PSEUDO_MAP_VALUE`), so a row is found by a
-//! comparison, a shift and an addition. A lookup of the kernel's, inlined, is twice as many instructions, takes its
-//! index by way of the stack, and is a call to the compiler, which keeps nothing in registers across it.
+//! The address of such an element is a constant of the program (`BPF_PSEUDO_MAP_VALUE`), and so is how many rows it
+//! has, so a row is found by a mask or a comparison, a shift and an addition. A lookup of the kernel's, inlined, is
+//! twice as many instructions, takes its index by way of the stack, and is a call to the compiler, which keeps
+//! nothing in registers across it.
 //!
 //! The daemon makes the maps, as large as they must be, before the program is loaded; sections of the object file
 //! only name them.
 
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
-use aya_ebpf::Global;
+use crate::constant;
 
-/// A table of rows. As long as one in the object file; in memory, as long as the daemon made it.
+/// A table of rows: as long as one in the object file; in memory, as long as the daemon made it. `ROWS` and `MASK`:
+/// numbers of the constants that say how long.
 #[repr(transparent)]
-pub(crate) struct Flat<T>(UnsafeCell<MaybeUninit<T>>);
+pub(crate) struct Flat<T, const ROWS: u32, const MASK: u32>(UnsafeCell<MaybeUninit<T>>);
 
 // SAFETY: rows are shared with the daemon and with other CPUs; which words of them change, and who changes them,
 // is said at each type. They have no destructors and hold no pointers.
-unsafe impl<T: Copy> Sync for Flat<T> {}
+unsafe impl<T: Copy, const ROWS: u32, const MASK: u32> Sync for Flat<T, ROWS, MASK> {}
 
-impl<T: Copy> Flat<T> {
+impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
     pub(crate) const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::uninit()))
     }
 
-    /// A row that is known to be there, by a mask for example: the verifier checks that it is.
+    /// A row that is known to be there: the verifier checks that it is.
     #[inline(always)]
-    pub(crate) fn place(&'static self, row: u64) -> *mut T {
+    fn place(&'static self, row: u64) -> *mut T {
         let mut place = self.0.get() as usize;
         // SAFETY: an addition. The compiler, which knows where the table is and takes it for one row long, cannot
         // know what comes of it.
@@ -43,40 +45,66 @@ impl<T: Copy> Flat<T> {
         place as *mut T
     }
 
-    /// A row, if the table has as many.
+    /// The first row, which every table has.
     #[inline(always)]
-    pub(crate) fn get_ptr(&'static self, row: u32, rows: &Global<u32>) -> Option<*mut T> {
-        let mut row = u64::from(row);
-        // SAFETY: nothing happens. What is compared is then the very register that is added; else the compiler
-        // may take another one with the same number in it, of which the verifier does not know that.
-        unsafe {
-            core::arch::asm!(
-                "{row} = {row}",
-                row = inout(reg) row,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        (row < u64::from(rows.load())).then(|| self.place(row))
+    pub(crate) fn first(&'static self) -> &'static T {
+        // SAFETY: as in `at`.
+        unsafe { &*self.0.get().cast() }
+    }
+
+    /// A row of a table that has as many as a power of two says; its number is taken modulo that.
+    #[inline(always)]
+    pub(crate) fn at_ptr(&'static self, row: u64) -> *mut T {
+        self.place(constant::masked::<MASK>(row))
+    }
+
+    /// A row of a table that has as many as a power of two says; its number is taken modulo that.
+    #[inline(always)]
+    pub(crate) fn at(&'static self, row: u64) -> &'static T {
+        // SAFETY: the table has this row, the kernel's verifier holds us to it; its memory is of zeros at first and
+        // of what the daemon writes later, and any bytes are a row.
+        unsafe { &*self.at_ptr(row) }
     }
 
     /// A row, if the table has as many.
     #[inline(always)]
-    pub(crate) fn get(&'static self, row: u32, rows: &Global<u32>) -> Option<&'static T> {
-        // SAFETY: the table has this row, the kernel's verifier holds us to it; its memory is of zeros at first and
-        // of what the daemon writes later, and any bytes are a row.
-        self.get_ptr(row, rows).map(|row| unsafe { &*row })
+    pub(crate) fn get_ptr(&'static self, row: u32) -> Option<*mut T> {
+        let row = {
+            let compared: u64;
+            // SAFETY: a copy. What is compared is then the very register that is added; else the compiler may take
+            // another one with the same number in it, of which the verifier does not know that.
+            unsafe {
+                core::arch::asm!(
+                    "{compared} = {row}",
+                    compared = lateout(reg) compared,
+                    row = in(reg) u64::from(row),
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            compared
+        };
+        (row < constant::get::<ROWS>()).then(|| self.place(row))
+    }
+
+    /// A row, if the table has as many.
+    #[inline(always)]
+    pub(crate) fn get(&'static self, row: u32) -> Option<&'static T> {
+        // SAFETY: as in `at`.
+        self.get_ptr(row).map(|row| unsafe { &*row })
     }
 }
 
-/// Tables, and for each how many rows it has.
+/// Tables, each with the name that the daemon knows it by.
 macro_rules! flat {
-    ($($(#[$meta:meta])* $section:literal $table:ident: $row:ty, $rows:ident;)*) => { $(
+    ($($(#[$meta:meta])* $name:literal $table:ident: $row:ty;)*) => { $(
         $(#[$meta])*
-        #[unsafe(link_section = $section)]
+        #[unsafe(link_section = concat!(".flat.", $name))]
         #[unsafe(no_mangle)]
-        static $table: Flat<$row> = Flat::new();
-        #[unsafe(no_mangle)]
-        static $rows: Global<u32> = Global::new(1);
+        static $table: Flat<
+            $row,
+            { abi::constants::rows(abi::constants::table($name)) },
+            { abi::constants::mask(abi::constants::table($name)) },
+        > = Flat::new();
     )* };
 }
 

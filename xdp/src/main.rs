@@ -14,6 +14,7 @@
 mod behind;
 mod chance;
 mod choice;
+mod constant;
 mod events;
 mod exception;
 mod flat;
@@ -31,20 +32,21 @@ use abi::{
 };
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-use crate::{maps::feature, packet::Packet};
+use crate::{maps::feature, packet::Packet, pipeline::End};
 
-/// Entry point on every interface; what it does there is set in [`maps::FEATURES`] at load.
+/// Entry point on every interface; what it does there is set in [`maps::feature`] at load.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut packet = Packet::new(ctx);
     let bytes = packet.arrived();
+    let reason = match pipeline::run(&mut packet) {
+        End::Sent(action) => return action,
+        End::Of(reason) => reason,
+    };
     let cpu = maps::cpu();
-    let reason = pipeline::run(&mut packet, cpu);
-    // What most packets come to needs none of what follows.
+    // What most other packets come to needs none of what follows.
     let last = match reason {
-        Reason::ForwardedTx => Some(xdp_action::XDP_TX),
-        Reason::ForwardedRedirect => Some(xdp_action::XDP_REDIRECT),
         Reason::NotOurs => Some(xdp_action::XDP_PASS),
         Reason::Blocked => Some(xdp_action::XDP_DROP),
         _ => None,
@@ -53,7 +55,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         maps::count_reason(cpu, reason, bytes);
         return action;
     }
-    if reason.is_exceptional() && maps::has(feature::BALANCE | feature::DECAP) {
+    if reason.is_exceptional() && maps::has::<{ feature::BALANCE | feature::DECAP }>() {
         // Does not come back, unless there is no such program.
         maps::hand_on(packet.context(), place(reason), reason);
     }
@@ -150,7 +152,7 @@ fn end(packet: &Packet, cpu: u32, reason: Reason, bytes: u64) -> u32 {
 }
 
 #[inline(always)]
-const fn action(reason: Reason) -> u32 {
+pub(crate) const fn action(reason: Reason) -> u32 {
     match reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,

@@ -10,6 +10,7 @@ mod prefixes;
 
 use abi::{
     choice::Tracking,
+    constants::{self, rows, table},
     early,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
@@ -22,7 +23,6 @@ use abi::{
     upper::{Piece, Upper},
 };
 use aya_ebpf::{
-    Global,
     bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::{
         bpf_csum_diff, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64,
@@ -41,43 +41,26 @@ pub(crate) use self::{
     },
     prefixes::{Half, list, scope},
 };
-use crate::flat::{Flat, flat};
-
-/// 2^32 divided by the ticks of the kernel's clock in a second.
-#[unsafe(no_mangle)]
-static TICK: Global<u64> = Global::new(0);
-
-/// What this instance of the program does.
-#[unsafe(no_mangle)]
-static FEATURES: Global<u32> = Global::new(0);
-/// Buckets of the frontend table, less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static BUCKET_MASK: Global<u32> = Global::new(0);
-/// 64 less the binary logarithm of the bits of the filter of VIPs.
-#[unsafe(no_mangle)]
-static VIP_SHIFT: Global<u32> = Global::new(58);
-/// Salt of the frontend table.
-#[unsafe(no_mangle)]
-static SALT: Global<u64> = Global::new(0);
-/// Seed of the flow hash.
-#[unsafe(no_mangle)]
-static SEED: Global<u64> = Global::new(0);
+use crate::{
+    constant,
+    flat::{Flat, flat},
+};
 
 flat! {
-    ".flat.CONTROL" CONTROL: Control, CONTROL_N;
-    ".flat.VIPS" VIPS: u64, VIPS_N;
-    ".flat.BUCKETS" BUCKETS: Bucket, BUCKETS_N;
-    ".flat.FRONTENDS" FRONTENDS: Frontend, FRONTENDS_N;
-    ".flat.SLOTS" SLOTS: u64, SLOTS_N;
-    ".flat.BACKENDS" BACKENDS: Backend, BACKENDS_N;
-    ".flat.EGRESS" EGRESS: Egress, EGRESS_N;
-    ".flat.FRONTEND_COUNT" FRONTEND_COUNT: Counter, FRONTEND_COUNT_N;
-    ".flat.BACKEND_COUNT" BACKEND_COUNT: Counter, BACKEND_COUNT_N;
-    ".flat.LIST_COUNT" LIST_COUNT: Counter, LIST_COUNT_N;
-    ".flat.REASON_COUNT" REASON_COUNT: ReasonCounter, REASON_COUNT_N;
+    "CONTROL" CONTROL: Control;
+    "VIPS" VIPS: u64;
+    "BUCKETS" BUCKETS: Bucket;
+    "FRONTENDS" FRONTENDS: Frontend;
+    "SLOTS" SLOTS: u64;
+    "BACKENDS" BACKENDS: Backend;
+    "EGRESS" EGRESS: Egress;
+    "FRONTEND_COUNT" FRONTEND_COUNT: Counter;
+    "BACKEND_COUNT" BACKEND_COUNT: Counter;
+    "LIST_COUNT" LIST_COUNT: Counter;
+    "REASON_COUNT" REASON_COUNT: ReasonCounter;
 }
 
-/// Bits of [`FEATURES`].
+/// What an instance of the program does.
 pub(crate) mod feature {
     pub(crate) const PREFILTER: u32 = abi::limits::feature::PREFILTER;
     pub(crate) const BALANCE: u32 = abi::limits::feature::BALANCE;
@@ -134,43 +117,37 @@ pub(crate) struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn salt(&self) -> u64 {
-        SALT.load()
+        constant::get::<{ constants::SALT }>()
     }
 
     #[inline(always)]
-    fn vip_shift(&self) -> u32 {
-        VIP_SHIFT.load()
-    }
-
-    #[inline(always)]
-    fn vip_word(&self, index: u32) -> Option<u64> {
-        let word = VIPS.get_ptr(index, &VIPS_N)?;
+    fn vip_bit(&self, hash: u64) -> bool {
+        let place = constant::shifted::<{ constants::VIP_SHIFT }>(hash);
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
-        Some(unsafe { word.read_volatile() })
+        let word = unsafe { VIPS.at_ptr(place >> 6).read_volatile() };
+        word >> (place & 63) & 1 != 0
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        let bucket = BUCKETS.place(u64::from(index & BUCKET_MASK.load()));
-        // SAFETY: the mask is one less than the rows; as in `Flat::get`.
-        Some(unsafe { &*bucket })
+    fn bucket(&self, index: u64) -> &Bucket {
+        BUCKETS.at(index)
     }
 
     #[inline(always)]
     fn frontend(&self, row: u32) -> Option<&Frontend> {
-        FRONTENDS.get(row, &FRONTENDS_N)
+        FRONTENDS.get(row)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u64> {
-        let word = SLOTS.get_ptr(index, &SLOTS_N)?;
+        let word = SLOTS.get_ptr(index)?;
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         Some(unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn backend(&self, row: u32) -> Option<&Backend> {
-        BACKENDS.get(row, &BACKENDS_N)
+        BACKENDS.get(row)
     }
 
     #[inline(always)]
@@ -217,7 +194,7 @@ impl Tracking for Maps {
 
     #[inline(always)]
     fn add_active(&self, row: u32, more: i64) {
-        if let Some(backend) = BACKENDS.get_ptr(row, &BACKENDS_N) {
+        if let Some(backend) = BACKENDS.get_ptr(row) {
             // SAFETY: a row of the table; an aligned word inside the row. Two CPUs at once can
             // lose one of their additions (this target has no atomic ones in the library); whoever counts
             // entries now and then puts that right.
@@ -251,18 +228,18 @@ impl Tracking for Maps {
 pub(crate) fn seconds() -> u32 {
     // SAFETY: no arguments, no effect.
     let ticks = unsafe { bpf_jiffies64() };
-    (ticks.wrapping_mul(TICK.load()) >> 32) as u32
+    (ticks.wrapping_mul(constant::get::<{ constants::TICK }>()) >> 32) as u32
 }
 
-/// Whether this instance does `bit`; the verifier removes what it does not.
+/// Whether this instance does one of `BITS`; the verifier removes what it does not.
 #[inline(always)]
-pub(crate) fn has(bit: u32) -> bool {
-    FEATURES.load() & bit != 0
+pub(crate) fn has<const BITS: u32>() -> bool {
+    constant::has::<BITS>()
 }
 
 #[inline(always)]
 pub(crate) fn seed() -> u64 {
-    SEED.load()
+    constant::get::<{ constants::SEED }>()
 }
 
 #[inline(always)]
@@ -273,12 +250,12 @@ pub(crate) fn cpu() -> u32 {
 
 #[inline(always)]
 pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
-    FRONTENDS.get(row, &FRONTENDS_N)
+    FRONTENDS.get(row)
 }
 
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
-    EGRESS.get(row, &EGRESS_N)
+    Some(EGRESS.at(row.into()))
 }
 
 /// Goes on in another program, which reads the reason by [`handed_on`]. Comes back if there is none.
@@ -373,7 +350,7 @@ pub(crate) fn handed_on() -> Option<Reason> {
 /// What happens to packets for a VIP that no service takes.
 #[inline(always)]
 pub(crate) fn unserved() -> Unserved {
-    CONTROL.get(0, &CONTROL_N).map_or(Unserved::Drop, Control::unserved)
+    CONTROL.first().unserved()
 }
 
 /// Where the first fragment of a datagram went.
@@ -426,12 +403,12 @@ pub(crate) fn checksum_of<const N: usize>(bytes: &mut [u8; N]) -> u32 {
 /// The control table's live flags.
 #[inline(always)]
 pub(crate) fn flags() -> u64 {
-    CONTROL.get(0, &CONTROL_N).map_or(0, Control::flags)
+    CONTROL.first().flags()
 }
 
 #[inline(always)]
 pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
-    if let Some(row) = REASON_COUNT.get_ptr(cpu * REASON_ROWS + reason as u32, &REASON_COUNT_N) {
+    if let Some(row) = REASON_COUNT.get_ptr(cpu * REASON_ROWS + reason as u32) {
         // SAFETY: a row of the table; only this CPU writes this row, and a program is
         // not interrupted by another one of the same CPU.
         unsafe {
@@ -441,16 +418,28 @@ pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
     }
 }
 
+/// Counts a packet that a frontend's backend gets; rows of both.
 #[inline(always)]
-pub(crate) fn count_frontend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    let row = FRONTEND_COUNT.get_ptr(cpu * FRONTENDS_N.load() + row, &FRONTEND_COUNT_N);
-    count(row, bytes, opening);
-}
-
-#[inline(always)]
-pub(crate) fn count_backend(cpu: u32, row: u32, bytes: u64, opening: bool) {
-    let row = BACKEND_COUNT.get_ptr(cpu * BACKENDS_N.load() + row, &BACKEND_COUNT_N);
-    count(row, bytes, opening);
+pub(crate) fn count_sent(cpu: u32, frontend: u32, backend: u32, bytes: u64, opening: bool) {
+    let cpu = u64::from(cpu);
+    let frontends = constant::times::<{ rows(table("FRONTENDS")) }>(cpu) as u32;
+    let backends = constant::times::<{ rows(table("BACKENDS")) }>(cpu) as u32;
+    let (Some(frontend), Some(backend)) =
+        (FRONTEND_COUNT.get_ptr(frontends + frontend), BACKEND_COUNT.get_ptr(backends + backend))
+    else {
+        return;
+    };
+    // SAFETY: as in `count_reason`.
+    unsafe {
+        (*frontend).packets += 1;
+        (*frontend).bytes += bytes;
+        (*backend).packets += 1;
+        (*backend).bytes += bytes;
+        if opening {
+            (*frontend).new_connections += 1;
+            (*backend).new_connections += 1;
+        }
+    }
 }
 
 /// Only this CPU writes this row, but for the words that are the daemon's.
@@ -486,7 +475,7 @@ pub(crate) fn count_limit(cpu: u32, row: u32, bytes: u64) {
 
 #[inline(always)]
 pub(crate) fn count_list(cpu: u32, number: u32, bytes: u64) {
-    let row = LIST_COUNT.get_ptr(cpu * abi::limits::LIST_ROWS + number, &LIST_COUNT_N);
+    let row = LIST_COUNT.get_ptr(cpu * abi::limits::LIST_ROWS + number);
     count(row, bytes, false);
 }
 

@@ -1,12 +1,15 @@
 //! The frame: the only place with raw packet pointers.
 
+use core::marker::PhantomData;
+
 use abi::{
     checksum,
     limits::OUTER_TTL,
     reason::Reason,
-    wire::{Frame, Ip, Ports, Wire, Word},
+    wire::{self, Frame, Ip, Ports, Rest, Wire, Word},
 };
 use aya_ebpf::{
+    bindings::xdp_md,
     helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
@@ -34,12 +37,7 @@ impl Packet {
     /// that an offset equals one that was checked by another name, which the verifier does not.
     #[inline(always)]
     pub(crate) fn bound(&mut self) {
-        // SAFETY: the context is the one the program was called with; volatile keeps the compiler
-        // from taking these for the values read before the head moved.
-        unsafe {
-            self.data = (&raw const (*self.ctx.ctx).data).read_volatile() as usize;
-            self.end = (&raw const (*self.ctx.ctx).data_end).read_volatile() as usize;
-        }
+        (self.data, self.end) = bounds(self.ctx.ctx);
     }
 
     /// Bytes of the linear part as it arrived.
@@ -52,8 +50,12 @@ impl Packet {
     /// not lie within the first.
     #[inline(always)]
     pub(crate) fn holds(&self, bytes: usize) -> bool {
+        if bytes <= self.len() {
+            return true;
+        }
+        core::hint::cold_path();
         // SAFETY: the context is the one the program was called with.
-        bytes <= self.len() || bytes as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
+        bytes as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
     }
 
     #[inline(always)]
@@ -72,6 +74,29 @@ impl Packet {
         let failed = unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } != 0;
         self.bound();
         if failed { Err(Reason::AdjustFailed) } else { Ok(()) }
+    }
+
+    /// The first `len` bytes, to be written.
+    #[inline(always)]
+    fn room(&mut self, len: usize) -> Option<Room<'_>> {
+        Room::new(self.data, self.end, len)
+    }
+
+    /// Adds `n` bytes in front. What is left are the first `len` bytes, to be written, and the context: the bounds
+    /// that this `Packet` knows are those of before, and no verifier takes an access by them.
+    ///
+    /// # Errors
+    /// [`Reason::AdjustFailed`] when the driver has no room.
+    #[inline(always)]
+    pub(crate) fn grown(&mut self, n: i32, len: usize) -> Result<Room<'_>, Reason> {
+        // SAFETY: the context is the one the program was called with; `&mut self` ends every borrow
+        // of a header.
+        if unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } != 0 {
+            core::hint::cold_path();
+            return Err(Reason::AdjustFailed);
+        }
+        let (data, end) = bounds(self.ctx.ctx);
+        Room::new(data, end, len).ok_or(Reason::AdjustFailed)
     }
 
     /// `N` bytes at `offset`, to be written.
@@ -155,6 +180,16 @@ impl Packet {
         Some(())
     }
 
+    /// What the IP header at `L3` says that is read when it is needed.
+    ///
+    /// # Errors
+    /// [`Reason::Truncated`].
+    #[inline(always)]
+    pub(crate) fn rest<const L3: usize, const V4: bool>(&self) -> Result<Rest, Reason> {
+        let rest = if V4 { wire::rest4(self, L3) } else { wire::rest6(self, L3) };
+        rest.ok_or(Reason::Truncated)
+    }
+
     /// The VLAN tags of a frame whose IP header begins at `L3`: the bytes between the MAC addresses
     /// and the last ethertype, at most eight.
     #[inline(always)]
@@ -166,8 +201,7 @@ impl Packet {
         })
     }
 
-    /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as
-    /// they stand in the frame, in the first six bytes of a word; the last two do not matter.
+    /// Writes the link header of a frame whose IP header begins at `L3`: see [`Room::link`].
     #[inline(always)]
     pub(crate) fn put_link<const L3: usize>(
         &mut self,
@@ -176,17 +210,7 @@ impl Packet {
         tags: u64,
         ethertype: [u8; 2],
     ) -> Option<()> {
-        const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
-        let place = self.bytes_mut::<L3>(0)?;
-        // What one store writes too much, the next one puts right.
-        place[0..8].copy_from_slice(&dst.to_ne_bytes());
-        place[6..14].copy_from_slice(&src.to_ne_bytes());
-        match L3 {
-            14 => {}
-            18 => place[12..16].copy_from_slice(&(tags as u32).to_ne_bytes()),
-            _ => place[12..20].copy_from_slice(&tags.to_ne_bytes()),
-        }
-        place[L3 - 2..].copy_from_slice(&ethertype);
+        self.room(L3)?.link::<L3>(dst, src, tags, ethertype);
         Some(())
     }
 
@@ -195,6 +219,66 @@ impl Packet {
     pub(crate) fn redirect(&self, ifindex: u32) {
         // SAFETY: takes numbers only. It fails for unknown flags alone.
         unsafe { bpf_redirect(ifindex, 0) };
+    }
+}
+
+/// The bounds of the frame, now.
+#[inline(always)]
+fn bounds(ctx: *mut xdp_md) -> (usize, usize) {
+    // SAFETY: the context is the one the program was called with; volatile keeps the compiler from taking these for
+    // values read before the head moved. No frame is at 0.
+    unsafe {
+        let data = (&raw const (*ctx).data).read_volatile() as usize;
+        let end = (&raw const (*ctx).data_end).read_volatile() as usize;
+        core::hint::assert_unchecked(data != 0);
+        (data, end)
+    }
+}
+
+/// The first bytes of a frame, whose bounds have been checked once, to be written at places that are constants.
+pub(crate) struct Room<'a> {
+    start: usize,
+    len: usize,
+    frame: PhantomData<&'a mut Packet>,
+}
+
+impl Room<'_> {
+    #[inline(always)]
+    fn new(data: usize, end: usize, len: usize) -> Option<Self> {
+        (data + len <= end).then_some(Self { start: data, len, frame: PhantomData })
+    }
+
+    /// Writes a word.
+    #[inline(always)]
+    pub(crate) fn put<T: Copy>(&mut self, at: usize, word: T) {
+        // Of constants: no instruction is left of it.
+        if at + size_of::<T>() <= self.len {
+            // SAFETY: `Packet::room` checked that `len` bytes are inside the frame, which nobody else has while the
+            // borrow lives.
+            unsafe { ((self.start + at) as *mut T).write_unaligned(word) };
+        }
+    }
+
+    /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as they stand in the
+    /// frame, in the first six bytes of a word; the last two do not matter.
+    #[inline(always)]
+    pub(crate) fn link<const L3: usize>(
+        &mut self,
+        dst: u64,
+        src: u64,
+        tags: u64,
+        ethertype: [u8; 2],
+    ) {
+        const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
+        // What one store writes too much, the next one puts right.
+        self.put(0, dst);
+        self.put(6, src);
+        match L3 {
+            14 => {}
+            18 => self.put(12, tags as u32),
+            _ => self.put(12, tags),
+        }
+        self.put(L3 - 2, ethertype);
     }
 }
 

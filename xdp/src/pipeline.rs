@@ -7,7 +7,7 @@ use abi::{
     limits::behind,
     reason::Reason,
     table::Control,
-    wire::{self, Eth, Frame, Ip, Vlan, ethertype},
+    wire::{self, Eth, Frame, Ip, Vlan, ethertype, protocol},
 };
 
 use crate::{
@@ -21,81 +21,113 @@ use crate::{
     synproxy,
 };
 
+/// How a packet's way through the first program ends.
+#[derive(Clone, Copy)]
+pub(crate) enum End {
+    /// Sent, and its reason counted: what the program returns.
+    Sent(u32),
+    /// For this reason, which is not counted yet.
+    Of(Reason),
+}
+
 /// Runs the packet through every stage that this instance has.
 #[inline(always)]
-pub(crate) fn run(packet: &mut Packet, cpu: u32) -> Reason {
-    let Some(eth) = packet.header::<Eth>(0) else { return Reason::NotIp };
-    match eth.ethertype() {
-        e if ethertype::is_vlan(e) => tagged(packet, cpu),
-        e => network::<14>(packet, e, cpu),
+pub(crate) fn run(packet: &mut Packet) -> End {
+    let Some(eth) = packet.header::<Eth>(0) else { return End::Of(Reason::NotIp) };
+    let e = eth.ethertype();
+    if ethertype::is(e, ethertype::IPV4) {
+        return network::<14>(packet, ethertype::IPV4);
     }
+    if ethertype::is_vlan(e) {
+        return tagged(packet);
+    }
+    network::<14>(packet, e)
 }
 
 /// One or two VLAN tags; they are put back as they came.
 #[inline(always)]
-fn tagged(packet: &mut Packet, cpu: u32) -> Reason {
-    let Some(outer) = packet.header::<Vlan>(14) else { return Reason::NotIp };
+fn tagged(packet: &mut Packet) -> End {
+    let Some(outer) = packet.header::<Vlan>(14) else { return End::Of(Reason::NotIp) };
     let e = outer.ethertype();
     if !ethertype::is_vlan(e) {
-        return network::<18>(packet, e, cpu);
+        return network::<18>(packet, e);
     }
-    let Some(inner) = packet.header::<Vlan>(18) else { return Reason::NotIp };
+    let Some(inner) = packet.header::<Vlan>(18) else { return End::Of(Reason::NotIp) };
     let e = inner.ethertype();
-    network::<22>(packet, e, cpu)
+    network::<22>(packet, e)
 }
 
 #[inline(always)]
-fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2], cpu: u32) -> Reason {
-    match e {
-        ethertype::IPV4 => match wire::ipv4(packet, L3) {
-            Some(ip) => all::<L3, true>(packet, &ip, cpu),
-            None => Reason::NotOurs,
-        },
-        ethertype::IPV6 => match wire::ipv6(packet, L3) {
-            Some(ip) => all::<L3, false>(packet, &ip, cpu),
-            None => Reason::NotOurs,
-        },
-        _ => Reason::NotIp,
+fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2]) -> End {
+    if ethertype::is(e, ethertype::IPV4) {
+        // Nearly all packets, for which three fields of the header are constants.
+        return match if L3 == 14 { wire::plain4(packet, L3) } else { 0 } {
+            protocol::TCP => v4::<L3, { protocol::TCP }>(packet),
+            protocol::UDP => v4::<L3, { protocol::UDP }>(packet),
+            _ => v4::<L3, 0>(packet),
+        };
     }
+    if !ethertype::is(e, ethertype::IPV6) {
+        return End::Of(Reason::NotIp);
+    }
+    match wire::ipv6(packet, L3) {
+        Some(ip) if L3 == 14 && ip.protocol == protocol::TCP => {
+            let ip = Ip { protocol: protocol::TCP, fragment: false, ..ip };
+            all::<L3, false>(packet, &ip)
+        }
+        Some(ip) => all::<L3, false>(packet, &ip),
+        None => End::Of(Reason::NotOurs),
+    }
+}
+
+/// `PLAIN`: the protocol whose header is known to follow at once, in whole, or 0.
+#[inline(always)]
+fn v4<const L3: usize, const PLAIN: u8>(packet: &mut Packet) -> End {
+    let Some(mut ip) = wire::ipv4(packet, L3) else { return End::Of(Reason::NotOurs) };
+    if PLAIN != 0 {
+        (ip.protocol, ip.fragment, ip.header) = (PLAIN, false, 20);
+    }
+    all::<L3, true>(packet, &ip)
 }
 
 /// The stages; what would then go to the host's stack is seen by the SYN proxy, where there is one.
 #[inline(always)]
-fn all<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
-    let reason = ip_stages::<L3, V4>(packet, ip, cpu);
-    if maps::has(feature::SYN_PROXY)
+fn all<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
+    let end = ip_stages::<L3, V4>(packet, ip);
+    let End::Of(reason) = end else { return end };
+    if maps::has::<{ feature::SYN_PROXY }>()
         && matches!(reason, Reason::NotOurs | Reason::DeliveredLocally)
         && synproxy::is_for::<L3, V4>(packet, ip)
     {
         maps::hand_on(packet.context(), behind::SYN, reason);
     }
-    reason
+    end
 }
 
 #[inline(always)]
-fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip, cpu: u32) -> Reason {
-    if maps::has(feature::PREFILTER) {
-        let flags = maps::flags();
+fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
+    if maps::has::<{ feature::PREFILTER }>() {
+        let (flags, cpu) = (maps::flags(), maps::cpu());
         if prefilter::blocks::<L3, V4>(packet, ip, flags, cpu) {
-            return Reason::Blocked;
+            return End::Of(Reason::Blocked);
         }
         if flags & Control::GUARD != 0
             && let Some(reason) = guard::refuses::<L3, V4>(packet, ip, flags, cpu)
         {
-            return reason;
+            return End::Of(reason);
         }
         events::passed(packet, cpu);
     }
-    if maps::has(feature::DECAP) {
+    if maps::has::<{ feature::DECAP }>() {
         let tunnel = decap::tunnel::<L3>(packet, ip);
         if tunnel != Tunnel::None
             && let Some(reason) = decap::run::<L3>(packet, ip, tunnel)
         {
-            return reason;
+            return End::Of(reason);
         }
     }
-    if maps::has(feature::BALANCE) {
-        return service::run::<L3, V4>(packet, ip, cpu);
+    if maps::has::<{ feature::BALANCE }>() {
+        return service::run::<L3, V4>(packet, ip);
     }
-    Reason::NotOurs
+    End::Of(Reason::NotOurs)
 }

@@ -49,7 +49,7 @@ pub(crate) fn is_for<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) 
     }
     let Some(tcp) = packet.header::<Tcp>(transport::<L3, V4>()) else { return false };
     let [flags] = tcp.flags();
-    let strays = maps::has(feature::STRAY_ACKS) && synproxy::continues(flags);
+    let strays = maps::has::<{ feature::STRAY_ACKS }>() && synproxy::continues(flags);
     if !synproxy::opens(flags) && !strays {
         return false;
     }

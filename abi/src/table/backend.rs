@@ -59,7 +59,8 @@ impl State {
     }
 }
 
-/// The way to a next hop: MAC and row of the egress table, in one word; 0 is unresolved, 1 is this machine.
+/// The way to a next hop: MAC, row of the egress table, and the family of the backend's address, in one word; 0 is
+/// unresolved, 1 is this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HopWord(u64);
 
@@ -70,11 +71,21 @@ impl HopWord {
     /// that find none there look at it.
     pub const LOCAL: Self = Self(1);
 
-    /// From a MAC address and a row of the egress table.
+    /// The backend's address is of IPv6. The highest bit, which is the quickest to ask for.
+    const V6: u64 = 1 << 63;
+
+    /// From a MAC address and a row of the egress table, to a backend of IPv4 or IPv6.
     #[must_use]
-    pub const fn new(mac: [u8; 6], egress: u8) -> Self {
+    pub const fn new(mac: [u8; 6], egress: u8, v4: bool) -> Self {
         let m = u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]);
-        Self(m | (egress as u64 + 1) << 48)
+        Self(m | (egress as u64 + 1) << 48 | if v4 { 0 } else { Self::V6 })
+    }
+
+    /// Whether a known way leads to a backend of IPv4.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(self) -> bool {
+        self.0 & Self::V6 == 0
     }
 
     /// As stored.
@@ -94,7 +105,7 @@ impl HopWord {
     #[inline(always)]
     #[must_use]
     pub const fn egress(self) -> Option<u32> {
-        ((self.0 >> 48) as u32).checked_sub(1)
+        ((self.0 >> 48 & 0x1ff) as u32).checked_sub(1)
     }
 
     /// Whether packets stay on this machine.
@@ -245,7 +256,7 @@ impl Egress {
     const HAS_V4: u16 = 1;
     const HAS_V6: u16 = 2;
 
-    /// `mtu` in bytes of L3. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
+    /// `mtu` in bytes of L3, of which headers can say 65,535. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
     /// is no source of that family, and no encapsulation.
     #[must_use]
     pub fn new(
@@ -267,7 +278,7 @@ impl Egress {
         Self {
             src6: Addr::from_bytes(low6.to_be_bytes()),
             ifindex,
-            mtu,
+            mtu: mtu.min(0xffff),
             src4: base4,
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
@@ -330,9 +341,12 @@ impl Egress {
     #[inline(always)]
     #[must_use]
     pub const fn has_source(&self, v4: bool) -> bool {
-        let flag = if v4 { Self::HAS_V4 } else { Self::HAS_V6 };
+        if v4 {
+            // No source is 0.0.0.0, and this one is at hand.
+            return self.src4 != 0;
+        }
         let [.., a, b] = self.src_mac.to_ne_bytes();
-        u16::from_ne_bytes([a, b]) & flag != 0
+        u16::from_ne_bytes([a, b]) & Self::HAS_V6 != 0
     }
 
     /// Outer IPv4 source for a flow's entropy, as it stands in a header.

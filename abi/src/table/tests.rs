@@ -19,11 +19,11 @@ fn words_round_trip() {
             State { down: true, keeps: heir.is_none(), recovering: false, weight: 300, heir };
         assert_eq!(State::from_word(state.to_word()), state);
     }
-    let hop = HopWord::new([2, 0, 0, 1, 2, 3], 255);
+    let hop = HopWord::new([2, 0, 0, 1, 2, 3], 255, false);
     assert_eq!(hop.egress(), Some(255));
     assert_eq!(hop.mac(), [2, 0, 0, 1, 2, 3]);
     assert_eq!(HopWord::UNRESOLVED.egress(), None);
-    assert_eq!(HopWord::new([0; 6], 0).egress(), Some(0));
+    assert_eq!(HopWord::new([0; 6], 0, true).egress(), Some(0));
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn frozen_images() {
     assert_eq!((target.target_port(), target.mode()), (8443u16.to_be(), Mode::Ipip));
     assert_eq!(f[48..56], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
 
-    let hop = HopWord::new([2, 0, 0, 0, 0, 9], 1);
+    let hop = HopWord::new([2, 0, 0, 0, 0, 9], 1, true);
     let state = State { down: true, keeps: true, recovering: false, weight: 0x0201, heir: Some(4) };
     let b: [u8; 64] = bytes(Backend::new(key.addr, hop, state, 0x99, 0x0a0b_0c0d));
     assert_eq!(b[16..24], [2, 0, 0, 0, 0, 9, 2, 0]);
@@ -75,7 +75,7 @@ fn frozen_images() {
         ]
     );
     let k: [u8; 32] = bytes(Bucket::from_words([Bucket::entry(1, 2), 0, 0, 0]));
-    assert_eq!(k[..8], [3, 0, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(k[..8], [1, 0, 0, 0, 6, 0, 0, 0]);
     let n: [u8; 32] = bytes(Counter { packets: 1, bytes: 2, new_connections: 3, reserved: 0 });
     assert_eq!((n[0], n[8], n[16]), (1, 2, 3));
     let r: [u8; 16] = bytes(ReasonCounter { packets: 1, bytes: 2 });

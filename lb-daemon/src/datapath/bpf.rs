@@ -15,6 +15,7 @@ mod load;
 mod mapped;
 mod names;
 mod nat;
+mod numbers;
 mod prefixes;
 mod runs;
 mod sock;

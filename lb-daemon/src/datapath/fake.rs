@@ -108,16 +108,13 @@ impl pick::Tables for View<'_> {
         self.fake.control.salt()
     }
 
-    fn vip_shift(&self) -> u32 {
-        self.fake.capacity.vip_shift()
+    fn vip_bit(&self, hash: u64) -> bool {
+        let (index, bit) = pick::vip_place(hash, self.fake.capacity.vip_shift());
+        self.fake.vips[index as usize] & bit != 0
     }
 
-    fn vip_word(&self, index: u32) -> Option<u64> {
-        self.fake.vips.get(index as usize).copied()
-    }
-
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        self.buckets.get((index & (self.fake.capacity.buckets - 1)) as usize)
+    fn bucket(&self, index: u64) -> &Bucket {
+        &self.buckets[(index & u64::from(self.fake.capacity.buckets - 1)) as usize]
     }
 
     fn frontend(&self, row: u32) -> Option<&Frontend> {

@@ -61,7 +61,7 @@ impl Capacity {
         if entries >= abi::summary::FINE4_FROM { abi::summary::FINE4 } else { 0 }
     }
 
-    /// As [`abi::pick::Tables::vip_shift`].
+    /// As [`abi::pick::vip_place`] takes it.
     #[must_use]
     pub const fn vip_shift(&self) -> u32 {
         58 - self.vip_words().ilog2()

@@ -55,6 +55,7 @@ impl Buckets {
     ) -> Result<(), Full> {
         let mask = tables.capacity().buckets - 1;
         let (home, tag) = key.hash(tables.control().salt());
+        let home = home as u32;
         let mut place = None;
         for step in 0..MAX_PROBES {
             let index = home.wrapping_add(step) & mask;
@@ -95,6 +96,7 @@ impl Buckets {
     ) {
         let mask = tables.capacity().buckets - 1;
         let (home, tag) = key.hash(tables.control().salt());
+        let home = home as u32;
         for step in 0..MAX_PROBES {
             let index = home.wrapping_add(step) & mask;
             let words = self.words(tables, index);

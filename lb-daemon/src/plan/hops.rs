@@ -140,7 +140,7 @@ impl Planner {
                 row
             }
         };
-        Ok(HopWord::new(mac, row as u8))
+        Ok(HopWord::new(mac, row as u8, address.is_ipv4()))
     }
 
     fn egress_of(&self, hop: &Hop) -> Egress {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use abi::{
     addr::Addr,
-    pick,
+    hash, pick,
     ranges::Ranges,
     spans::Span,
     table::{Frontend, FrontendKey},
@@ -167,7 +167,7 @@ pub(crate) fn plan_filter(
     let (capacity, salt) = (tables.capacity(), tables.control().salt());
     let mut wanted = vec![0u64; capacity.vip_words() as usize];
     for addr in vips {
-        let (index, bit) = pick::vip_place(addr, salt, capacity.vip_shift());
+        let (index, bit) = pick::vip_place(hash::vip(addr, salt), capacity.vip_shift());
         wanted[index as usize] |= bit;
     }
     for (index, word) in (0..).zip(wanted) {

@@ -22,10 +22,10 @@ impl Program for Chance {
         let mut packet = Packet::new(XdpContext::new(ctx));
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
         let Some(ip) = ip else { return Reason::SecondChance as u32 };
-        if maps::has(feature::DECAP) && receive::is_for::<L3, V4>(&packet, &ip) {
+        if maps::has::<{ feature::DECAP }>() && receive::is_for::<L3, V4>(&packet, &ip) {
             return receive::run::<L3, V4>(&mut packet, &ip).unwrap_or_else(|r| r) as u32;
         }
-        if maps::has(feature::BALANCE) {
+        if maps::has::<{ feature::BALANCE }>() {
             return send::run::<L3, V4>(&mut packet, &ip, cpu).unwrap_or_else(|r| r) as u32;
         }
         Reason::SecondChance as u32

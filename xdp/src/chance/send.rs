@@ -39,11 +39,10 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     let bytes = packet.len() as u64;
     let reason = match Maps.backend(other) {
         Some(other) if other.addr().is_v4() == picked.backend.addr().is_v4() => {
-            forward::twice::<L3, V4>(packet, ip, picked.backend, other.addr(), picked.entropy)?
+            forward::twice::<L3, V4>(packet, picked.backend, other.addr(), picked.entropy)?
         }
-        _ => forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?,
+        _ => forward::once::<L3, V4>(packet, frontend, picked.backend, picked.entropy)?,
     };
-    maps::count_frontend(cpu, row, bytes, transport.opening);
-    maps::count_backend(cpu, picked.row, bytes, transport.opening);
+    maps::count_sent(cpu, row, picked.row, bytes, transport.opening);
     Ok(reason)
 }

@@ -42,7 +42,7 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     if upper.piece.offset == 0 {
         first::<L3, V4>(packet, ip, upper, &key, cpu)
     } else {
-        later::<L3, V4>(packet, ip, &key, cpu)
+        later::<L3, V4>(packet, &key, cpu)
     }
 }
 
@@ -70,17 +70,15 @@ fn first<const L3: usize, const V4: bool>(
         entropy: picked.entropy,
         time: maps::now(),
     };
-    let reason = forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
+    let reason = forward::once::<L3, V4>(packet, frontend, picked.backend, picked.entropy)?;
     maps::remember_fragment(key, &entry);
-    maps::count_frontend(cpu, row, bytes, transport.opening);
-    maps::count_backend(cpu, picked.row, bytes, transport.opening);
+    maps::count_sent(cpu, row, picked.row, bytes, transport.opening);
     Ok(reason)
 }
 
 #[inline(always)]
 fn later<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     key: &FragmentKey,
     cpu: u32,
 ) -> Result<Reason, Reason> {
@@ -92,9 +90,8 @@ fn later<const L3: usize, const V4: bool>(
         return Err(Reason::Fragment);
     }
     let bytes = packet.len() as u64;
-    let reason = forward::once::<L3, V4>(packet, ip, frontend, backend, entry.entropy)?;
-    maps::count_frontend(cpu, entry.frontend, bytes, false);
-    maps::count_backend(cpu, entry.backend, bytes, false);
+    let reason = forward::once::<L3, V4>(packet, frontend, backend, entry.entropy)?;
+    maps::count_sent(cpu, entry.frontend, entry.backend, bytes, false);
     Ok(reason)
 }
 

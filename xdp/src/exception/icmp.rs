@@ -111,8 +111,7 @@ fn error<const L3: usize, const V4: bool>(
     service::permit(frontend, tuple.src)?;
     let picked = service::pick_again(&flow, &transport, row)?;
     let bytes = packet.len() as u64;
-    let reason = forward::once::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
-    maps::count_frontend(cpu, row, bytes, false);
-    maps::count_backend(cpu, picked.row, bytes, false);
+    let reason = forward::once::<L3, V4>(packet, frontend, picked.backend, picked.entropy)?;
+    maps::count_sent(cpu, row, picked.row, bytes, false);
     Ok(reason)
 }

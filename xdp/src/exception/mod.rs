@@ -93,12 +93,12 @@ fn route<const L3: usize, const V4: bool>(
     let inner = Ip { protocol: upper.protocol, ..*ip };
     let (row, frontend) = service::frontend(&inner, &transport)?;
     service::permit(frontend, ip.src)?;
-    service::sendable::<L3>(packet, &inner, upper.at - L3)?;
+    service::sendable::<L3, V4>(packet, upper.protocol, upper.at - L3)?;
     if frontend.mode() == Mode::Nat {
         return Err(Reason::NatNoEntry);
     }
     let picked = service::pick_again(&inner, &transport, row)?;
-    service::sent::<L3, V4>(packet, &inner, &transport, row, frontend, &picked, cpu)
+    service::sent::<L3, V4>(packet, &transport, row, frontend, &picked, cpu)
 }
 
 #[inline(always)]

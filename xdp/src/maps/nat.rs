@@ -3,6 +3,7 @@
 use abi::{
     addr::Addr,
     choice::Tracking,
+    constants,
     flow::{FragmentEntry, FragmentKey},
     limits::{MAX_NAT_ADDRESSES, WAY_PROBES, WAYS},
     nat::{
@@ -14,7 +15,6 @@ use abi::{
     wire::Ip,
 };
 use aya_ebpf::{
-    Global,
     bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::{bpf_csum_diff, bpf_xdp_load_bytes},
     macros::map,
@@ -22,14 +22,7 @@ use aya_ebpf::{
 };
 
 use super::Maps;
-use crate::{events::bounded, nat::Onward};
-
-/// Entries of the NAT table, less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static NAT_MASK: Global<u32> = Global::new(0);
-/// The range of NAT ports, in one word.
-#[unsafe(no_mangle)]
-static NAT_PORTS: Global<u32> = Global::new(0);
+use crate::{constant, events::bounded, nat::Onward};
 
 /// Connections behind NAT.
 #[map(name = "NAT")]
@@ -68,15 +61,21 @@ static NAT_ADDRESSES: Array<NatAddress> =
 #[map(name = "WAYS")]
 static WAY_TABLE: Array<Way> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
 
+/// Entries of the NAT table, less one; the number is a power of two.
+#[inline(always)]
+fn mask() -> u32 {
+    constant::get::<{ constants::NAT_MASK }>() as u32
+}
+
 impl Entries for Maps {
     #[inline(always)]
     fn entry(&self, index: u32) -> Option<&Entry> {
-        NAT_TABLE.get(index & NAT_MASK.load())
+        NAT_TABLE.get(index & mask())
     }
 
     #[inline(always)]
     fn swap(&self, index: u32, old: Stamp, new: Stamp) -> bool {
-        let Some(entry) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return false };
+        let Some(entry) = NAT_TABLE.get_ptr_mut(index & mask()) else { return false };
         const { assert!(Entry::STATE == 0) };
         // SAFETY: the kernel's lookup returned the entry, whose first word is the state; aligned.
         unsafe { exchange(entry.cast(), old.to_word(), new.to_word()) }
@@ -84,7 +83,7 @@ impl Entries for Maps {
 
     #[inline(always)]
     fn write(&self, index: u32, entry: &Entry) {
-        let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
+        let Some(place) = NAT_TABLE.get_ptr_mut(index & mask()) else { return };
         let (from, to) = (core::ptr::from_ref(entry).cast::<u64>(), place.cast::<u64>());
         // SAFETY: the kernel's lookup returned the place; both are aligned and of this many words. Volatile
         // keeps the order, in which the state comes last.
@@ -119,7 +118,7 @@ impl Clients for Maps {
 
 #[inline(always)]
 fn client_word(bucket: u32, way: u32) -> Option<*mut u64> {
-    let bucket = CLIENT_TABLE.get_ptr_mut(bucket & NAT_MASK.load() / clients::ENTRIES)?;
+    let bucket = CLIENT_TABLE.get_ptr_mut(bucket & (mask() / clients::ENTRIES))?;
     // SAFETY: the kernel's lookup returned the bucket, and the mask keeps the word inside of it.
     Some(unsafe { bucket.cast::<u64>().add((way & (clients::WAYS - 1)) as usize) })
 }
@@ -393,7 +392,7 @@ pub(crate) fn out() -> Option<Out> {
 /// Tags of replies of the entry at this place: of those whose link says so.
 #[inline(always)]
 pub(crate) fn tags_of(index: u32) -> u64 {
-    let Some(place) = VLANS.get_ptr(index & NAT_MASK.load()) else { return 0 };
+    let Some(place) = VLANS.get_ptr(index & mask()) else { return 0 };
     // SAFETY: the kernel's lookup returned it; aligned; volatile because other CPUs store.
     unsafe { place.read_volatile() }
 }
@@ -402,7 +401,7 @@ pub(crate) fn tags_of(index: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn note_tags(index: u32) {
     let Some(tags) = kept_tags() else { return };
-    let Some(place) = VLANS.get_ptr_mut(index & NAT_MASK.load()) else { return };
+    let Some(place) = VLANS.get_ptr_mut(index & mask()) else { return };
     // SAFETY: as above.
     unsafe {
         if place.read_volatile() != tags {
@@ -414,7 +413,7 @@ pub(crate) fn note_tags(index: u32) {
 /// Stores the way back to a client.
 #[inline(always)]
 pub(crate) fn set_link(index: u32, link: u64) {
-    let Some(place) = NAT_TABLE.get_ptr_mut(index & NAT_MASK.load()) else { return };
+    let Some(place) = NAT_TABLE.get_ptr_mut(index & mask()) else { return };
     // SAFETY: the kernel's lookup returned it; an aligned word inside of it.
     unsafe { place.cast::<u64>().add(Entry::LINK / 8).write_volatile(link) };
 }
@@ -422,7 +421,7 @@ pub(crate) fn set_link(index: u32, link: u64) {
 /// The range of NAT ports.
 #[inline(always)]
 pub(crate) fn nat_ports() -> Ports {
-    Ports::from_word(NAT_PORTS.load())
+    Ports::from_word(constant::get::<{ constants::NAT_PORTS }>() as u32)
 }
 
 /// A NAT address.

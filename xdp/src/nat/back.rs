@@ -47,7 +47,7 @@ pub(super) fn run<const V4: bool>(
     let Some((index, entry, stamp)) = entry(ip.src, ip.dst, ports, udp) else {
         return Err(nobody(ip));
     };
-    service::sendable::<L3>(packet, ip, header::<V4>())?;
+    service::sendable::<L3, V4>(packet, ip.protocol, header::<V4>())?;
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
     let tags = tags(index, link);

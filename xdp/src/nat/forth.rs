@@ -160,7 +160,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     let Segment { ports, flags, udp } = segment;
     let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     let (row, frontend) = service(ip, ports, opening)?;
-    sendable::<L3>(packet, ip, header::<V4>())?;
+    sendable::<L3, V4>(packet, ip.protocol, header::<V4>())?;
     let now = maps::seconds();
     let how = How::new(now, udp || opening);
     let route = if STEERED {
@@ -186,8 +186,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
         dst: backend.addr(),
         ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
     };
-    maps::count_frontend(cpu, row, bytes, opening);
-    maps::count_backend(cpu, route.row, bytes, opening);
+    maps::count_sent(cpu, row, route.row, bytes, opening);
     let mac = (hop.mac_head(), hop.mac_tail());
     write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex(), 0)
 }

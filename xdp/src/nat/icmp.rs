@@ -198,7 +198,6 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
     let theirs = maps::way((link >> 48) as u32).map(Way::mtu);
     let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);
     maps::put_onward(onward.telling(most::<V4>(egress.mtu(), theirs)));
-    maps::count_frontend(cpu, row, bytes, false);
-    maps::count_backend(cpu, route.row, bytes, false);
+    maps::count_sent(cpu, row, route.row, bytes, false);
     Ok(())
 }

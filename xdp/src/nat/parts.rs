@@ -151,8 +151,7 @@ fn request<const V4: bool>(
         time: 0,
     };
     let bytes = packet.len() as u64 + u64::from(tags);
-    maps::count_frontend(cpu, row, bytes, opening);
-    maps::count_backend(cpu, route.row, bytes, opening);
+    maps::count_sent(cpu, row, route.row, bytes, opening);
     let to = write::To {
         src: route.address,
         dst: backend.addr(),
@@ -275,8 +274,7 @@ fn later<const V4: bool>(
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
     let address = maps::nat_address(stamp.address()).ok_or(Reason::NoNextHop)?;
     let bytes = packet.len() as u64 + u64::from(tags);
-    maps::count_frontend(cpu, known.frontend, bytes, false);
-    maps::count_backend(cpu, known.backend, bytes, false);
+    maps::count_sent(cpu, known.frontend, known.backend, bytes, false);
     let to = write::To { src: address, dst: backend.addr(), ports: 0 };
     let mac = (hop.mac_head(), hop.mac_tail());
     let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);

@@ -10,16 +10,18 @@ use abi::{
     outer::{self, GENEVE_SHIM, GUE_SHIM},
     reason::Reason,
     table::{Backend, Egress, Frontend, HopWord, Mode},
-    wire::{Ip, Ipv4, ethertype, protocol},
+    wire::{Ipv4, Rest, ethertype, protocol},
 };
 
-use crate::{maps, packet::Packet};
+use crate::{
+    maps,
+    packet::{Packet, Room},
+};
 
 /// Sends the packet; its headers are gone afterwards. A backend that is this machine gets it as it came.
 #[inline(always)]
 pub(crate) fn run<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     frontend: &Frontend,
     backend: &Backend,
     entropy: u32,
@@ -28,7 +30,7 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
         // Other programs see to these.
         Mode::GueTwice => Err(Reason::SecondChance),
         Mode::Nat => Err(Reason::NatNoEntry),
-        mode => by::<L3, V4>(packet, ip, mode, backend, entropy),
+        mode => by::<L3, V4>(packet, mode, backend, entropy),
     }
 }
 
@@ -36,7 +38,6 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
 #[inline(always)]
 pub(crate) fn once<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     frontend: &Frontend,
     backend: &Backend,
     entropy: u32,
@@ -45,33 +46,29 @@ pub(crate) fn once<const L3: usize, const V4: bool>(
         Mode::GueTwice => Mode::Gue,
         mode => mode,
     };
-    by::<L3, V4>(packet, ip, mode, backend, entropy)
+    by::<L3, V4>(packet, mode, backend, entropy)
 }
 
 /// As GUE, with the address of another backend of the same family.
 #[inline(always)]
 pub(crate) fn twice<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     backend: &Backend,
     other: Addr,
     entropy: u32,
 ) -> Result<Reason, Reason> {
-    let hop = backend.hop();
-    let Some(egress) = hop.egress().and_then(maps::egress) else { return here(hop) };
-    if backend.addr().is_v4() {
-        encap4::<L3, V4, SHIM4>(packet, ip, backend, hop, egress, entropy)?;
+    let Some((hop, egress)) = way(backend) else { return here(backend.hop()) };
+    if hop.is_v4() {
+        let mut room = encap4::<L3, V4, SHIM4>(packet, backend, hop, egress, entropy)?;
         let at = L3 + 20 + GUE_SHIM;
-        let place = packet.bytes_mut::<8>(at).ok_or(Reason::AdjustFailed)?;
-        put(&mut place[0..4], chance::one_hop(true));
-        put(&mut place[4..8], other.as_v4_raw());
+        room.put(at, chance::one_hop(true));
+        room.put(at + 4, other.as_v4_raw());
     } else {
-        encap6::<L3, V4, SHIM6>(packet, ip, backend, hop, egress, entropy)?;
+        let mut room = encap6::<L3, V4, SHIM6>(packet, backend, hop, egress, entropy)?;
         let at = L3 + 40 + GUE_SHIM;
-        let place = packet.bytes_mut::<20>(at).ok_or(Reason::AdjustFailed)?;
-        put(&mut place[0..4], chance::one_hop(false));
-        put64(&mut place[4..12], other.hi());
-        put64(&mut place[12..20], other.lo());
+        room.put(at, chance::one_hop(false));
+        room.put(at + 4, other.hi());
+        room.put(at + 12, other.lo());
     }
     Ok(packet.send(egress.ifindex()))
 }
@@ -85,26 +82,45 @@ const fn here(hop: HopWord) -> Result<Reason, Reason> {
 #[inline(always)]
 fn by<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     mode: Mode,
     backend: &Backend,
     entropy: u32,
 ) -> Result<Reason, Reason> {
-    let hop = backend.hop();
-    let Some(egress) = hop.egress().and_then(maps::egress) else { return here(hop) };
+    match way(backend) {
+        Some((hop, egress)) => over::<L3, V4>(packet, mode, backend, hop, egress, entropy),
+        None => here(backend.hop()),
+    }
+}
 
+/// The way out to a backend, if there is one.
+#[inline(always)]
+pub(crate) fn way(backend: &Backend) -> Option<(HopWord, &'static Egress)> {
+    let hop = backend.hop();
+    Some((hop, hop.egress().and_then(maps::egress)?))
+}
+
+/// Sends the packet by this way.
+#[inline(always)]
+pub(crate) fn over<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    mode: Mode,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<Reason, Reason> {
     match mode {
         Mode::L2 => {
-            fits(ip, 0, egress)?;
+            fits(&packet.rest::<L3, V4>()?, 0, egress)?;
             decrement_ttl::<L3, V4>(packet)?;
             let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
             macs(link, hop, egress);
         }
-        Mode::Ipip => encap::<L3, V4, 0>(packet, ip, backend, hop, egress, entropy)?,
-        Mode::Gue | Mode::GueTwice => {
-            encap::<L3, V4, GUE_SHIM>(packet, ip, backend, hop, egress, entropy)?;
-        }
-        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, ip, backend, hop, egress, entropy)?,
+        Mode::Ipip => encap::<L3, V4, 0>(packet, backend, hop, egress, entropy)?,
+        Mode::Gue => encap::<L3, V4, GUE_SHIM>(packet, backend, hop, egress, entropy)?,
+        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, backend, hop, egress, entropy)?,
+        // Other programs see to these.
+        Mode::GueTwice => return Err(Reason::SecondChance),
         Mode::Nat => return Err(Reason::NatNoEntry),
     }
 
@@ -115,81 +131,77 @@ fn by<const L3: usize, const V4: bool>(
 #[inline(always)]
 fn encap<const L3: usize, const V4: bool, const SHIM: usize>(
     packet: &mut Packet,
-    ip: &Ip,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
 ) -> Result<(), Reason> {
-    if backend.addr().is_v4() {
-        encap4::<L3, V4, SHIM>(packet, ip, backend, hop, egress, entropy)
+    if hop.is_v4() {
+        encap4::<L3, V4, SHIM>(packet, backend, hop, egress, entropy)?;
     } else {
-        encap6::<L3, V4, SHIM>(packet, ip, backend, hop, egress, entropy)
+        encap6::<L3, V4, SHIM>(packet, backend, hop, egress, entropy)?;
     }
+    Ok(())
 }
 
 #[inline(always)]
-fn encap4<const L3: usize, const V4: bool, const SHIM: usize>(
-    packet: &mut Packet,
-    ip: &Ip,
+fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize>(
+    packet: &'a mut Packet,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<(), Reason> {
-    fits(ip, 20 + SHIM as u32, egress)?;
+) -> Result<Room<'a>, Reason> {
+    let rest = packet.rest::<L3, V4>()?;
+    fits(&rest, 20 + SHIM as u32, egress)?;
     if !egress.has_source(true) {
         return Err(Reason::NoNextHop);
     }
-    let dst = backend.addr().as_v4_raw();
-    let len = (ip.total + SHIM as u32) as u16;
-    let header =
-        outer::ipv4(egress, dst, len, ip.tos, next::<V4, SHIM>(), entropy).ok_or(Reason::TooBig)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    packet.grow_head(20 + SHIM as i32)?;
-    packet
-        .put_link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV4)
-        .ok_or(Reason::AdjustFailed)?;
-    let place = packet.bytes_mut::<20>(L3).ok_or(Reason::AdjustFailed)?;
-    put(&mut place[0..4], header[0]);
-    put(&mut place[4..8], header[1]);
-    put(&mut place[8..12], header[2]);
-    put(&mut place[12..16], header[3]);
-    put(&mut place[16..20], header[4]);
-    put_shim::<V4, SHIM>(packet, L3 + 20, ip, entropy)
+    let mut room = packet.grown(20 + SHIM as i32, L3 + 20 + SHIM)?;
+    // Not earlier: what it is made of would have to be kept over the call.
+    let dst = backend.addr().as_v4_raw();
+    let len = (20 + SHIM as u32 + rest.total) as u16;
+    let header = outer::ipv4(egress, dst, len, rest.tos, next::<V4, SHIM>(), entropy);
+    room.link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV4);
+    let mut word = 0;
+    while word < header.len() {
+        room.put(L3 + 4 * word, header[word]);
+        word += 1;
+    }
+    put_shim::<V4, SHIM>(&mut room, L3 + 20, &rest, entropy);
+    Ok(room)
 }
 
 #[inline(always)]
-fn encap6<const L3: usize, const V4: bool, const SHIM: usize>(
-    packet: &mut Packet,
-    ip: &Ip,
+fn encap6<'a, const L3: usize, const V4: bool, const SHIM: usize>(
+    packet: &'a mut Packet,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<(), Reason> {
-    fits(ip, 40 + SHIM as u32, egress)?;
+) -> Result<Room<'a>, Reason> {
+    let rest = packet.rest::<L3, V4>()?;
+    fits(&rest, 40 + SHIM as u32, egress)?;
     if !egress.has_source(false) {
         return Err(Reason::NoNextHop);
     }
-    let len = (ip.total + SHIM as u32) as u16;
-    let header = outer::ipv6(egress, backend.addr(), len, ip.tos, next::<V4, SHIM>(), entropy);
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    packet.grow_head(40 + SHIM as i32)?;
-    packet
-        .put_link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV6)
-        .ok_or(Reason::AdjustFailed)?;
-    let place = packet.bytes_mut::<40>(L3).ok_or(Reason::AdjustFailed)?;
-    put64(&mut place[0..8], header[0]);
-    put64(&mut place[8..16], header[1]);
-    put64(&mut place[16..24], header[2]);
-    put64(&mut place[24..32], header[3]);
-    put64(&mut place[32..40], header[4]);
-    put_shim::<V4, SHIM>(packet, L3 + 40, ip, entropy)
+    let mut room = packet.grown(40 + SHIM as i32, L3 + 40 + SHIM)?;
+    let len = (rest.total + SHIM as u32) as u16;
+    let header = outer::ipv6(egress, backend.addr(), len, rest.tos, next::<V4, SHIM>(), entropy);
+    room.link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV6);
+    let mut word = 0;
+    while word < header.len() {
+        room.put(L3 + 8 * word, header[word]);
+        word += 1;
+    }
+    put_shim::<V4, SHIM>(&mut room, L3 + 40, &rest, entropy);
+    Ok(room)
 }
 
 /// What the outer IP header says that follows.
@@ -206,47 +218,33 @@ const fn next<const V4: bool, const SHIM: usize>() -> u8 {
 /// checked.
 #[inline(always)]
 fn put_shim<const V4: bool, const SHIM: usize>(
-    packet: &mut Packet,
+    room: &mut Room<'_>,
     at: usize,
-    ip: &Ip,
+    rest: &Rest,
     entropy: u32,
-) -> Result<(), Reason> {
+) {
     const { assert!(matches!(SHIM, 0 | GUE_SHIM | GENEVE_SHIM | SHIM4 | SHIM6)) };
     if SHIM == GUE_SHIM || SHIM == SHIM4 || SHIM == SHIM6 {
-        let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
         let private = (SHIM - GUE_SHIM) as u8;
-        let words = outer::gue_with(private, ip.total as u16, inner, entropy);
-        let place = packet.bytes_mut::<GUE_SHIM>(at).ok_or(Reason::AdjustFailed)?;
-        put(&mut place[0..4], words[0]);
-        put(&mut place[4..8], words[1]);
-        put(&mut place[8..12], words[2]);
+        let inner = if V4 { outer::PROTO_IPV4 } else { outer::PROTO_IPV6 };
+        let words = outer::gue_with(private, rest.total as u16, inner, entropy);
+        room.put(at, words[0]);
+        room.put(at + 4, words[1]);
+        room.put(at + 8, words[2]);
     } else if SHIM == GENEVE_SHIM {
         let inner = if V4 { ethertype::IPV4 } else { ethertype::IPV6 };
-        let words = outer::geneve(ip.total as u16, inner, entropy);
-        let place = packet.bytes_mut::<GENEVE_SHIM>(at).ok_or(Reason::AdjustFailed)?;
-        put(&mut place[0..4], words[0]);
-        put(&mut place[4..8], words[1]);
-        put(&mut place[8..12], words[2]);
-        put(&mut place[12..16], words[3]);
+        let words = outer::geneve(rest.total as u16, inner, entropy);
+        room.put(at, words[0]);
+        room.put(at + 4, words[1]);
+        room.put(at + 8, words[2]);
+        room.put(at + 12, words[3]);
     }
-    Ok(())
 }
 
 #[inline(always)]
-fn put(place: &mut [u8], word: u32) {
-    place.copy_from_slice(&word.to_ne_bytes());
-}
-
-#[inline(always)]
-fn put64(place: &mut [u8], word: u64) {
-    place.copy_from_slice(&word.to_ne_bytes());
-}
-
-#[inline(always)]
-fn fits(ip: &Ip, outer: u32, egress: &Egress) -> Result<(), Reason> {
-    let whole = ip.total + outer;
-    // The length fields of outer headers have 16 bits.
-    if whole > egress.mtu() || whole > 0xffff { Err(Reason::TooBig) } else { Ok(()) }
+fn fits(rest: &Rest, outer: u32, egress: &Egress) -> Result<(), Reason> {
+    // Which is no more than the length fields of outer headers can say.
+    if rest.total + outer > egress.mtu() { Err(Reason::TooBig) } else { Ok(()) }
 }
 
 /// A MAC address as it stands in a frame: first four bytes, last two.
@@ -282,9 +280,8 @@ fn decrement_ttl<const L3: usize, const V4: bool>(packet: &mut Packet) -> Result
     if V4 {
         const _: () = assert!(size_of::<Ipv4>() == 20);
         let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
-        h[8] -= 1;
-        let check = checksum::after_hop(u16::from_ne_bytes([h[10], h[11]]));
-        h[10..12].copy_from_slice(&check.to_ne_bytes());
+        let word = u32::from_ne_bytes([h[8], h[9], h[10], h[11]]);
+        h[8..12].copy_from_slice(&checksum::one_hop_less(word).to_ne_bytes());
     } else {
         let h = packet.bytes_mut::<8>(L3).ok_or(Reason::Truncated)?;
         h[7] -= 1;

@@ -13,28 +13,44 @@ use abi::{
 };
 
 use crate::{
+    action,
     maps::{self, Maps},
     packet::Packet,
+    pipeline::End,
     stage::forward,
 };
 
 /// Finds the service, picks the backend and sends the packet there.
 #[inline(always)]
-pub(crate) fn run<const L3: usize, const V4: bool>(
-    packet: &mut Packet,
-    ip: &Ip,
-    cpu: u32,
-) -> Reason {
-    match find::<L3, V4>(packet, ip) {
-        Ok((_, frontend, _)) if frontend.mode() == Mode::Nat => Reason::NatNoEntry,
-        // Who may use it, and where its packets go, is the business of another program.
-        Ok((_, frontend, _)) if frontend.is_special() => Reason::SourceRefused,
-        Ok((row, frontend, transport)) => {
-            send::<L3, V4>(packet, ip, ip.header, &transport, row, frontend, cpu)
-                .unwrap_or_else(|r| r)
-        }
-        Err(reason) => reason,
+pub(crate) fn run<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
+    sought::<L3, V4>(packet, ip).unwrap_or_else(End::Of)
+}
+
+#[inline(always)]
+fn sought<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> Result<End, Reason> {
+    let (row, frontend, transport) = find::<L3, V4>(packet, ip)?;
+    let mode = frontend.mode();
+    if mode == Mode::Nat {
+        return Err(Reason::NatNoEntry);
     }
+    if frontend.is_special() {
+        // Who may use it, and where its packets go, is the business of another program.
+        return Err(Reason::SourceRefused);
+    }
+    sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
+    let Picked { row: backend_row, backend, entropy } = pick(ip, &transport, row, frontend)?;
+    let bytes = packet.arrived();
+    let Some((hop, egress)) = forward::way(backend) else {
+        core::hint::cold_path();
+        let reason = forward::run::<L3, V4>(packet, frontend, backend, entropy)?;
+        maps::count_sent(maps::cpu(), row, backend_row, bytes, transport.opening);
+        return Err(reason);
+    };
+    let reason = forward::over::<L3, V4>(packet, mode, backend, hop, egress, entropy)?;
+    let cpu = maps::cpu();
+    maps::count_sent(cpu, row, backend_row, bytes, transport.opening);
+    maps::count_reason(cpu, reason, bytes);
+    Ok(End::Sent(action(reason)))
 }
 
 /// Whether services may have this protocol.
@@ -387,36 +403,19 @@ fn phase(ip: &Ip, transport: &Transport) -> Phase {
     }
 }
 
-/// `upper`: bytes from the IP header to the transport header.
+/// Whether the packet is what its headers say, and may go on. `upper`: bytes from the IP header to the transport
+/// header.
 #[inline(always)]
-pub(crate) fn send<const L3: usize, const V4: bool>(
-    packet: &mut Packet,
-    ip: &Ip,
-    upper: usize,
-    transport: &Transport,
-    row: u32,
-    frontend: &Frontend,
-    cpu: u32,
-) -> Result<Reason, Reason> {
-    sendable::<L3>(packet, ip, upper)?;
-    let picked = pick(ip, transport, row, frontend)?;
-    sent::<L3, V4>(packet, ip, transport, row, frontend, &picked, cpu)
-}
-
-/// Whether the packet is what its headers say, and may go on.
-#[inline(always)]
-pub(crate) fn sendable<const L3: usize>(
+pub(crate) fn sendable<const L3: usize, const V4: bool>(
     packet: &Packet,
-    ip: &Ip,
+    protocol: u8,
     upper: usize,
 ) -> Result<(), Reason> {
-    if !packet.holds(L3 + ip.total as usize) {
+    let total = packet.rest::<L3, V4>()?.total as usize;
+    if !packet.holds(L3 + total) || total < upper + wire::transport_len(protocol) {
         return Err(Reason::BadLength);
     }
-    if (ip.total as usize) < upper + wire::transport_len(ip.protocol) {
-        return Err(Reason::BadLength);
-    }
-    if ip.ttl <= 1 {
+    if packet.rest::<L3, V4>()?.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
     Ok(())
@@ -426,7 +425,6 @@ pub(crate) fn sendable<const L3: usize>(
 #[inline(always)]
 pub(crate) fn sent<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     transport: &Transport,
     row: u32,
     frontend: &Frontend,
@@ -434,9 +432,8 @@ pub(crate) fn sent<const L3: usize, const V4: bool>(
     cpu: u32,
 ) -> Result<Reason, Reason> {
     let bytes = packet.len() as u64;
-    let reason = forward::run::<L3, V4>(packet, ip, frontend, picked.backend, picked.entropy)?;
+    let reason = forward::run::<L3, V4>(packet, frontend, picked.backend, picked.entropy)?;
 
-    maps::count_frontend(cpu, row, bytes, transport.opening);
-    maps::count_backend(cpu, picked.row, bytes, transport.opening);
+    maps::count_sent(cpu, row, picked.row, bytes, transport.opening);
     Ok(reason)
 }

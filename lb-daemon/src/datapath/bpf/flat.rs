@@ -10,6 +10,7 @@ use std::{
 };
 
 use abi::{
+    constants,
     limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS},
     prefix::{Line, ListRow},
     summary,
@@ -23,13 +24,12 @@ use object::{
     read::elf::{FileHeader as _, SectionHeader as _, Sym as _},
 };
 
-use super::super::Capacity;
+use super::{super::Capacity, numbers::Numbers};
 use crate::refusal::chain;
 
 /// A kind of table: its name, and the bytes of a row.
 struct Kind {
     name: &'static str,
-    global: &'static str,
     row: usize,
 }
 
@@ -40,13 +40,12 @@ macro_rules! kinds {
     ($($name:literal: $row:ty),* $(,)?) => {
         [$(Kind {
             name: $name,
-            global: concat!($name, "_N"),
             row: size_of::<$row>(),
         }),*]
     };
 }
 
-const KINDS: [Kind; 15] = kinds![
+const KINDS: [Kind; constants::TABLES.len()] = kinds![
     "CONTROL": Control,
     "VIPS": u64,
     "BUCKETS": Bucket,
@@ -67,8 +66,6 @@ const KINDS: [Kind; 15] = kinds![
 /// A flat table.
 pub(super) struct Table {
     pub(super) name: &'static str,
-    /// Of the programs: how many rows it has.
-    pub(super) global: &'static str,
     pub(super) rows: u32,
     row: usize,
 }
@@ -114,8 +111,8 @@ pub(super) fn rows(name: &str, info: &MapInfo) -> (u32, u32) {
 
 impl Kind {
     const fn table(&self, rows: u32) -> Table {
-        let Self { name, global, row } = *self;
-        Table { name, global, rows, row }
+        let Self { name, row } = *self;
+        Table { name, rows, row }
     }
 }
 
@@ -146,12 +143,17 @@ impl Table {
     }
 }
 
-/// The object file with the addresses of these maps where it names sections of tables, which no loader knows.
+/// The object file with these numbers in the places of constants, and the addresses of these maps where it names
+/// sections of tables, which no loader knows.
 ///
 /// Each such place is a load of a 64-bit constant (RFC 9669 section 5.4): the source register says that it is an
 /// address in a map, the first immediate which map, the second where in it. What is relocated here is taken out of
 /// the file's relocations.
-pub(super) fn linked(object: &[u8], maps: &BTreeMap<&str, MapData>) -> Result<Vec<u8>, String> {
+pub(super) fn linked(
+    object: &[u8],
+    maps: &BTreeMap<&str, MapData>,
+    numbers: &Numbers,
+) -> Result<Vec<u8>, String> {
     const ADDRESS: u8 = 2 << 4;
     let mut linked = object.to_vec();
     let header = elf::FileHeader64::<Endianness>::parse(object).map_err(|e| e.to_string())?;
@@ -167,6 +169,13 @@ pub(super) fn linked(object: &[u8], maps: &BTreeMap<&str, MapData>) -> Result<Ve
         let Some(table) = name(index).and_then(|name| name.strip_prefix(SECTION)) else { continue };
         let map = maps.get(table).ok_or_else(|| format!("there is no table {table}"))?;
         fds.insert(index.0, map.fd().as_fd().as_raw_fd());
+    }
+    for (_, section) in sections.enumerate() {
+        if section.sh_flags(endian) & u64::from(elf::SHF_EXECINSTR) == 0 {
+            continue;
+        }
+        let (at, len) = (section.sh_offset(endian) as usize, section.sh_size(endian) as usize);
+        numbers.write(linked.get_mut(at..at + len).ok_or("a section beyond the file")?)?;
     }
     for (index, section) in sections.enumerate() {
         let Some((relocations, _)) = section.rel(endian, object).map_err(|e| e.to_string())? else {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use abi::{
+    constants,
     event::STREAMS,
     guard::LIMIT_ROWS,
     limits::{MAX_LISTS, behind, feature},
@@ -21,7 +22,13 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use siphasher::sip::SipHasher13;
 
-use super::{super::Capacity, BpfError, MAPS, flat, pin_of};
+use super::{
+    super::Capacity,
+    BpfError, MAPS,
+    flat::{self, Table},
+    numbers::Numbers,
+    pin_of,
+};
 use crate::refusal::chain;
 
 /// The XDP program's object file.
@@ -101,6 +108,30 @@ pub(super) fn tick() -> u64 {
     (nanos << 32) / 1_000_000_000
 }
 
+/// What stands in the code of a program with these features.
+fn numbers(capacity: &Capacity, control: &Control, features: u32, tables: &[Table]) -> Numbers {
+    let mut numbers = Numbers::of(tables);
+    for (number, value) in [
+        (constants::SALT, control.salt()),
+        (constants::SEED, control.seed()),
+        (constants::VIP_SHIFT, capacity.vip_shift().into()),
+        (constants::TICK, tick()),
+        (constants::NAT_MASK, (capacity.nat - 1).into()),
+        (constants::NAT_PORTS, control.nat_ports().into()),
+        (constants::LINE_ROWS, capacity.lines.into()),
+        (constants::BITMAP_ROWS, capacity.bitmaps.into()),
+        (constants::BLOCK_ROWS, capacity.blocks.into()),
+        (constants::FILTER6_ROWS, capacity.filter6.into()),
+        (constants::BUCKET6_ROWS, capacity.buckets6.into()),
+    ] {
+        numbers.set(number, value);
+    }
+    for bits in 0..constants::FEATURES {
+        numbers.set(constants::FEATURES | bits, u64::from(features & bits != 0));
+    }
+    numbers
+}
+
 /// The program with these features: the pinned one, if it is of the same object file, or a new one.
 pub(super) fn instance(
     capacity: Capacity,
@@ -113,29 +144,15 @@ pub(super) fn instance(
     {
         return Ok(Instance::Pinned(Box::new(program)));
     }
-    let Capacity { buckets, lines, bitmaps, blocks, filter6, buckets6, .. } = capacity;
+    let Capacity { bitmaps, blocks, filter6, buckets6, .. } = capacity;
     let cpus = control.cpus();
-    let (mask, vip_shift) = (buckets - 1, capacity.vip_shift());
-    let (salt, seed) = (control.salt(), control.seed());
-    let (nat_mask, nat_ports, tick) = (capacity.nat - 1, control.nat_ports(), tick());
+    let tables = flat::all(&capacity, cpus);
+    let numbers = numbers(&capacity, control, features, &tables);
     let mut loader = EbpfLoader::new();
     loader
-        .override_global("FEATURES", &features, true)
-        .override_global("BUCKET_MASK", &mask, true)
-        .override_global("SALT", &salt, true)
-        .override_global("SEED", &seed, true)
-        .override_global("VIP_SHIFT", &vip_shift, true)
-        .override_global("NAT_MASK", &nat_mask, true)
-        .override_global("NAT_PORTS", &nat_ports, true)
-        .override_global("TICK", &tick, true)
         .map_max_entries("NAT", capacity.nat)
         .map_max_entries("NAT_VLANS", capacity.nat)
         .map_max_entries("NAT_CLIENTS", buckets_of_clients(capacity.nat))
-        .override_global("LINE_ROWS", &lines, true)
-        .override_global("BITMAP_ROWS", &bitmaps, true)
-        .override_global("BLOCK_ROWS", &blocks, true)
-        .override_global("FILTER6_ROWS", &filter6, true)
-        .override_global("BUCKET6_ROWS", &buckets6, true)
         // Two halves each.
         .map_max_entries("BITMAPS", (bitmaps * 2).max(1))
         .map_max_entries("BLOCKS", (blocks * 2).max(1))
@@ -144,10 +161,6 @@ pub(super) fn instance(
         .map_max_entries("SCOPES", MAX_LISTS + 1)
         .map_max_entries("LIMIT_COUNT", LIMIT_ROWS * cpus)
         .map_max_entries("SAMPLERS", STREAMS * cpus);
-    let tables = flat::all(&capacity, cpus);
-    for table in &tables {
-        loader.override_global(table.global, &table.rows, true);
-    }
     let refused = |detail: String| BpfError::Load { features, detail };
     let mut flat = BTreeMap::new();
     for table in &tables {
@@ -160,7 +173,7 @@ pub(super) fn instance(
             loader.map_pin_path(name, pin_of(dir, name));
         }
     }
-    let object = flat::linked(OBJECT, &flat).map_err(refused)?;
+    let object = flat::linked(OBJECT, &flat, &numbers).map_err(refused)?;
     let mut ebpf = loader.load(&object).map_err(|e| refused(chain(&e)))?;
     let program: &mut Xdp = ebpf
         .program_mut("lb")
@@ -243,9 +256,10 @@ mod tests {
 
     #[test]
     fn a_table_that_nobody_made_is_named() {
-        let error = flat::linked(OBJECT, &BTreeMap::new()).unwrap_err();
+        let none = Numbers::of([]);
+        let error = flat::linked(OBJECT, &BTreeMap::new(), &none).unwrap_err();
         let name = error.strip_prefix("there is no table ").unwrap_or_default();
         assert!(flat::is(name), "{error}");
-        assert!(flat::linked(&OBJECT[..1000], &BTreeMap::new()).is_err());
+        assert!(flat::linked(&OBJECT[..1000], &BTreeMap::new(), &none).is_err());
     }
 }

@@ -2,14 +2,16 @@
 
 use std::{os::fd::AsFd, path::Path};
 
+use abi::constants;
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 
 use super::{
-    Bpf, BpfError, Mapped,
+    Bpf, BpfError,
     flat::{self, Table},
+    numbers::Numbers,
     pin_of,
 };
 use crate::refusal::chain;
@@ -47,15 +49,13 @@ impl Bpf {
     pub fn sock(&self) -> Result<Sock, BpfError> {
         let dir =
             self.pins.as_deref().ok_or_else(|| refused("the tables are not pinned".into()))?;
-        Sock::load(dir, self.control.read(0).salt(), &self.buckets)
+        Sock::load(dir, self.control.read(0).salt())
     }
 }
 
 impl Sock {
-    fn load(dir: &Path, salt: u64, buckets: &Mapped<abi::table::Bucket>) -> Result<Self, BpfError> {
-        let mask = buckets.len - 1;
+    fn load(dir: &Path, salt: u64) -> Result<Self, BpfError> {
         let mut loader = EbpfLoader::new();
-        loader.override_global("BUCKET_MASK", &mask, true).override_global("SALT", &salt, true);
         let mut tables = Vec::new();
         for name in MAPS {
             let path = pin_of(dir, name);
@@ -65,12 +65,10 @@ impl Sock {
                 loader.map_pin_path(name, path);
             }
         }
-        let rows: Vec<_> = tables.iter().map(|(table, _)| (table.global, table.rows)).collect();
-        for (global, rows) in &rows {
-            loader.override_global(global, rows, true);
-        }
+        let mut numbers = Numbers::of(tables.iter().map(|(table, _)| table));
+        numbers.set(constants::SALT, salt);
         let maps = tables.into_iter().map(|(table, map)| (table.name, map)).collect();
-        let object = flat::linked(OBJECT, &maps).map_err(refused)?;
+        let object = flat::linked(OBJECT, &maps, &numbers).map_err(refused)?;
         let mut sock = Self { ebpf: loader.load(&object).map_err(|e| refused(chain(&e)))? };
         for name in PROGRAMS {
             sock.program(name)?.load().map_err(|e| refused(format!("{name}: {}", chain(&e))))?;
