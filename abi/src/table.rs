@@ -53,8 +53,7 @@ pub struct Bucket {
 shared!(Bucket, 32, { words @ 0 });
 
 impl Bucket {
-    /// An entry has its tag in the low half, which a comparison of 32 bits finds, and its row where a shift leaves
-    /// nothing else.
+    // The tag is in the low half, which a comparison of 32 bits finds.
     const OVERFLOW: u64 = 1 << 32;
     const ROW_SHIFT: u32 = 33;
 
@@ -106,15 +105,12 @@ impl Bucket {
     #[inline(always)]
     #[must_use]
     pub fn find(&self, tag: u32) -> Option<u32> {
-        let mut i = 0;
-        while i < BUCKET_WAYS {
-            let word = live(&self.words[i]);
-            if word as u32 == tag
-                && let Some((_, row)) = Self::decode(word)
-            {
-                return Some(row);
+        let mut way = 0;
+        while way < BUCKET_WAYS {
+            match Self::decode(live(&self.words[way])) {
+                Some((found, row)) if found == tag => return Some(row),
+                _ => way += 1,
             }
-            i += 1;
         }
         None
     }

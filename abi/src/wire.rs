@@ -280,31 +280,30 @@ pub struct Rest {
     pub total: u32,
 }
 
+impl Rest {
+    #[inline(always)]
+    const fn of4(h: &Ipv4) -> Self {
+        let ([tos], [ttl, _]) = (h.tos(), h.ttl_protocol());
+        Self { tos, ttl, total: u16::from_be_bytes(h.total_length()) as u32 }
+    }
+
+    #[inline(always)]
+    const fn of6(h: &Ipv6) -> Self {
+        let (tos, [ttl]) = ((u32::from_be_bytes(h.first()) >> 20) as u8, h.hop_limit());
+        Self { tos, ttl, total: u16::from_be_bytes(h.payload_length()) as u32 + 40 }
+    }
+}
+
 /// That of an IPv4 header at `l3`. `None`: it is cut short.
 #[inline(always)]
 pub fn rest4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
-    let h: &Ipv4 = frame.header(l3)?;
-    let [tos] = h.tos();
-    let [ttl, _] = h.ttl_protocol();
-    Some(Rest { tos, ttl, total: u32::from(u16::from_be_bytes(h.total_length())) })
+    frame.header(l3).map(Rest::of4)
 }
 
 /// That of an IPv6 header at `l3`. `None`: it is cut short.
 #[inline(always)]
 pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
-    let h: &Ipv6 = frame.header(l3)?;
-    let tos = (u32::from_be_bytes(h.first()) >> 20) as u8;
-    let [ttl] = h.hop_limit();
-    Some(Rest { tos, ttl, total: u32::from(u16::from_be_bytes(h.payload_length())) + 40 })
-}
-
-impl Ip {
-    /// What the packet's fate hangs on last.
-    #[inline(always)]
-    #[must_use]
-    pub const fn rest(&self) -> Rest {
-        Rest { tos: self.tos, ttl: self.ttl, total: self.total }
-    }
+    frame.header(l3).map(Rest::of6)
 }
 
 /// Protocol of a packet that is neither a fragment nor has options in its IPv4 header at `l3`, and is as long as TCP's
@@ -339,15 +338,16 @@ pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
     if version_ihl >> 4 != 4 || version_ihl & 15 < 5 {
         return None;
     }
-    let [ttl, protocol] = h.ttl_protocol();
+    let Rest { tos, ttl, total } = Rest::of4(h);
+    let [_, protocol] = h.ttl_protocol();
     Some(Ip {
         src: Addr::v4(u32::from_ne_bytes(h.src())),
         dst: Addr::v4(u32::from_ne_bytes(h.dst())),
         protocol,
-        tos: h.tos()[0],
+        tos,
         ttl,
         fragment: is_fragment(h),
-        total: u32::from(u16::from_be_bytes(h.total_length())),
+        total,
         header: (version_ihl as usize & 15) * 4,
     })
 }
@@ -356,19 +356,19 @@ pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
 #[inline(always)]
 pub fn ipv6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
     let h: &Ipv6 = frame.header(l3)?;
-    let first = u32::from_be_bytes(h.first());
-    if first >> 28 != 6 {
+    if u32::from_be_bytes(h.first()) >> 28 != 6 {
         return None;
     }
+    let Rest { tos, ttl, total } = Rest::of6(h);
     let [protocol] = h.next();
     Some(Ip {
         src: Addr::from_bytes(h.src()),
         dst: Addr::from_bytes(h.dst()),
         protocol,
-        tos: (first >> 20) as u8,
-        ttl: h.hop_limit()[0],
+        tos,
+        ttl,
         fragment: protocol == protocol::FRAGMENT6,
-        total: u32::from(u16::from_be_bytes(h.payload_length())) + 40,
+        total,
         header: 40,
     })
 }

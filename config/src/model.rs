@@ -489,17 +489,23 @@ impl std::fmt::Display for Scope {
             parts.push(protocol.as_str().to_owned());
         }
         if !ports.is_empty() {
-            let range = |&(first, last): &(u16, u16)| match first == last {
-                true => first.to_string(),
-                false => format!("{first}-{last}"),
-            };
-            parts.push(format!("to {}", ports.iter().map(range).collect::<Vec<_>>().join(",")));
+            parts.push(format!("to {}", port_ranges(ports).join(",")));
         }
         if !interfaces.is_empty() {
             parts.push(format!("on {}", interfaces.join(",")));
         }
         f.write_str(&parts.join(" "))
     }
+}
+
+/// Ports and ranges of them, each as it is written in a file.
+#[must_use]
+pub fn port_ranges(ports: &[(u16, u16)]) -> Vec<String> {
+    let text = |&(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ports.iter().map(text).collect()
 }
 
 /// What is known of a packet from or to an address.

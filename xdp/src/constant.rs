@@ -21,49 +21,33 @@ pub(crate) fn get<const N: u32>() -> u64 {
     value
 }
 
-/// `value`, and no more of it than constant `N` has bits.
-#[inline(always)]
-pub(crate) fn masked<const N: u32>(mut value: u64) -> u64 {
-    // SAFETY: an instruction with an immediate operand.
-    unsafe {
-        core::arch::asm!(
-            "{value} &= {placeholder}",
-            value = inout(reg) value,
-            placeholder = const NARROW | N,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    value
+/// Operations of one instruction, whose other operand is constant `N`.
+macro_rules! immediate {
+    ($($(#[$doc:meta])* $name:ident: $operator:literal;)*) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $name<const N: u32>(mut value: u64) -> u64 {
+            // SAFETY: an instruction with an immediate operand.
+            unsafe {
+                core::arch::asm!(
+                    concat!("{value} ", $operator, " {placeholder}"),
+                    value = inout(reg) value,
+                    placeholder = const NARROW | N,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            value
+        }
+    )* };
 }
 
-/// `value` shifted to the right by constant `N`.
-#[inline(always)]
-pub(crate) fn shifted<const N: u32>(mut value: u64) -> u64 {
-    // SAFETY: an instruction with an immediate operand.
-    unsafe {
-        core::arch::asm!(
-            "{value} >>= {placeholder}",
-            value = inout(reg) value,
-            placeholder = const NARROW | N,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    value
-}
-
-/// `value` times constant `N`.
-#[inline(always)]
-pub(crate) fn times<const N: u32>(mut value: u64) -> u64 {
-    // SAFETY: an instruction with an immediate operand.
-    unsafe {
-        core::arch::asm!(
-            "{value} *= {placeholder}",
-            value = inout(reg) value,
-            placeholder = const NARROW | N,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    value
+immediate! {
+    /// `value`, and no more of it than constant `N` has bits.
+    masked: "&=";
+    /// `value` shifted to the right by constant `N`.
+    shifted: ">>=";
+    /// `value` times constant `N`.
+    times: "*=";
 }
 
 /// Whether the program has one of the features of `BITS`.

@@ -261,9 +261,15 @@ pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
 /// Goes on in another program, which reads the reason by [`handed_on`]. Comes back if there is none.
 #[inline(always)]
 pub(crate) fn hand_on(ctx: *mut xdp_md, place: u32, reason: Reason) {
+    hand(ctx, place, reason, 0);
+}
+
+/// Goes on in another program, and hands it the reason and what of the word that was handed here is in `kept`.
+#[inline(always)]
+fn hand(ctx: *mut xdp_md, place: u32, reason: Reason, kept: u32) {
     if let Some(said) = HANDED_ON.get_ptr_mut(0) {
         // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { *said = reason as u32 };
+        unsafe { *said = reason as u32 | *said & kept };
         // SAFETY: the program in the map is of the same type, and takes the same context.
         unsafe { JUMP.tail_call(&XdpContext::new(ctx), place) };
     }
@@ -275,12 +281,7 @@ const REASON: u32 = 0xff;
 /// As [`hand_on`], from a program that was itself gone on to: what stands beside the reason stays.
 #[inline(always)]
 pub(crate) fn hand_further(ctx: *mut xdp_md, place: u32, reason: Reason) {
-    if let Some(said) = HANDED_ON.get_ptr_mut(0) {
-        // SAFETY: as above.
-        unsafe { *said = reason as u32 | *said & !REASON };
-        // SAFETY: as above.
-        unsafe { JUMP.tail_call(&XdpContext::new(ctx), place) };
-    }
+    hand(ctx, place, reason, !REASON);
 }
 
 /// Says that this many bytes of tags were taken off.
@@ -299,7 +300,7 @@ pub(crate) fn handed() -> Option<(Reason, u32)> {
     Some((Reason::from_index(said & REASON)?, said >> REASON.count_ones()))
 }
 
-/// The same, by way of memory: the verifier forgets how it came about, and does not go through what
+/// What was found of a packet, by way of memory: the verifier forgets how it came about, and does not go through what
 /// follows once for each way that leads here. Offsets are bounded anew.
 #[inline(always)]
 pub(crate) fn forget(upper: &Upper) -> Option<Upper> {

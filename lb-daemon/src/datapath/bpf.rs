@@ -41,6 +41,7 @@ use std::{
 
 use abi::{
     addr::Addr,
+    constants::TABLES,
     guard::Limit,
     limits::ABI_VERSION,
     nat::{Entry, clients},
@@ -309,7 +310,7 @@ impl Bpf {
             };
             Some((name, entries, entries * (entry + key)))
         };
-        MAPS.into_iter().filter_map(size).collect()
+        TABLES.into_iter().chain(MAPS).filter_map(size).collect()
     }
 
     /// Bytes of all tables that are mapped, without counters.

@@ -53,12 +53,23 @@ pub(super) fn run<const V4: bool>(
     let tags = tags(index, link);
     write::fits::<V4>(ip, entry.client(), way.mtu())?;
     write::crosses::<V4>(packet, ip, udp, entry.client())?;
-    let to = write::To {
-        src: entry.vip(),
-        dst: entry.client(),
-        ports: (entry.ports() as u32).rotate_left(16),
-    };
-    // Another connection may have taken the place meanwhile.
+    let to = write::To::client(entry);
+    settle(ip, (index, entry, stamp), flags)?;
+
+    let mac = Way::mac_of(link);
+    write::send::<V4>(packet, ip, &segment, &to, mac, way.mac(), way.ifindex(), tags)
+}
+
+/// The connection's state, once all that is needed of its entry has been read.
+///
+/// # Errors
+/// As of [`nobody`]: another connection has taken the place meanwhile.
+#[inline(always)]
+pub(super) fn settle(
+    ip: &Ip,
+    (index, entry, stamp): (u32, &Entry, Stamp),
+    flags: u8,
+) -> Result<(), Reason> {
     if entry.stamp().turn() != stamp.turn() {
         return Err(nobody(ip));
     }
@@ -67,9 +78,7 @@ pub(super) fn run<const V4: bool>(
         let what = u64::from(flags) | (Side::Backend as u64) << 8;
         nat_note(u64::from(index), what, u64::from(now));
     }
-
-    let mac = Way::mac_of(link);
-    write::send::<V4>(packet, ip, &segment, &to, mac, way.mac(), way.ifindex(), tags)
+    Ok(())
 }
 
 /// The tags that replies carry; 0: none.

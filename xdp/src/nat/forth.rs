@@ -33,6 +33,18 @@ pub(super) struct Route {
     pub(super) known: Found,
 }
 
+impl Route {
+    /// What a packet of the connection with this entry says afterwards.
+    #[inline(always)]
+    pub(super) fn to(&self, found: Found) -> write::To {
+        write::To {
+            src: self.address,
+            dst: self.backend.addr(),
+            ports: u32::from(found.port().to_be()) | u32::from(self.target) << 16,
+        }
+    }
+}
+
 /// What a packet does to its connection, in one word, for calls of global functions.
 #[derive(Clone, Copy)]
 pub(super) struct How(u64);
@@ -161,8 +173,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     let (row, frontend) = service(ip, ports, opening)?;
     sendable::<L3, V4>(packet, ip.protocol, header::<V4>())?;
-    let now = maps::seconds();
-    let how = How::new(now, udp || opening);
+    let how = How::new(maps::seconds(), udp || opening);
     let route = if STEERED {
         steer::route(ip, ports, udp, how, (row, frontend))?
     } else if frontend.any() != 0 {
@@ -173,27 +184,38 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     let (backend, hop, egress) = (route.backend, route.hop, route.egress);
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
     write::crosses::<V4>(packet, ip, udp, backend.addr())?;
-    let link = link(packet, tags)?;
-    let found = entry(&route, how, link)?;
-    if STEERED && !route.known.is_entry() {
-        steer::enlist(found, how)?;
-    }
-    settle(found.index(), flags, now, link);
+    let found = connected(packet, &route, STEERED, how, flags, tags)?;
 
     let bytes = packet.len() as u64 + u64::from(tags);
-    let to = write::To {
-        src: route.address,
-        dst: backend.addr(),
-        ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
-    };
+    let to = route.to(found);
     maps::count_sent(cpu, row, route.row, bytes, opening);
     let mac = (hop.mac_head(), hop.mac_tail());
     write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex(), 0)
 }
 
+/// The entry of a packet's connection, its state noted; a connection may begin with it. `steered`: an entry that is new
+/// must be found without its backend.
+#[inline(always)]
+pub(super) fn connected(
+    packet: &Packet,
+    route: &Route,
+    steered: bool,
+    how: How,
+    flags: u8,
+    tags: u32,
+) -> Result<Found, Reason> {
+    let link = link(packet, tags)?;
+    let found = entry(route, how, link)?;
+    if steered && !route.known.is_entry() {
+        steer::enlist(found, how)?;
+    }
+    settle(found.index(), flags, how.now(), link);
+    Ok(found)
+}
+
 /// The way back to who sent a packet, of which so many bytes of tags were taken off.
 #[inline(always)]
-pub(super) fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
+fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
     let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
     let link = Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?;
     // 4 or 8 bytes. No branch: the verifier would go through all that follows twice.
@@ -203,7 +225,7 @@ pub(super) fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
 
 /// The connection's state; and replies go to whoever sent the client's last packet.
 #[inline(always)]
-pub(super) fn settle(index: u32, flags: u8, now: u32, link: u64) {
+fn settle(index: u32, flags: u8, now: u32, link: u64) {
     let Some(entry) = Maps.entry(index) else { return };
     if link & Way::TAGGED != 0 {
         maps::note_tags(index);

@@ -1,9 +1,9 @@
 //! ICMP errors about translated packets: to whoever sent the packet, in that side's own terms (RFC 5508).
 //!
-//! A program of its own, which finds out where one goes; [`super::other`] writes it. From the client's side an error comes to the VIP, and is about what the client was sent;
-//! from the backend's side it comes to a NAT address, and is about what the backend was sent. Either way the packet
-//! inside names the entry; what is outside gets the addresses that a packet in that direction has, what is inside
-//! the same ones the other way round.
+//! A program of its own, which finds out where one goes; [`super::other`] writes it. From the client's side an error
+//! comes to the VIP, and is about what the client was sent; from the backend's side it comes to a NAT address, and is
+//! about what the backend was sent. Either way the packet inside names the entry; what is outside gets the addresses
+//! that a packet in that direction has, what is inside the same ones the other way round.
 
 use abi::{
     addr::Addr,
@@ -14,9 +14,9 @@ use abi::{
     table::{Egress, Way},
     wire::{self, Frame, Ip, Ports, Word, protocol},
 };
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::bindings::xdp_md;
 
-use super::{L3, Onward, back, forth, header, steer, write};
+use super::{L3, Onward, back, forth, header, opened, steer, write};
 use crate::{
     behind::{Program, answer},
     maps::{self, Maps},
@@ -32,13 +32,10 @@ impl Program for NatIcmp {
 
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
-        let mut packet = Packet::new(XdpContext::new(ctx));
-        let Some((_, tags)) = maps::handed() else { return Reason::NatRefused as u32 };
-        if AT != L3 {
-            return Reason::NatRefused as u32;
-        }
-        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return answer(Reason::NatRefused, tags as i32) };
+        let (mut packet, ip, tags) = match opened::<AT, V4>(ctx, Reason::NatRefused) {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
         let reason = run::<V4>(&mut packet, &ip, tags, cpu).unwrap_or_else(|reason| reason);
         answer(reason, tags as i32)
     }
@@ -86,8 +83,7 @@ fn run<const V4: bool>(
     if let Some((index, entry, _)) = back::entry(about.dst, about.src, reply, about.udp) {
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
-        let ports = (entry.ports() as u32).rotate_left(16);
-        let to = write::To { src: entry.vip(), dst: entry.client(), ports };
+        let to = write::To::client(entry);
         fits::<V4>(ip, &to, way.mtu())?;
         let (mac, tags) = (Way::mac_of(link), back::tags(index, link));
         // No more fits on the way back of what the error is about.
@@ -186,18 +182,12 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
         steer::known(&flow, ports, about.udp, how)?.ok_or(Reason::NatNoEntry)?
     };
     let found = forth::entry(&route, how, 0)?;
-    let to = write::To {
-        src: route.address,
-        dst: route.backend.addr(),
-        ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
-    };
+    let to = route.to(found);
     fits::<V4>(ip, &to, route.egress.mtu())?;
-    let (hop, egress) = (route.hop, route.egress);
-    let mac = (hop.mac_head(), hop.mac_tail());
     let link = Maps.entry(found.index()).map_or(0, Entry::link);
     let theirs = maps::way((link >> 48) as u32).map(Way::mtu);
-    let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);
-    maps::put_onward(onward.telling(most::<V4>(egress.mtu(), theirs)));
+    let onward = Onward::by(route.hop, route.egress, &to);
+    maps::put_onward(onward.telling(most::<V4>(route.egress.mtu(), theirs)));
     maps::count_sent(cpu, row, route.row, bytes, false);
     Ok(())
 }

@@ -98,6 +98,36 @@ impl Program for Nat {
     }
 }
 
+/// A packet that [`Nat`] handed on, without tags; its IP header; and how many bytes of tags were taken off.
+///
+/// # Errors
+/// What [`Program::look`] answers at once, for this reason: it is none of these.
+#[inline(always)]
+fn opened<const AT: usize, const V4: bool>(
+    ctx: *mut xdp_md,
+    reason: Reason,
+) -> Result<(Packet, Ip, u32), u32> {
+    let packet = Packet::new(XdpContext::new(ctx));
+    let Some((_, tags)) = maps::handed() else { return Err(reason as u32) };
+    if AT != L3 {
+        return Err(reason as u32);
+    }
+    match if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) } {
+        Some(ip) => Ok((packet, ip, tags)),
+        None => Err(answer(reason, tags as i32)),
+    }
+}
+
+/// Who goes on with a packet that one of these programs has decided on: as [`Program::onward`].
+#[inline(always)]
+const fn decided(reason: Reason) -> Option<u32> {
+    match reason {
+        Reason::NatNotWritten => Some(behind::NAT_OTHER),
+        Reason::TooBig => Some(behind::SECOND),
+        _ => None,
+    }
+}
+
 /// What is not translated: nobody's business at a NAT address, dropped at a service.
 #[inline(always)]
 const fn refuse(first: Reason) -> Reason {
@@ -121,9 +151,14 @@ const fn header<const V4: bool>() -> usize {
 
 #[inline(always)]
 fn parse<const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Segment> {
-    let at = L3 + header::<V4>();
-    let udp = ip.protocol == protocol::UDP;
-    let ports = wire::transport(packet, at, ip.protocol)?.ports;
+    parse_at(packet, L3 + header::<V4>(), ip.protocol)
+}
+
+/// What the transport header at this place says; of TCP all of it is there.
+#[inline(always)]
+fn parse_at(packet: &Packet, at: usize, number: u8) -> Option<Segment> {
+    let udp = number == protocol::UDP;
+    let ports = wire::transport(packet, at, number)?.ports;
     let flags = if udp { 0 } else { packet.header::<Tcp>(at)?.flags()[0] };
     Some(Segment { ports, flags, udp })
 }

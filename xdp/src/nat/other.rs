@@ -14,6 +14,7 @@ use abi::{
     },
     reason::Reason,
     reply,
+    table::{Egress, HopWord},
     wire::{self, Frame, Ip, Ports, Word, ethertype, protocol},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
@@ -69,6 +70,13 @@ impl Onward {
             own: [a, b, c, d, e, f, 0, 0],
             tags,
         }
+    }
+
+    /// To a backend, by this way.
+    #[inline(always)]
+    pub(super) const fn by(hop: HopWord, egress: &Egress, to: &write::To) -> Self {
+        let mac = (hop.mac_head(), hop.mac_tail());
+        Self::new(to, mac, egress.src_mac(), egress.ifindex(), 0)
     }
 
     /// The same of an error, with the largest MTU that it may tell.

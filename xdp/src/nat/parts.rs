@@ -1,25 +1,25 @@
 //! Fragments, and packets with IPv4 options or IPv6 extension headers; both sides' within a family.
 //!
-//! A program of its own, which decides; [`super::other`] writes. The first fragment of a datagram has the ports: it is translated as any packet, and leaves
-//! where it went to in the table of fragments ([`abi::flow::FragmentEntry`]), by which those that follow are.
+//! A program of its own, which decides; [`super::other`] writes. The first fragment of a datagram has the ports: it is
+//! translated as any packet, and leaves where it went to in the table of fragments ([`abi::flow::FragmentEntry`]), by
+//! which those that follow are.
 
 use abi::{
     checksum::{halves, replace},
     flow::{FragmentEntry, FragmentKey},
-    limits::behind,
-    nat::{self, Entries as _, Side, address_sum},
+    nat::{Entries as _, address_sum},
     pick::Tables as _,
     reason::Reason,
     table::Way,
     upper::{self, Upper},
-    wire::{self, Frame as _, Ip, Ports, Tcp, protocol, tcp_flags},
+    wire::{self, Frame as _, Ip, Ports, protocol, tcp_flags},
 };
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::bindings::xdp_md;
 
 use super::{
-    L3, Onward, Segment, back,
-    forth::{self, How, nat_note},
-    refuse, steer, write,
+    L3, Onward, Segment, back, decided,
+    forth::{self, How},
+    opened, parse_at, refuse, steer, write,
 };
 use crate::{
     behind::{Program, answer},
@@ -36,14 +36,11 @@ impl Program for NatParts {
 
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
-        let packet = Packet::new(XdpContext::new(ctx));
-        let Some((_, tags)) = maps::handed() else { return Reason::NatNotPlain as u32 };
         let Some(first) = maps::kept_first() else { return Reason::NatNotPlain as u32 };
-        if AT != L3 {
-            return Reason::NatNotPlain as u32;
-        }
-        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return answer(refuse(first), tags as i32) };
+        let (packet, ip, tags) = match opened::<AT, V4>(ctx, refuse(first)) {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
         let upper = if V4 { upper::v4(&packet, L3) } else { upper::v6_translatable(&packet, L3) };
         let usual = upper.filter(|upper| service::is_usual(upper.protocol));
         let Some(upper) = usual.and_then(|upper| maps::forget(&upper)) else {
@@ -64,11 +61,7 @@ impl Program for NatParts {
 
     #[inline(always)]
     fn onward(reason: Reason) -> Option<u32> {
-        match reason {
-            Reason::NatNotWritten => Some(behind::NAT_OTHER),
-            Reason::TooBig => Some(behind::SECOND),
-            _ => None,
-        }
+        decided(reason)
     }
 }
 
@@ -91,15 +84,6 @@ fn run<const V4: bool>(
     Ok(Reason::NatNotWritten)
 }
 
-/// What the transport header says; of TCP all of it is there.
-#[inline(always)]
-fn segment(packet: &Packet, upper: &Upper) -> Option<Segment> {
-    let udp = upper.protocol == protocol::UDP;
-    let ports = wire::transport(packet, upper.at, upper.protocol)?.ports;
-    let flags = if udp { 0 } else { packet.header::<Tcp>(upper.at)?.flags()[0] };
-    Some(Segment { ports, flags, udp })
-}
-
 /// Whether a packet is as long as it says, has its transport header if it begins with one, and may go on.
 #[inline(always)]
 fn sendable(packet: &Packet, ip: &Ip, upper: &Upper) -> Result<(), Reason> {
@@ -120,29 +104,24 @@ fn request<const V4: bool>(
     tags: u32,
     cpu: u32,
 ) -> Result<(), Reason> {
-    let Segment { ports, flags, udp } = segment(packet, upper).ok_or(Reason::NatRefused)?;
+    let segment = parse_at(packet, upper.at, upper.protocol).ok_or(Reason::NatRefused)?;
+    let Segment { ports, flags, udp } = segment;
     let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     let (row, frontend) = forth::service(ip, ports, opening)?;
     sendable(packet, ip, upper)?;
-    let now = maps::seconds();
-    let how = How::new(now, udp || opening);
+    let how = How::new(maps::seconds(), udp || opening);
     let steered = frontend.any() != 0;
     let route = if steered {
         steer::route(ip, ports, udp, how, (row, frontend))?
     } else {
         forth::route(ip, ports, udp, opening, (row, frontend))?
     };
-    let (backend, hop, egress) = (route.backend, route.hop, route.egress);
+    let backend = route.backend;
     if backend.addr().is_v4() != V4 {
         return Err(Reason::NatRefused);
     }
-    write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
-    let link = forth::link(packet, tags)?;
-    let found = forth::entry(&route, how, link)?;
-    if steered && !route.known.is_entry() {
-        steer::enlist(found, how)?;
-    }
-    forth::settle(found.index(), flags, now, link);
+    write::fits::<V4>(ip, backend.addr(), route.egress.mtu())?;
+    let found = forth::connected(packet, &route, steered, how, flags, tags)?;
     let entry = FragmentEntry {
         frontend: row,
         backend: route.row,
@@ -152,14 +131,8 @@ fn request<const V4: bool>(
     };
     let bytes = packet.len() as u64 + u64::from(tags);
     maps::count_sent(cpu, row, route.row, bytes, opening);
-    let to = write::To {
-        src: route.address,
-        dst: backend.addr(),
-        ports: u32::from(found.port().to_be()) | u32::from(route.target) << 16,
-    };
-    let mac = (hop.mac_head(), hop.mac_tail());
     let id = remember(ip, upper, entry, cpu);
-    let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);
+    let onward = Onward::by(route.hop, route.egress, &route.to(found));
     maps::put_onward(onward.identified(id));
     Ok(())
 }
@@ -167,7 +140,8 @@ fn request<const V4: bool>(
 /// From the backend: as [`back::run`].
 #[inline(always)]
 fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> Result<(), Reason> {
-    let Segment { ports, flags, udp } = segment(packet, upper).ok_or(Reason::NatPassed)?;
+    let segment = parse_at(packet, upper.at, upper.protocol).ok_or(Reason::NatPassed)?;
+    let Segment { ports, flags, udp } = segment;
     let Some((index, entry, stamp)) = back::entry(ip.src, ip.dst, ports, udp) else {
         return Err(back::nobody(ip));
     };
@@ -178,21 +152,9 @@ fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> R
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
     write::fits::<V4>(ip, entry.client(), way.mtu())?;
-    let to = write::To {
-        src: entry.vip(),
-        dst: entry.client(),
-        ports: (entry.ports() as u32).rotate_left(16),
-    };
+    let to = write::To::client(entry);
     let tags = back::tags(index, link);
-    // Another connection may have taken the place meanwhile.
-    if entry.stamp().turn() != stamp.turn() {
-        return Err(back::nobody(ip));
-    }
-    let now = maps::seconds();
-    if nat::changes(entry, Side::Backend, flags, now) {
-        let what = u64::from(flags) | (Side::Backend as u64) << 8;
-        nat_note(u64::from(index), what, u64::from(now));
-    }
+    back::settle(ip, (index, entry, stamp), flags)?;
     let remembered = FragmentEntry {
         frontend: REPLY | u32::from(stamp.turn()),
         backend: entry.backend(),
@@ -276,9 +238,7 @@ fn later<const V4: bool>(
     let bytes = packet.len() as u64 + u64::from(tags);
     maps::count_sent(cpu, known.frontend, known.backend, bytes, false);
     let to = write::To { src: address, dst: backend.addr(), ports: 0 };
-    let mac = (hop.mac_head(), hop.mac_tail());
-    let onward = Onward::new(&to, mac, egress.src_mac(), egress.ifindex(), 0);
-    maps::put_onward(onward.identified(id));
+    maps::put_onward(Onward::by(hop, egress, &to).identified(id));
     Ok(())
 }
 

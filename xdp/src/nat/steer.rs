@@ -7,24 +7,22 @@
 use abi::{
     choice::{self, Choice, Spread},
     hash::{self, Tuple},
-    limits::behind,
     nat::{Entries as _, Entry, Flow, Found, Stamp, clients},
     pick::{self, Phase, Tables as _},
     reason::Reason,
     table::{Frontend, Slot},
-    wire::{self, Ip, protocol},
+    wire::{Ip, protocol},
 };
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::bindings::xdp_md;
 
 use super::{
-    L3,
+    decided,
     forth::{self, How, Route},
-    is_plain, parse,
+    is_plain, opened, parse,
 };
 use crate::{
     behind::{Program, answer},
     maps::{self, Maps},
-    packet::Packet,
     stage::service,
 };
 
@@ -36,13 +34,10 @@ impl Program for NatSteer {
 
     #[inline(never)]
     fn look<const AT: usize, const V4: bool>(ctx: *mut xdp_md, cpu: u32) -> u32 {
-        let mut packet = Packet::new(XdpContext::new(ctx));
-        let Some((_, tags)) = maps::handed() else { return Reason::NatRefused as u32 };
-        if AT != L3 {
-            return Reason::NatRefused as u32;
-        }
-        let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
-        let Some(ip) = ip else { return answer(Reason::NatRefused, tags as i32) };
+        let (mut packet, ip, tags) = match opened::<AT, V4>(ctx, Reason::NatRefused) {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
         let segment = if is_plain::<V4>(&ip) { parse::<V4>(&packet, &ip) } else { None };
         let Some(segment) = segment else { return answer(Reason::NatRefused, tags as i32) };
         let done = forth::run::<V4, true>(&mut packet, &ip, segment, tags, cpu);
@@ -56,11 +51,7 @@ impl Program for NatSteer {
 
     #[inline(always)]
     fn onward(reason: Reason) -> Option<u32> {
-        match reason {
-            Reason::NatNotWritten => Some(behind::NAT_OTHER),
-            Reason::TooBig => Some(behind::SECOND),
-            _ => None,
-        }
+        decided(reason)
     }
 }
 

@@ -3,7 +3,7 @@
 use abi::{
     addr::Addr,
     checksum::halves,
-    nat::{address_sum, checksum, family::LONGER, header4},
+    nat::{Entry, address_sum, checksum, family::LONGER, header4},
     reason::Reason,
     wire::{Frame as _, Ip, Word},
 };
@@ -18,6 +18,15 @@ pub(crate) struct To {
     pub(crate) dst: Addr,
     /// As loaded: source low, destination high.
     pub(crate) ports: u32,
+}
+
+impl To {
+    /// Of what a backend sends to the client of this entry.
+    #[inline(always)]
+    pub(super) fn client(entry: &Entry) -> Self {
+        let ports = (entry.ports() as u32).rotate_left(16);
+        Self { src: entry.vip(), dst: entry.client(), ports }
+    }
 }
 
 /// Whether the packet fits on its way to `dst`, in whose family it will be longer or shorter; the sender is told.

@@ -27,9 +27,8 @@ pub(crate) fn run<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     match frontend.mode() {
-        // Other programs see to these.
+        // Also where the backend is this machine, which is for the other program to say.
         Mode::GueTwice => Err(Reason::SecondChance),
-        Mode::Nat => Err(Reason::NatNoEntry),
         mode => by::<L3, V4>(packet, mode, backend, entropy),
     }
 }

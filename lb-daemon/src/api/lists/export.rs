@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use config::model::{ListAction, PrefixList as Compact, Scope, ScopeProtocol};
+use config::model::{ListAction, PrefixList as Compact, Scope, ScopeProtocol, port_ranges};
 
 use super::entries::scope_of;
 
@@ -71,12 +71,8 @@ fn matches(scope: &Scope, addresses: &str) -> String {
             parts.push(format!("meta l4proto {}", protocol.as_str()));
         }
         Some(protocol) => {
-            let range = |&(first, last): &(u16, u16)| match first == last {
-                true => first.to_string(),
-                false => format!("{first}-{last}"),
-            };
-            let ports: Vec<String> = ports.iter().map(range).collect();
-            parts.push(format!("{} dport {{ {} }}", protocol.as_str(), ports.join(", ")));
+            let ports = port_ranges(ports).join(", ");
+            parts.push(format!("{} dport {{ {ports} }}", protocol.as_str()));
         }
     }
     parts.join(" ")

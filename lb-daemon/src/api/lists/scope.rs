@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use config::model::{PrefixList as Compact, Scope};
+use config::model::{PrefixList as Compact, Scope, port_ranges};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -36,16 +36,12 @@ impl ListSpec {
     /// Of a list, with what it is about in full; what is left out is any.
     pub(super) fn of(list: &Compact) -> Self {
         let Scope { interfaces, destination, protocol, ports } = &list.scope;
-        let range = |&(first, last): &(u16, u16)| match first == last {
-            true => first.to_string(),
-            false => format!("{first}-{last}"),
-        };
         Self {
             action: list.action.as_str().to_owned(),
             interfaces: (!interfaces.is_empty()).then(|| interfaces.clone()),
             direction: Some(if *destination { "destination" } else { "source" }.to_owned()),
             protocol: protocol.map(|protocol| protocol.as_str().to_owned()),
-            ports: (!ports.is_empty()).then(|| ports.iter().map(range).collect()),
+            ports: (!ports.is_empty()).then(|| port_ranges(ports)),
         }
     }
 }

@@ -39,7 +39,8 @@ const SECTION: &str = ".flat.";
 macro_rules! kinds {
     ($($name:literal: $row:ty),* $(,)?) => {
         [$(Kind {
-            name: $name,
+            // Checked when this is compiled.
+            name: constants::TABLES[constants::table($name)],
             row: size_of::<$row>(),
         }),*]
     };

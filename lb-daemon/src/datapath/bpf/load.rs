@@ -169,7 +169,7 @@ pub(super) fn instance(
         flat.insert(table.name, map.map_err(|e| refused(format!("{}: {e}", table.name)))?);
     }
     if let Some(dir) = pins {
-        for name in MAPS.into_iter().filter(|name| !flat::is(name)) {
+        for name in MAPS {
             loader.map_pin_path(name, pin_of(dir, name));
         }
     }

@@ -1,14 +1,8 @@
 //! Names of maps.
 
-/// Maps that are pinned, and shared by every instance of the program.
-pub(super) const MAPS: [&str; 36] = [
-    "CONTROL",
-    "VIPS",
-    "BUCKETS",
-    "FRONTENDS",
-    "SLOTS",
-    "BACKENDS",
-    "EGRESS",
+/// Maps that are pinned, and shared by every instance of the program, beside the flat tables
+/// ([`abi::constants::TABLES`]).
+pub(super) const MAPS: [&str; 21] = [
     "NAT",
     "NAT_CLIENTS",
     "NAT_VLANS",
@@ -18,23 +12,15 @@ pub(super) const MAPS: [&str; 36] = [
     "FRAGMENTS",
     "ADMISSION",
     "JUMP",
-    "SUMMARY",
-    "FINE4",
-    "LINES",
     "BITMAPS",
     "BLOCKS",
     "FILTER6",
     "BUCKETS6",
-    "LISTS",
     "SCOPES",
     "LIMITS",
     "RATES",
     "LIMIT_COUNT",
     "SYN_PORTS",
-    "FRONTEND_COUNT",
-    "BACKEND_COUNT",
-    "LIST_COUNT",
-    "REASON_COUNT",
     "EVENTS",
     "EARLY",
     "SAMPLERS",
