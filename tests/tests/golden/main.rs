@@ -10,7 +10,9 @@ use abi::{
 use config::model::{Forwarding, Port, Protocol};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, VlanId};
 use lb_daemon::{datapath::Op, nexthop::NextHop};
-use lb_tests::rig::{CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
+use lb_tests::rig::{
+    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, nat_capacity, service,
+};
 
 use packets::{
     DROP, L4, PASS, REDIRECT, TX, VIP4, VIP6, frame4, frame6, macs, one_hop_later, v4, v6,
@@ -50,7 +52,7 @@ fn rig(forwarding: Forwarding, backend: &str) -> Rig {
 #[test]
 fn loads_with_every_set_of_features() {
     for features in 0..=EVERYTHING {
-        let _ = Rig::new(features);
+        let _ = Rig::sized(nat_capacity(), features);
     }
 }
 
@@ -58,7 +60,7 @@ fn loads_with_every_set_of_features() {
 /// these are raised much.
 #[test]
 fn the_verifier_has_room() {
-    let rig = Rig::new(EVERYTHING | feature::SYN_PROXY | feature::STRAY_ACKS);
+    let rig = Rig::sized(nat_capacity(), EVERYTHING | feature::SYN_PROXY | feature::STRAY_ACKS);
     let verified = rig.bpf.verified();
     for (name, most) in [
         ("lb", 400_000),

@@ -3,7 +3,9 @@
 use abi::reason::Reason;
 use config::model::{Forwarding, NatPorts, Port, Protocol, Service};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use lb_tests::rig::{CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, capacity, service};
+use lb_tests::rig::{
+    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, nat_capacity, service,
+};
 
 use crate::packets::{DROP, L4, PASS, REDIRECT, TX, VIP4, VIP6, frame4, frame6, macs, v4, v6};
 
@@ -255,7 +257,8 @@ fn what_cannot_be_translated() {
 #[test]
 fn ports_run_out() {
     let nat_ports = NatPorts { first: 2000, last: 2003 }.to_word();
-    let mut rig = Rig::sized(lb_daemon::datapath::Capacity { nat_ports, ..capacity() }, EVERYTHING);
+    let mut rig =
+        Rig::sized(lb_daemon::datapath::Capacity { nat_ports, ..nat_capacity() }, EVERYTHING);
     rig.fill(vec![behind(VIP4, WEB4)], INGRESS, 1500);
     let syn = |n: u8| frame4(&format!("198.51.100.{n}"), VIP4, L4::Syn(80), 64, b"");
     let mut served = Vec::new();

@@ -35,16 +35,20 @@ use crate::refusal::chain;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.o"));
 
 /// Programs that a packet goes on to from the first one, and their places in `JUMP`.
-const BEHIND: [(&str, u32); 9] = [
+const BEHIND: [(&str, u32); 3] = [
     ("lb_second", behind::SECOND),
     ("lb_choice", behind::CHOICE),
+    ("lb_chance", behind::SECOND_CHANCE),
+];
+
+/// Those that translate, which are needed where there is a NAT table: half of what the verifier goes through.
+const BEHIND_NAT: [(&str, u32); 6] = [
     ("lb_nat", behind::NAT),
     ("lb_nat_steer", behind::NAT_STEER),
     ("lb_nat_tags", behind::NAT_TAGS),
     ("lb_nat_parts", behind::NAT_PARTS),
     ("lb_nat_icmp", behind::NAT_ICMP),
     ("lb_nat_other", behind::NAT_OTHER),
-    ("lb_chance", behind::SECOND_CHANCE),
 ];
 
 /// The same for packets to this machine.
@@ -183,6 +187,9 @@ pub(super) fn instance(
     program.load().map_err(|e| refused(chain(&e)))?;
     if features & (feature::BALANCE | feature::DECAP) != 0 {
         load_behind(&mut ebpf, &BEHIND, pins).map_err(refused)?;
+        if capacity.nat > 1 {
+            load_behind(&mut ebpf, &BEHIND_NAT, pins).map_err(refused)?;
+        }
     }
     if features & feature::SYN_PROXY != 0 {
         load_behind(&mut ebpf, &BEHIND_HOST, pins).map_err(refused)?;
