@@ -42,10 +42,15 @@ pub const fn one_hop_less(word: u32) -> u32 {
 #[must_use]
 pub const fn of_words(words: [u32; 4]) -> u16 {
     let [a, b, c, d] = words;
-    let sum = a as u64 + b as u64 + c as u64 + d as u64;
+    !fold_words(a as u64 + b as u64 + c as u64 + d as u64)
+}
+
+/// Folds a sum of up to 2^16 words of 32 bits to 16 bits.
+#[inline(always)]
+#[must_use]
+pub const fn fold_words(sum: u64) -> u16 {
     // At most 18 bits, then 16 and a carry.
-    let sum = (sum & 0xffff) as u32 + (sum >> 16 & 0xffff) as u32 + (sum >> 32) as u32;
-    !fold(sum)
+    fold((sum & 0xffff) as u32 + (sum >> 16 & 0xffff) as u32 + (sum >> 32) as u32)
 }
 
 /// Sum of `bytes` in memory order, not folded; an odd last byte counts as if a zero followed.

@@ -18,4 +18,4 @@ pub use lookup::{
     CANDIDATES, Entries, Flow, Found, Ports, Reply, changes, first, note, pair, place, reply,
     search,
 };
-pub use rewrite::{address_sum, addresses4, checksum, header4};
+pub use rewrite::{To, address_sum, addresses4, checksum, frame, header4};

@@ -132,7 +132,7 @@ pub fn backend<'a, T: Tables>(
 
 /// The backend of all flows of a slot, where no entry can decide otherwise.
 #[inline(always)]
-fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Backend)> {
+pub fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Backend)> {
     // In this order: what the first test leaves needs no mask.
     if ring.resizing {
         return None;

@@ -35,9 +35,10 @@ use aya_ebpf::{
 
 pub(crate) use self::{
     nat::{
-        MOST_SUMMED, Out, fragment_aside, keep_first, keep_tags, kept_first, kept_flow, kept_tags,
-        nat_address, nat_ports, next_id, note_tags, onward, out, put_flow, put_ip, put_onward,
-        put_out, remember_fragment_aside, set_link, sum_of, tags_of, tell_mtu, told_mtu, way,
+        MOST_SUMMED, Out, first_way, fragment_aside, keep_first, keep_tags, kept_first, kept_flow,
+        kept_tags, nat_address, nat_ports, next_id, note_tags, onward, out, put_flow, put_ip,
+        put_onward, put_out, remember_fragment_aside, set_link, sum_of, tags_of, tell_mtu,
+        told_mtu, way,
     },
     prefixes::{Half, list, scope},
 };

@@ -73,27 +73,27 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2]) -> End {
     match wire::ipv6(packet, L3) {
         Some(ip) if L3 == 14 && ip.protocol == protocol::TCP => {
             let ip = Ip { protocol: protocol::TCP, fragment: false, ..ip };
-            all::<L3, false>(packet, &ip)
+            all::<L3, false, { protocol::TCP }>(packet, &ip)
         }
-        Some(ip) => all::<L3, false>(packet, &ip),
+        Some(ip) => all::<L3, false, 0>(packet, &ip),
         None => End::Of(Reason::NotOurs),
     }
 }
 
-/// `PLAIN`: the protocol whose header is known to follow at once, in whole, or 0.
+/// `PLAIN`: the protocol whose header is known to follow at once, or 0.
 #[inline(always)]
 fn v4<const L3: usize, const PLAIN: u8>(packet: &mut Packet) -> End {
     let Some(mut ip) = wire::ipv4(packet, L3) else { return End::Of(Reason::NotOurs) };
     if PLAIN != 0 {
         (ip.protocol, ip.fragment, ip.header) = (PLAIN, false, 20);
     }
-    all::<L3, true>(packet, &ip)
+    all::<L3, true, PLAIN>(packet, &ip)
 }
 
 /// The stages; what would then go to the host's stack is seen by the SYN proxy, where there is one.
 #[inline(always)]
-fn all<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
-    let end = ip_stages::<L3, V4>(packet, ip);
+fn all<const L3: usize, const V4: bool, const PLAIN: u8>(packet: &mut Packet, ip: &Ip) -> End {
+    let end = ip_stages::<L3, V4, PLAIN>(packet, ip);
     let End::Of(reason) = end else { return end };
     if maps::has::<{ feature::SYN_PROXY }>()
         && matches!(reason, Reason::NotOurs | Reason::DeliveredLocally)
@@ -105,7 +105,10 @@ fn all<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
 }
 
 #[inline(always)]
-fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
+fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+) -> End {
     if maps::has::<{ feature::PREFILTER }>() {
         let (flags, cpu) = (maps::flags(), maps::cpu());
         if prefilter::blocks::<L3, V4>(packet, ip, flags, cpu) {
@@ -127,7 +130,7 @@ fn ip_stages<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> E
         }
     }
     if maps::has::<{ feature::BALANCE }>() {
-        return service::run::<L3, V4>(packet, ip);
+        return service::run::<L3, V4, PLAIN>(packet, ip);
     }
     End::Of(Reason::NotOurs)
 }

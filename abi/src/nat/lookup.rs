@@ -112,6 +112,13 @@ impl Flow {
             && stamp.is_udp() == Stamp::from_word(self.identity).is_udp()
     }
 
+    /// The backend's port as it stands in a header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn target(&self) -> u16 {
+        (self.ports >> 48) as u16
+    }
+
     #[inline(always)]
     const fn all_ports(&self, nat: u16) -> u64 {
         self.ports | (nat.to_be() as u64) << 32
@@ -315,8 +322,7 @@ fn claim<T: Entries>(
 #[inline(always)]
 #[must_use]
 pub fn changes(entry: &Entry, side: Side, flags: u8, now: u32) -> bool {
-    let before = entry.stamp();
-    before.after(side, flags, now) != before
+    !entry.stamp().stays(side, flags, now)
 }
 
 /// Notes a packet in an entry's state.

@@ -1,6 +1,88 @@
 //! Headers and checksums of translated packets.
 
+use super::Entry;
 use crate::{addr::Addr, checksum as sums};
+
+/// What a packet says once it is translated.
+#[derive(Clone, Copy, Debug)]
+pub struct To {
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// As loaded: source low, destination high.
+    pub ports: u32,
+}
+
+impl To {
+    /// Of what a backend sends to the client of this entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn client(entry: &Entry) -> Self {
+        let ports = (entry.ports() as u32).rotate_left(16);
+        Self { src: entry.vip(), dst: entry.client(), ports }
+    }
+}
+
+/// Other addresses and ports in a frame whose IP header stands at 14 and has neither options nor extension headers, one
+/// hop later; its hop count must be above 0. The frame ends with its transport header, of TCP or `UDP`, or later.
+#[inline(always)]
+pub fn frame<const N: usize, const V4: bool, const UDP: bool>(frame: &mut [u8; N], to: &To) {
+    const L3: usize = 14;
+    let l4 = const { L3 + if V4 { 20 } else { 40 } };
+    const { assert!(N >= L3 + if V4 { 20 } else { 40 } + if UDP { 8 } else { 20 }) };
+
+    // What the addresses add to a checksum: that of the IPv4 header, and that of the pseudo header.
+    let addresses = if V4 {
+        let (src, dst) = (to.src.as_v4_raw(), to.dst.as_v4_raw());
+        let changed = u64::from(!word(frame, L3 + 12))
+            + u64::from(!word(frame, L3 + 16))
+            + u64::from(src)
+            + u64::from(dst);
+        let third = sums::one_hop_less(word(frame, L3 + 8));
+        let check = !sums::fold_words(u64::from(!third >> 16) + changed);
+        put(frame, L3 + 8, (third & 0xffff | u32::from(check) << 16).to_ne_bytes());
+        put(frame, L3 + 12, src.to_ne_bytes());
+        put(frame, L3 + 16, dst.to_ne_bytes());
+        changed
+    } else {
+        frame[L3 + 7] = frame[L3 + 7].wrapping_sub(1);
+        let mut changed = 0;
+        let words = [to.src.hi(), to.src.lo(), to.dst.hi(), to.dst.lo()];
+        let mut n = 0;
+        while n < words.len() {
+            let at = L3 + 8 + 8 * n;
+            changed += u64::from(!word(frame, at)) + u64::from(!word(frame, at + 4));
+            changed += (words[n] & 0xffff_ffff) + (words[n] >> 32);
+            put(frame, at, words[n].to_ne_bytes());
+            n += 1;
+        }
+        changed
+    };
+
+    let changed = addresses + u64::from(!word(frame, l4)) + u64::from(to.ports);
+    put(frame, l4, to.ports.to_ne_bytes());
+    let at = l4 + if UDP { 6 } else { 16 };
+    let before = u16::from_ne_bytes([frame[at], frame[at + 1]]);
+    // A checksum of 0 says that there is none (RFC 768).
+    if !UDP || before != 0 {
+        let after = match !sums::fold_words(u64::from(!before) + changed) {
+            0 if UDP => 0xffff,
+            after => after,
+        };
+        put(frame, at, after.to_ne_bytes());
+    }
+}
+
+#[inline(always)]
+const fn word<const N: usize>(frame: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
+}
+
+#[inline(always)]
+fn put<const N: usize, const BYTES: usize>(frame: &mut [u8; N], at: usize, bytes: [u8; BYTES]) {
+    frame[at..at + BYTES].copy_from_slice(&bytes);
+}
 
 /// Sum over the words of an address, not folded. That of an IPv4 address is the same number in ones'
 /// complement as the sum over its four bytes: its mapped form has one word more, 0xffff, which is a zero.
@@ -70,7 +152,79 @@ mod tests {
         sums::full(&all)
     }
 
+    /// Of a frame of random bytes with right checksums, translated: the frame, and what it should be.
+    fn translated<const N: usize, const V4: bool, const UDP: bool>(
+        mut before: [u8; N],
+        after: [[u8; 16]; 2],
+        ports: [u8; 4],
+        no_check: bool,
+    ) -> ([u8; N], [u8; N]) {
+        let (l4, len) = if V4 { (34, 4) } else { (54, 16) };
+        let (at, check) = (l4 - 2 * len, l4 + if UDP { 6 } else { 16 });
+        // Makes both checksums right.
+        let whole = |frame: &mut [u8; N]| {
+            if V4 {
+                frame[24..26].fill(0);
+                let sum = sums::full(&frame[14..34]);
+                frame[24..26].copy_from_slice(&sum.to_ne_bytes());
+            }
+            frame[check..check + 2].fill(0);
+            if !no_check {
+                let l4 = &frame[l4..];
+                let sum = match naive(&frame[at..at + len], &frame[at + len..at + 2 * len], l4) {
+                    0 if UDP => 0xffff,
+                    sum => sum,
+                };
+                frame[check..check + 2].copy_from_slice(&sum.to_ne_bytes());
+            }
+        };
+        let hops = if V4 { 22 } else { 21 };
+        before[hops] = before[hops].max(1);
+        whole(&mut before);
+        let mut want = before;
+        want[hops] -= 1;
+        want[at..at + len].copy_from_slice(&after[0][..len]);
+        want[at + len..at + 2 * len].copy_from_slice(&after[1][..len]);
+        want[l4..l4 + 4].copy_from_slice(&ports);
+        whole(&mut want);
+
+        let addr = |bytes: [u8; 16]| match bytes {
+            [a, b, c, d, ..] if V4 => Addr::v4(u32::from_ne_bytes([a, b, c, d])),
+            bytes => Addr::from_bytes(bytes),
+        };
+        let [src, dst] = after.map(addr);
+        let to = To { src, dst, ports: u32::from_ne_bytes(ports) };
+        frame::<N, V4, UDP>(&mut before, &to);
+        // The two zeros of a checksum are one, but to UDP.
+        for at in [24, check] {
+            if (at == check && !UDP || at == 24 && V4)
+                && same(
+                    u16::from_ne_bytes([before[at], before[at + 1]]),
+                    u16::from_ne_bytes([want[at], want[at + 1]]),
+                )
+            {
+                want[at..at + 2].copy_from_slice(&[before[at], before[at + 1]]);
+            }
+        }
+        (before, want)
+    }
+
     proptest! {
+        #[test]
+        fn frames(
+            bytes: [[u8; 32]; 3], after: [[u8; 16]; 2], ports: [u8; 4], no_check: bool,
+        ) {
+            let bytes: Vec<u8> = bytes.concat();
+            let (got, want) = translated::<70, true, false>(bytes[..70].try_into().unwrap(), after, ports, false);
+            prop_assert_eq!(&got[..], &want[..]);
+            let (got, want) = translated::<42, true, true>(bytes[..42].try_into().unwrap(), after, ports, no_check);
+            prop_assert_eq!(&got[..], &want[..]);
+            let (got, want) = translated::<90, false, false>(bytes[..90].try_into().unwrap(), after, ports, false);
+            prop_assert_eq!(&got[..], &want[..]);
+            let (got, want) = translated::<62, false, true>(bytes[..62].try_into().unwrap(), after, ports, no_check);
+            prop_assert_eq!(&got[..], &want[..]);
+        }
+
         #[test]
         fn segments(
             before: [[u8; 16]; 2], after: [[u8; 16]; 2], v4: [bool; 2],

@@ -430,6 +430,12 @@ pub(crate) fn nat_address(row: u8) -> Option<Addr> {
     NAT_ADDRESSES.get(u32::from(row)).map(|row| row.addr)
 }
 
+/// The interface of this number, if it is where it nearly always is.
+#[inline(always)]
+pub(crate) fn first_way(ifindex: u32) -> Option<&'static Way> {
+    WAY_TABLE.get(Way::place(ifindex, 0)).filter(|way| way.ifindex() == ifindex)
+}
+
 /// The interface of this number.
 #[inline(always)]
 pub(crate) fn way(ifindex: u32) -> Option<&'static Way> {

@@ -2,7 +2,7 @@
 
 use abi::{
     addr::Addr,
-    nat::{self, Entry, Reply, Side, Stamp},
+    nat::{self, Entry, Reply, Side, Stamp, To},
     pick::{self, Tables as _},
     reason::Reason,
     table::{FrontendKey, Kind, Way},
@@ -53,11 +53,11 @@ pub(super) fn run<const V4: bool>(
     let tags = tags(index, link);
     write::fits::<V4>(ip, entry.client(), way.mtu())?;
     write::crosses::<V4>(packet, ip, udp, entry.client())?;
-    let to = write::To::client(entry);
+    let to = To::client(entry);
     settle(ip, (index, entry, stamp), flags)?;
 
     let mac = Way::mac_of(link);
-    write::send::<V4>(packet, ip, &segment, &to, mac, way.mac(), way.ifindex(), tags)
+    write::send::<V4>(packet, udp, &to, mac, way.mac(), way.ifindex(), tags)
 }
 
 /// The connection's state, once all that is needed of its entry has been read.

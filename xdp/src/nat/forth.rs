@@ -3,7 +3,7 @@
 use abi::{
     addr::Addr,
     hash::{self, Tuple},
-    nat::{self, Entries as _, Flow, Found, Side},
+    nat::{self, Entries as _, Flow, Found, Side, To},
     pick::{self, Phase},
     reason::Reason,
     table::{Backend, Egress, Frontend, HopWord, Mode, Way},
@@ -36,13 +36,17 @@ pub(super) struct Route {
 impl Route {
     /// What a packet of the connection with this entry says afterwards.
     #[inline(always)]
-    pub(super) fn to(&self, found: Found) -> write::To {
-        write::To {
-            src: self.address,
-            dst: self.backend.addr(),
-            ports: u32::from(found.port().to_be()) | u32::from(self.target) << 16,
-        }
+    pub(super) fn to(&self, found: Found) -> To {
+        to(self.address, self.backend, self.target, found)
     }
+}
+
+/// What a packet of the connection with this entry says afterwards: `address` in its client's place, `target` as its
+/// port, as it stands in a header.
+#[inline(always)]
+pub(super) const fn to(address: Addr, backend: &Backend, target: u16, found: Found) -> To {
+    let ports = found.port().to_be() as u32 | (target as u32) << 16;
+    To { src: address, dst: backend.addr(), ports }
 }
 
 /// What a packet does to its connection, in one word, for calls of global functions.
@@ -126,21 +130,40 @@ pub(super) fn fresh(
 ) -> Result<Route, Reason> {
     let hop = backend.hop();
     let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
-    let address_row = egress.nat(backend.addr().is_v4(), hash).ok_or(Reason::NoNextHop)?;
-    let address = maps::nat_address(address_row).ok_or(Reason::NoNextHop)?;
-    let target = frontend.target_port();
-    let target = if target == 0 { (ports >> 16) as u16 } else { target };
-    let flow = maps::put_flow(Flow {
+    let (mut flow, address) =
+        sought(ip, ports, udp, hash, frontend, (row, backend, egress)).ok_or(Reason::NoNextHop)?;
+    flow.identity = Flow::counted(flow.identity, counted);
+    let target = flow.target();
+    let flow = maps::put_flow(flow).ok_or(Reason::NatNoEntry)?;
+    Ok(Route { row, backend, hop, egress, address, target, flow, known: Found::NOTHING })
+}
+
+/// A connection to this backend whose packets leave by `egress`, and what stands in its client's place.
+#[inline(always)]
+pub(super) fn sought(
+    ip: &Ip,
+    ports: u32,
+    udp: bool,
+    hash: u64,
+    frontend: &Frontend,
+    (row, backend, egress): (u32, &Backend, &Egress),
+) -> Option<(Flow, Addr)> {
+    let address_row = egress.nat(backend.addr().is_v4(), hash)?;
+    let address = maps::nat_address(address_row)?;
+    let target = match frontend.target_port() {
+        0 => (ports >> 16) as u16,
+        target => target,
+    };
+    let flow = Flow {
         client: ip.src,
         vip: ip.dst,
         ports: u64::from(ports) | u64::from(target) << 48,
         backend: u64::from(row) | u64::from(backend.epoch()) << 32,
-        identity: Flow::counted(Flow::identity(udp, address_row), counted),
+        identity: Flow::identity(udp, address_row),
         hash,
         pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
-    })
-    .ok_or(Reason::NatNoEntry)?;
-    Ok(Route { row, backend, hop, egress, address, target, flow, known: Found::NOTHING })
+    };
+    Some((flow, address))
 }
 
 /// The entry of a route, which has a new one if the packet may open a connection.
@@ -190,7 +213,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     let to = route.to(found);
     maps::count_sent(cpu, row, route.row, bytes, opening);
     let mac = (hop.mac_head(), hop.mac_tail());
-    write::send::<V4>(packet, ip, &segment, &to, mac, egress.src_mac(), egress.ifindex(), 0)
+    write::send::<V4>(packet, udp, &to, mac, egress.src_mac(), egress.ifindex(), 0)
 }
 
 /// The entry of a packet's connection, its state noted; a connection may begin with it. `steered`: an entry that is new
@@ -215,7 +238,7 @@ pub(super) fn connected(
 
 /// The way back to who sent a packet, of which so many bytes of tags were taken off.
 #[inline(always)]
-fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
+pub(super) fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
     let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
     let link = Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?;
     // 4 or 8 bytes. No branch: the verifier would go through all that follows twice.

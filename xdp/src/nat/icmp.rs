@@ -8,7 +8,7 @@
 use abi::{
     addr::Addr,
     limits::behind,
-    nat::{Entries as _, Entry, family::LONGER},
+    nat::{Entries as _, Entry, To, family::LONGER},
     pick::Tables as _,
     reason::Reason,
     table::{Egress, Way},
@@ -16,7 +16,7 @@ use abi::{
 };
 use aya_ebpf::bindings::xdp_md;
 
-use super::{L3, Onward, back, forth, header, opened, steer, write};
+use super::{L3, Onward, back, forth, header, opened, steer};
 use crate::{
     behind::{Program, answer},
     maps::{self, Maps},
@@ -83,7 +83,7 @@ fn run<const V4: bool>(
     if let Some((index, entry, _)) = back::entry(about.dst, about.src, reply, about.udp) {
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
-        let to = write::To::client(entry);
+        let to = To::client(entry);
         fits::<V4>(ip, &to, way.mtu())?;
         let (mac, tags) = (Way::mac_of(link), back::tags(index, link));
         // No more fits on the way back of what the error is about.
@@ -111,7 +111,7 @@ fn most<const V4: bool>(ours: u32, theirs: Option<u32>) -> u32 {
 
 /// Whether the error will fit on its way: it has two IP headers.
 #[inline(always)]
-fn fits<const V4: bool>(ip: &Ip, to: &write::To, mtu: u32) -> Result<(), Reason> {
+fn fits<const V4: bool>(ip: &Ip, to: &To, mtu: u32) -> Result<(), Reason> {
     let whole = match (V4, to.dst.is_v4()) {
         (true, false) => ip.total + 2 * LONGER,
         (false, true) => ip.total.wrapping_sub(2 * LONGER),

@@ -8,6 +8,7 @@ mod forth;
 mod icmp;
 mod other;
 mod parts;
+pub(crate) mod quick;
 mod steer;
 mod tags;
 mod write;

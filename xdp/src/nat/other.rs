@@ -9,7 +9,7 @@ use abi::{
     choice::Tracking as _,
     limits::behind,
     nat::{
-        address_sum, addresses4, checksum,
+        To, address_sum, addresses4, checksum,
         family::{Header, icmp as other},
     },
     reason::Reason,
@@ -54,7 +54,7 @@ impl Onward {
     /// `mac`: first four bytes, last two.
     #[inline(always)]
     pub(super) const fn new(
-        to: &write::To,
+        to: &To,
         mac: (u32, u16),
         own: [u8; 6],
         ifindex: u32,
@@ -74,7 +74,7 @@ impl Onward {
 
     /// To a backend, by this way.
     #[inline(always)]
-    pub(super) const fn by(hop: HopWord, egress: &Egress, to: &write::To) -> Self {
+    pub(super) const fn by(hop: HopWord, egress: &Egress, to: &To) -> Self {
         let mac = (hop.mac_head(), hop.mac_tail());
         Self::new(to, mac, egress.src_mac(), egress.ifindex(), 0)
     }

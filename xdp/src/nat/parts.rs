@@ -7,7 +7,7 @@
 use abi::{
     checksum::{halves, replace},
     flow::{FragmentEntry, FragmentKey},
-    nat::{Entries as _, address_sum},
+    nat::{Entries as _, To, address_sum},
     pick::Tables as _,
     reason::Reason,
     table::Way,
@@ -152,7 +152,7 @@ fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> R
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
     write::fits::<V4>(ip, entry.client(), way.mtu())?;
-    let to = write::To::client(entry);
+    let to = To::client(entry);
     let tags = back::tags(index, link);
     back::settle(ip, (index, entry, stamp), flags)?;
     let remembered = FragmentEntry {
@@ -225,7 +225,7 @@ fn later<const V4: bool>(
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
         write::fits::<V4>(ip, entry.client(), way.mtu())?;
-        let to = write::To { src: entry.vip(), dst: entry.client(), ports: 0 };
+        let to = To { src: entry.vip(), dst: entry.client(), ports: 0 };
         let (mac, tags) = (Way::mac_of(link), back::tags(known.entropy, link));
         let onward = Onward::new(&to, mac, way.mac(), way.ifindex(), tags);
         maps::put_onward(onward.identified(id));
@@ -237,7 +237,7 @@ fn later<const V4: bool>(
     let address = maps::nat_address(stamp.address()).ok_or(Reason::NoNextHop)?;
     let bytes = packet.len() as u64 + u64::from(tags);
     maps::count_sent(cpu, known.frontend, known.backend, bytes, false);
-    let to = write::To { src: address, dst: backend.addr(), ports: 0 };
+    let to = To { src: address, dst: backend.addr(), ports: 0 };
     maps::put_onward(Onward::by(hop, egress, &to).identified(id));
     Ok(())
 }

@@ -2,32 +2,13 @@
 
 use abi::{
     addr::Addr,
-    checksum::halves,
-    nat::{Entry, address_sum, checksum, family::LONGER, header4},
+    nat::{To, checksum, family::LONGER, frame, header4},
     reason::Reason,
     wire::{Frame as _, Ip, Word},
 };
 
-use super::{L3, Onward, Segment, header};
+use super::{L3, Onward, header};
 use crate::{maps, packet::Packet, stage::forward::put_macs};
-
-/// What the packet says afterwards.
-#[derive(Clone, Copy)]
-pub(crate) struct To {
-    pub(crate) src: Addr,
-    pub(crate) dst: Addr,
-    /// As loaded: source low, destination high.
-    pub(crate) ports: u32,
-}
-
-impl To {
-    /// Of what a backend sends to the client of this entry.
-    #[inline(always)]
-    pub(super) fn client(entry: &Entry) -> Self {
-        let ports = (entry.ports() as u32).rotate_left(16);
-        Self { src: entry.vip(), dst: entry.client(), ports }
-    }
-}
 
 /// Whether the packet fits on its way to `dst`, in whose family it will be longer or shorter; the sender is told.
 #[inline(always)]
@@ -68,11 +49,9 @@ pub(super) fn crosses<const V4: bool>(
 /// Translates a packet and sends it, or leaves that to the program for the other family; `mac`: first four bytes,
 /// last two; `tags`: those that it leaves with.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "what a packet says, and where it goes")]
 pub(super) fn send<const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
-    segment: &Segment,
+    udp: bool,
     to: &To,
     mac: (u32, u16),
     own: [u8; 6],
@@ -84,9 +63,7 @@ pub(super) fn send<const V4: bool>(
         return Ok(Reason::NatNotWritten);
     }
     let bytes = packet.len() as u32;
-    translate::<V4>(packet, ip, segment, to)?;
-    let place = packet.bytes_mut::<12>(0).ok_or(Reason::AdjustFailed)?;
-    put_macs(place, mac, own);
+    translate::<V4>(packet, udp, to, (mac, own)).ok_or(Reason::Truncated)?;
     Ok(leave(packet, ifindex, tags, bytes))
 }
 
@@ -100,18 +77,34 @@ pub(super) fn leave(packet: &Packet, ifindex: u32, tags: u64, bytes: u32) -> Rea
     Reason::NatTagged
 }
 
-/// Other addresses and ports, one hop later, with right checksums.
+/// Other addresses, of both layers, and ports, one hop later. `None`, and nothing done: the headers are not there.
 #[inline(always)]
-fn translate<const V4: bool>(
+pub(super) fn translate<const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
-    segment: &Segment,
+    udp: bool,
     to: &To,
-) -> Result<(), Reason> {
-    let old = address_sum(ip.src) + address_sum(ip.dst) + halves(segment.ports);
-    let new = address_sum(to.src) + address_sum(to.dst) + halves(to.ports);
-    transport::<V4>(packet, segment.udp, to.ports, old, new)?;
-    outer::<V4>(packet, to.src, to.dst)
+    macs: ((u32, u16), [u8; 6]),
+) -> Option<()> {
+    const _: () = assert!(L3 == 14);
+    match (V4, udp) {
+        (true, false) => of::<54, true, false>(packet.bytes_mut(0)?, to, macs),
+        (true, true) => of::<42, true, true>(packet.bytes_mut(0)?, to, macs),
+        (false, false) => of::<74, false, false>(packet.bytes_mut(0)?, to, macs),
+        (false, true) => of::<62, false, true>(packet.bytes_mut(0)?, to, macs),
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn of<const N: usize, const V4: bool, const UDP: bool>(
+    headers: &mut [u8; N],
+    to: &To,
+    (mac, own): ((u32, u16), [u8; 6]),
+) {
+    frame::<N, V4, UDP>(headers, to);
+    if let Some(link) = headers.first_chunk_mut() {
+        put_macs(link, mac, own);
+    }
 }
 
 /// Other addresses, one hop later.

@@ -3,6 +3,7 @@
 use abi::{
     addr::Addr,
     choice::{self, Choice, Segment},
+    constants,
     hash::{self, Tuple},
     pick::{self, Phase, Tables as _},
     ranges,
@@ -13,32 +14,60 @@ use abi::{
 };
 
 use crate::{
-    action,
+    action, constant,
     maps::{self, Maps},
+    nat::quick,
     packet::Packet,
     pipeline::End,
     stage::forward,
 };
 
-/// Finds the service, picks the backend and sends the packet there.
+/// Finds the service, picks the backend and sends the packet there. `PLAIN`: the protocol whose header is known to
+/// follow at once, or 0.
 #[inline(always)]
-pub(crate) fn run<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> End {
-    sought::<L3, V4>(packet, ip).unwrap_or_else(End::Of)
+pub(crate) fn run<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+) -> End {
+    sought::<L3, V4, PLAIN>(packet, ip).unwrap_or_else(|end| end)
 }
 
 #[inline(always)]
-fn sought<const L3: usize, const V4: bool>(packet: &mut Packet, ip: &Ip) -> Result<End, Reason> {
-    let (row, frontend, transport) = find::<L3, V4>(packet, ip)?;
+fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+) -> Result<End, End> {
+    let (row, frontend, transport) = find::<L3, V4, PLAIN>(packet, ip)?;
     let mode = frontend.mode();
     if mode == Mode::Nat {
-        return Err(Reason::NatNoEntry);
+        let sent = translatable::<L3, PLAIN>()
+            .then(|| quick::to_backend::<V4>(packet, ip, &transport, (row, frontend)));
+        return sent.flatten().ok_or(End::Of(Reason::NatNoEntry));
     }
+    forwarded::<L3, V4>(packet, ip, &transport, (row, frontend)).map_err(End::Of)
+}
+
+/// Whether the first program may translate such packets.
+#[inline(always)]
+fn translatable<const L3: usize, const PLAIN: u8>() -> bool {
+    // Where there is room for one connection alone, nothing is translated.
+    L3 == 14 && PLAIN != 0 && constant::get::<{ constants::NAT_MASK }>() != 0
+}
+
+#[inline(always)]
+fn forwarded<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    transport: &Transport,
+    (row, frontend): (u32, &'static Frontend),
+) -> Result<End, Reason> {
+    let mode = frontend.mode();
     if frontend.is_special() {
         // Who may use it, and where its packets go, is the business of another program.
         return Err(Reason::SourceRefused);
     }
     sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
-    let Picked { row: backend_row, backend, entropy } = pick(ip, &transport, row, frontend)?;
+    let Picked { row: backend_row, backend, entropy } = pick(ip, transport, row, frontend)?;
     let bytes = packet.arrived();
     let Some((hop, egress)) = forward::way(backend) else {
         core::hint::cold_path();
@@ -68,26 +97,40 @@ pub(crate) const fn is_usual(number: u8) -> bool {
 type Found = (u32, &'static Frontend, Transport);
 
 #[inline(always)]
-fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Found, Reason> {
+fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+) -> Result<Found, End> {
     let salt = Maps.salt();
     if !pick::may_be_vip(&Maps, ip.dst, salt) {
-        return Err(Reason::NotOurs);
+        return Err(End::Of(Reason::NotOurs));
     }
     if ip.fragment || !is_usual(ip.protocol) {
-        return Err(refusal(ip));
+        return Err(End::Of(refusal(ip)));
     }
     let Some(transport) = parse::<L3, V4>(packet, ip) else {
-        return Err(match refusal(ip) {
+        return Err(End::Of(match refusal(ip) {
             // A VIP's, of a protocol that has ports.
             Reason::VipOtherProtocol => Reason::Truncated,
             other => other,
-        });
+        }));
     };
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
     if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
         return Ok((row, frontend, transport));
     }
+    if translatable::<L3, PLAIN>()
+        && let Some(sent) = quick::to_client::<V4>(packet, ip, &transport)
+    {
+        return Err(sent);
+    }
+    let (row, frontend) = any_port(ip).map_err(End::Of)?;
+    Ok((row, frontend, transport))
+}
 
+/// The service of a VIP's ports that have none of their own.
+#[inline(always)]
+fn any_port(ip: &Ip) -> Result<(u32, &'static Frontend), Reason> {
     let vip = maps::frontend(vip(ip.dst.hi(), ip.dst.lo())).ok_or(Reason::NotOurs)?;
     if vip.is_nat() {
         return Err(Reason::NatPassed);
@@ -97,8 +140,7 @@ fn find<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Fou
         return Err(Reason::SourceRefused);
     }
     let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
-    let frontend = maps::frontend(row).ok_or(Reason::NoService)?;
-    Ok((row, frontend, transport))
+    Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
 }
 
 /// What becomes of a packet whose ports are not looked at here.
