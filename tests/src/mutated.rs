@@ -15,16 +15,27 @@ use config::model::{Forwarding, SourceRoute};
 use etherparse::PacketBuilder;
 use lb_daemon::datapath::Op;
 
+use self::translated::Connections;
 use crate::rig::{CLIENT_MAC, INGRESS, OUR_MAC, Outcome, Rig, service};
 
+mod translated;
+
 /// VIPs of the services, by the last byte of their addresses.
-const VIPS: [(Forwarding, u8); 4] =
-    [(Forwarding::L2, 10), (Forwarding::Ipip, 11), (Forwarding::Gue, 12), (Forwarding::Geneve, 13)];
+const VIPS: [(Forwarding, u8); 6] = [
+    (Forwarding::L2, 10),
+    (Forwarding::Ipip, 11),
+    (Forwarding::Gue, 12),
+    (Forwarding::Geneve, 13),
+    (Forwarding::Nat, 15),
+    (Forwarding::Nat, 16),
+];
 /// The one with a list of clients.
 const LISTED: u8 = 13;
 /// Those that route some clients.
 const ROUTED: [u8; 2] = [11, LISTED];
-/// Where tunnels end.
+/// Those whose packets are translated.
+const TRANSLATED: [u8; 2] = [15, 16];
+/// Where tunnels end, and where translated packets come from.
 const OURS4: [u8; 4] = [10, 0, 0, 1];
 const OURS6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0xf, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
@@ -62,7 +73,7 @@ impl Dice {
 
 /// A packet without Ethernet header: plain, whole and right.
 fn datagram(dice: &mut Dice) -> Vec<u8> {
-    let last = dice.of(&[10, 11, 12, 13, 10, 11, 12, 13, 14]);
+    let last = dice.of(&[10, 11, 12, 13, 15, 16, 10, 11, 12, 13, 14, 15]);
     let payload = vec![dice.next() as u8; dice.of(&[0, 1, 5, 64, 700, 1450, 1470])];
     let source = 1024 + dice.below(60000) as u16;
     let (tcp, udp) = match dice.below(8) {
@@ -213,9 +224,10 @@ fn set_header_sum(l3: &mut [u8]) {
     }
 }
 
-/// A frame: with tags, perhaps damaged.
-fn frame(dice: &mut Dice) -> Vec<u8> {
-    let plain = datagram(dice);
+/// A frame: with tags, perhaps damaged; perhaps of a connection that is translated.
+fn frame(dice: &mut Dice, connections: &Connections) -> Vec<u8> {
+    let plain = if dice.one_in(4) { connections.packet(dice) } else { None };
+    let plain = plain.unwrap_or_else(|| datagram(dice));
     let mut l3 = odd(dice, plain);
     if dice.one_in(5) {
         l3 = tunnelled(dice, l3);
@@ -360,6 +372,12 @@ fn judge(frame: &[u8], got: &Outcome) -> Result<(), String> {
     if got.action != ACTIONS[index] {
         return Err(format!("action {}", got.action));
     }
+    if matches!(
+        got.reason,
+        Reason::NatNotWritten | Reason::NatNotChosen | Reason::NatTagged | Reason::NatNotPlain
+    ) {
+        return Err("the program that should have gone on with it did not".to_owned());
+    }
     // The stack sends it on to where its new destination says.
     if got.reason == Reason::HandedOnByHost {
         return Ok(());
@@ -373,10 +391,12 @@ fn judge(frame: &[u8], got: &Outcome) -> Result<(), String> {
     let (Some(before), Some(after)) = (l3_of(frame), l3_of(&got.frame)) else {
         return Err("no IP header".to_owned());
     };
-    if frame[12..before - 2] != got.frame[12..after - 2] {
+    let (sent, came) = (&got.frame[after..], &frame[before..]);
+    let translated = got.reason == Reason::ForwardedTx && translated::is_due(came);
+    // Those of what is translated are the client's.
+    if !translated && frame[12..before - 2] != got.frame[12..after - 2] {
         return Err("other tags".to_owned());
     }
-    let (sent, came) = (&got.frame[after..], &frame[before..]);
     let own = matches!(got.reason, Reason::TooBigAnswered | Reason::UnservedRejected);
     if let Some(what) = wrong(sent)
         && (own || wrong(came).is_none())
@@ -384,6 +404,7 @@ fn judge(frame: &[u8], got: &Outcome) -> Result<(), String> {
         return Err(format!("wrong checksum: {what}"));
     }
     match got.reason {
+        Reason::ForwardedTx if translated => translated::judge(came, sent)?,
         Reason::ForwardedTx => {
             let outer = sent.len() - came.len();
             if without_hops(&sent[outer..]) != without_hops(came) {
@@ -408,7 +429,7 @@ fn judge(frame: &[u8], got: &Outcome) -> Result<(), String> {
 }
 
 /// Reasons that a hundred thousand of these packets meet; others need another configuration.
-pub const MET: [Reason; 22] = [
+pub const MET: [Reason; 25] = [
     Reason::NotOurs,
     Reason::NotIp,
     Reason::VipOtherProtocol,
@@ -431,6 +452,9 @@ pub const MET: [Reason; 22] = [
     Reason::UnservedPassed,
     Reason::SourceRefused,
     Reason::TunnelSourceRefused,
+    Reason::NatPassed,
+    Reason::NatNoEntry,
+    Reason::NatRefused,
 ];
 
 /// Packets after which the configuration is another one.
@@ -449,11 +473,12 @@ pub fn run(seed: u64, count: u64) -> Result<BTreeMap<&'static str, u64>, String>
     let mut rig = Rig::with(VIPS.iter().map(service_of).collect(), INGRESS, 1500);
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut connections = Connections::default();
     for n in 0..count {
         if n.is_multiple_of(CHAPTER) {
             configure(&mut rig, n / CHAPTER);
         }
-        let frame = frame(&mut dice);
+        let frame = frame(&mut dice, &connections);
         // Counted under one reason, and with all its bytes: the rig sees to it.
         let got = rig.run(&frame);
         *seen.entry(got.reason.name()).or_default() += 1;
@@ -465,6 +490,9 @@ pub fn run(seed: u64, count: u64) -> Result<BTreeMap<&'static str, u64>, String>
                 &got.frame[..got.frame.len().min(160)]
             )
         })?;
+        if got.reason == Reason::ForwardedTx {
+            connections.note(&mut dice, &frame, &got.frame);
+        }
     }
     Ok(seen)
 }
