@@ -2,12 +2,15 @@
 
 CARGO      ?= cargo
 target_dir := $(or $(CARGO_TARGET_DIR),target)
-# What the lab and the end-to-end tests start: the binaries that are shipped.
-export LB_BIN_DIR := $(abspath $(target_dir)/release)
 
 # The crates with BPF programs: only they are for the BPF target.
 ebpf := $(patsubst %/src/main.rs,%,$(wildcard xdp/src/main.rs tc/src/main.rs sock/src/main.rs bench/ebpf/src/main.rs))
 host := --workspace $(foreach crate,$(ebpf),--exclude lb-$(subst /,-,$(crate)))
+# Names of test programs. They are always built as one set of crates: some crates alone have dependencies with fewer
+# features, which would be built once more.
+names = $(notdir $(basename $(patsubst %/main.rs,%,$(wildcard $(1:%=%/tests/*.rs) $(1:%=%/tests/*/main.rs)))))
+in_root := $(call names,tests bench)
+elsewhere := $(filter-out $(in_root),$(call names,*))
 
 # cargo builds as the user who calls; only what needs root is run as root.
 ifneq ($(shell id -u),0)
@@ -32,12 +35,12 @@ test: test-host test-root ## every test; those in namespaces need root and ask f
 
 test-host: ## the tests that need nothing of the kernel
 	@scripts/setup.sh build
-	$(CARGO) test --no-fail-fast
+	$(CARGO) test --no-fail-fast $(host) --lib --bins $(elsewhere:%=--test %)
 
 test-root: ## end to end, in network namespaces
 	@scripts/setup.sh test
-	$(CARGO) build --release
-	$(as_root) $(CARGO) test --no-fail-fast -p lb-tests -p lb-bench
+	$(CARGO) build $(host) --bins --tests
+	$(as_root) $(CARGO) test --no-fail-fast $(host) $(in_root:%=--test %)
 
 test-kernel: ## golden tests on Linux 6.1, the oldest supported, in an emulator: minutes; ARGS: names of tests
 	@scripts/setup.sh kernel
