@@ -44,7 +44,7 @@ test-root: ## end to end, in network namespaces
 
 test-kernel: ## golden tests on Linux 6.1, the oldest supported, in an emulator: minutes; ARGS: names of tests
 	@scripts/setup.sh kernel
-	scripts/kernel-test.sh $(ARGS)
+	LB_CRATES='$(host)' scripts/kernel-test.sh $(ARGS)
 
 bench: ## the benchmarks of bench/: tables, and bench/results/*.json; ARGS=--quick: in a minute
 	@scripts/setup.sh test

@@ -29,7 +29,8 @@ if [ -z "$kernel" ]; then
 fi
 
 say "building the tests"
-golden=$(cargo test -q -p lb-tests --test golden --no-run --message-format json |
+# shellcheck disable=SC2086 # words: which crates
+golden=$(cargo test -q ${LB_CRATES:--p lb-tests} --test golden --no-run --message-format json |
     sed -n 's/.*"executable":"\([^"]*\/golden-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$golden" ] || fail "no test binary"
 

@@ -162,7 +162,13 @@ impl Rig {
     /// The same, with its tables pinned in a directory of the BPF file system.
     #[must_use]
     pub fn pinned(directory: &Path) -> Self {
-        Self::make(capacity(), EVERYTHING, Some(directory))
+        Self::pinned_of(capacity(), directory)
+    }
+
+    /// The same, with tables of this capacity.
+    #[must_use]
+    pub fn pinned_of(capacity: Capacity, directory: &Path) -> Self {
+        Self::make(capacity, EVERYTHING, Some(directory))
     }
 
     fn make(capacity: Capacity, features: u32, pins: Option<&Path>) -> Self {

@@ -75,6 +75,10 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2]) -> End {
             let ip = Ip { protocol: protocol::TCP, fragment: false, ..ip };
             all::<L3, false, { protocol::TCP }>(packet, &ip)
         }
+        Some(ip) if L3 == 14 && ip.protocol == protocol::UDP => {
+            let ip = Ip { protocol: protocol::UDP, fragment: false, ..ip };
+            all::<L3, false, { protocol::UDP }>(packet, &ip)
+        }
         Some(ip) => all::<L3, false, 0>(packet, &ip),
         None => End::Of(Reason::NotOurs),
     }

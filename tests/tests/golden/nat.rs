@@ -1,8 +1,10 @@
 //! Full NAT: both directions, for each family; what is not translated; ports that run out.
 
-use abi::reason::Reason;
+use abi::{limits::behind as places, reason::Reason};
+use aya::maps::{Map, MapData, ProgramArray};
 use config::model::{Forwarding, NatPorts, Port, Protocol, Service};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use lb_tests::lab::BpfDirectory;
 use lb_tests::rig::{
     CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, nat_capacity, service,
 };
@@ -158,6 +160,55 @@ fn there_and_back() {
         let (front, back) = rig.counts("web");
         assert_eq!((front, front.packets, front.new_connections), (back, 8, 3));
     }
+}
+
+/// Without the programs behind it, the first one translates what belongs to connections that stand, and nothing else.
+#[test]
+fn connections_that_stand_need_the_first_program_alone() {
+    for (n, (vip, web, nat, _)) in SAME_FAMILY.into_iter().enumerate() {
+        let pins = BpfDirectory::create(&format!("alone{n}-{}", std::process::id())).unwrap();
+        let tables = pins.path().join("v0-0");
+        std::fs::create_dir(&tables).unwrap();
+        let mut rig = Rig::pinned_of(nat_capacity(), &tables);
+        rig.fill(vec![behind(vip, web)], INGRESS, 1500);
+        let tcp = |rig: &mut Rig, l4| says(&rig.run(&client_frame(vip, l4, b"x")).frame).ports.0;
+        let (port, udp_port) = (tcp(&mut rig, L4::Syn(80)), tcp(&mut rig, L4::Udp(443)));
+        rig.run(&from_backend(web, 8080, nat, port, false, b""));
+        rig.run(&from_backend(web, 443, nat, udp_port, true, b""));
+        assert_eq!(tcp(&mut rig, L4::Ack(80)), port);
+
+        let jump = MapData::from_pin(tables.join("JUMP")).unwrap();
+        let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
+        jump.clear_index(&places::NAT).unwrap();
+        let mut reply = from_backend(web, 8080, nat, port, false, b"reply");
+        as_ack(&mut reply);
+        for frame in [
+            client_frame(vip, L4::Ack(80), b"more"),
+            reply,
+            client_frame(vip, L4::Udp(443), b"as long as TCP"),
+            from_backend(web, 443, nat, udp_port, true, b"as long as TCP"),
+        ] {
+            let got = rig.run(&frame);
+            assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx), "{:?}", says(&frame));
+            assert_eq!(
+                (says(&got.frame).ttl, got.frame.len()),
+                (says(&frame).ttl - 1, frame.len())
+            );
+        }
+        let syn = rig.run(&client_frame(vip, L4::Syn(80), b""));
+        assert_eq!((syn.action, syn.reason), (DROP, Reason::NatNoEntry));
+        let other = rig.run(&from_backend(web, 8080, nat, port ^ 1, false, b""));
+        assert_eq!((other.action, other.reason), (PASS, Reason::NatPassed));
+    }
+}
+
+/// A SYN with ACK, without SYN.
+fn as_ack(frame: &mut [u8]) {
+    let tcp = if frame[14] >> 4 == 4 { 34 } else { 54 };
+    frame[tcp + 13] &= !2;
+    let sum = u32::from(u16::from_be_bytes([frame[tcp + 16], frame[tcp + 17]])) + 2;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[tcp + 16..tcp + 18].copy_from_slice(&(sum as u16).to_be_bytes());
 }
 
 #[test]
