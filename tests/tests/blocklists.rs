@@ -142,6 +142,14 @@ fn a_ban_may_be_about_one_port() -> anyhow::Result<()> {
     let there = plan(8080)?;
     ensure!(there.contains("would have dropped some 0 "), "{there}");
     ensure!(lbctl(&edge, &format!("prefilter plan {OTHER_V6} --list web --protocol udp")).is_err());
+    // What was exported comes back, with all that it is about.
+    let exported = edge.lab.directory().join("web.json");
+    std::fs::write(&exported, lbctl(&edge, "prefilter export web --format json")?)?;
+    lbctl(&edge, "prefilter delete --list web --all")?;
+    expect_free(&edge, OTHER_V4)?;
+    lbctl(&edge, &format!("prefilter import {}", exported.display()))?;
+    expect_blocked(&edge, OTHER_V4)?;
+    ensure!(lbctl(&edge, "prefilter list web")?.starts_with("only packets tcp to 80\n"));
     // Without anything on it the list is what it was; it goes when it is removed.
     lbctl(&edge, &format!("prefilter delete {OTHER_V4} {EVEN} --list web"))?;
     expect_free(&edge, OTHER_V4)?;

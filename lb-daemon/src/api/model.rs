@@ -5,11 +5,9 @@
 
 mod prefilter;
 mod status;
+mod time;
 
-use std::{
-    net::IpAddr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::net::IpAddr;
 
 use abi::reason::{Reason, Verdict};
 use config::model;
@@ -19,6 +17,7 @@ use utoipa::ToSchema;
 pub use self::{
     prefilter::{Fetch, PrefilterStatus, PrefixList, Unconfirmed},
     status::{ConfigStatus, ServicesStatus, Status, not_ready},
+    time::{from_rfc3339, rfc3339, rfc3339_millis},
 };
 use crate::view::{self, Count, Counters};
 
@@ -570,53 +569,6 @@ impl From<&view::InterfaceView> for Interface {
             roles: roles.iter().filter(|(on, _)| *on).map(|(_, role)| (*role).to_owned()).collect(),
             attached: attached.to_owned(),
             reason,
-        }
-    }
-}
-
-/// A time in UTC to the second, as in RFC 3339; times before 1970 count as 1970.
-#[must_use]
-pub fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    // Years that begin in March have their leap day at the end, so that all months but the last
-    // follow one formula; 719,468 days lie between 0000-03-01 and 1970-01-01.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// The same to the millisecond.
-#[must_use]
-pub fn rfc3339_millis(time: SystemTime) -> String {
-    let millis = time.duration_since(UNIX_EPOCH).unwrap_or_default().subsec_millis();
-    format!("{}.{millis:03}Z", rfc3339(time).trim_end_matches('Z'))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn times() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_735_689_599, "2024-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
     }
 }

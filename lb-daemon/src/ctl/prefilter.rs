@@ -1,6 +1,7 @@
 //! `lbctl prefilter`: blocklists, and bans on lists of the API.
 
 mod change;
+mod exported;
 mod scope;
 
 use std::{net::IpAddr, path::PathBuf};
@@ -80,7 +81,7 @@ pub(super) enum Verb {
     },
     /// Put the prefixes of a list file on a list of the API, all at once.
     Import {
-        /// Plain, FireHOL netset or Spamhaus DROP; `-` is standard input.
+        /// Plain, FireHOL netset, Spamhaus DROP, or an export as JSON; `-` is standard input.
         file: PathBuf,
         #[command(flatten)]
         entry: EntryOptions,
@@ -128,15 +129,21 @@ pub(super) enum Verb {
 /// What entries have beside their prefix.
 #[derive(Debug, Args)]
 pub(super) struct EntryOptions {
-    /// The list; made if there is none.
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_LIST)]
-    list: String,
+    /// The list; made if there is none. Without it `bans`, or that of an export.
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
     /// After how long they go by themselves, as 90s, 1h or 7d.
     #[arg(long, value_name = "DURATION")]
     ttl: Option<String>,
     /// Why, for people.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+}
+
+impl EntryOptions {
+    fn list(&self) -> &str {
+        self.list.as_deref().unwrap_or(DEFAULT_LIST)
+    }
 }
 
 /// How careful to be.

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
     path::Path,
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, bail};
@@ -15,7 +16,9 @@ use super::{
         client::{Client, Guard, segment},
         output::{Output, number},
     },
-    EntryOptions, SafetyOptions, path,
+    EntryOptions, SafetyOptions,
+    exported::{self, Exported},
+    path,
     scope::ScopeOptions,
 };
 use crate::api::lists::{Changed, NewEntry, Plan, Removed};
@@ -126,9 +129,10 @@ pub(super) fn add(
     client: &Client,
     output: &Output,
     cidrs: &[String],
-    EntryOptions { list, ttl, reason }: &EntryOptions,
+    options: &EntryOptions,
     (scope, safety): (&ScopeOptions, &SafetyOptions),
 ) -> anyhow::Result<()> {
+    let (list, EntryOptions { ttl, reason, .. }) = (options.list(), options);
     let entry =
         |cidr: &String| NewEntry { cidr: cidr.clone(), ttl: ttl.clone(), reason: reason.clone() };
     let body = serde_json::to_value(cidrs.iter().map(entry).collect::<Vec<_>>())?;
@@ -143,11 +147,15 @@ pub(super) fn import(
     client: &Client,
     output: &Output,
     file: &Path,
-    EntryOptions { list, ttl, reason }: &EntryOptions,
+    options: &EntryOptions,
     (scope, safety): (&ScopeOptions, &SafetyOptions),
     skip_errors: bool,
 ) -> anyhow::Result<()> {
     let text = text_of(file)?;
+    if let Some(exported) = Exported::read(&text).with_context(|| file.display().to_string())? {
+        return import_exported(client, output, exported, options, (scope, safety));
+    }
+    let (list, EntryOptions { ttl, reason, .. }) = (options.list(), options);
     if !skip_errors {
         check(file, &text, "nothing is put on the list")?;
     }
@@ -159,6 +167,31 @@ pub(super) fn import(
         [ttl, reason, on_error, force, confirm].into_iter().chain(borrowed(&scope)).collect();
     let query = query(&options);
     let value = client.upload(&format!("{}/entries{query}", path(list)), text)?;
+    changed(client, output, &value, list, safety)
+}
+
+/// A list as it was exported: its name, what it is about, and ends and reasons, where the options say nothing else.
+fn import_exported(
+    client: &Client,
+    output: &Output,
+    Exported { list, spec, items }: Exported,
+    options: &EntryOptions,
+    (scope, safety): (&ScopeOptions, &SafetyOptions),
+) -> anyhow::Result<()> {
+    let list = options.list.as_deref().unwrap_or(&list);
+    let scope = match spec {
+        Some(spec) => scope.or(spec),
+        None => scope.query(),
+    };
+    let exported::Left { entries, ended } =
+        exported::left(items, (&options.ttl, &options.reason), SystemTime::now())?;
+    if ended > 0 {
+        writeln!(io::stderr(), "{} are left out: their time is over", number(ended))?;
+    }
+    let about: Vec<_> = borrowed(&scope).chain(safety.query()).collect();
+    let path = format!("{}/entries{}", path(list), query(&about));
+    let body = serde_json::to_value(entries)?;
+    let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
     changed(client, output, &value, list, safety)
 }
 

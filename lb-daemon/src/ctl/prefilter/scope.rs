@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use crate::api::lists::ListSpec;
+
 /// Which packets the list is about, when it is made; a list that is there must be about the same, or nothing is said.
 #[derive(Debug, Default, Args)]
 pub(crate) struct ScopeOptions {
@@ -23,6 +25,19 @@ pub(crate) struct ScopeOptions {
 }
 
 impl ScopeOptions {
+    /// The same of a list that is about these packets, unless the options say something else.
+    pub(super) fn or(&self, spec: ListSpec) -> [(&'static str, Option<String>); 5] {
+        let ListSpec { action, interfaces, direction, protocol, ports } = spec;
+        let joined = |parts: Option<Vec<String>>| parts.map(|parts| parts.join(","));
+        let exported =
+            [protocol, joined(ports), joined(interfaces), direction, Some(action)].into_iter();
+        let mut query = self.query();
+        for ((_, value), exported) in query.iter_mut().zip(exported) {
+            *value = value.take().or(exported);
+        }
+        query
+    }
+
     /// As a query of the API.
     pub(super) fn query(&self) -> [(&'static str, Option<String>); 5] {
         let Self { protocol, port, interface, direction, action } = self;
