@@ -200,7 +200,7 @@ fn page(top: &TopList) -> String {
         all.iter()
             .map(|one| {
                 let name = Cow::Owned(one.name.clone());
-                [name, number(one.packets), number(one.packets / seconds), bytes(one.bytes)]
+                [name, number(one.packets), rate(one.packets, *seconds), bytes(one.bytes)]
             })
             .collect()
     };
@@ -219,6 +219,16 @@ fn page(top: &TopList) -> String {
         titled("LIST", lists),
         titled("REASON", reasons),
     )
+}
+
+/// Packets per second, to a tenth below ten: most of what is dropped is less than one.
+fn rate(packets: u64, seconds: u64) -> Cow<'static, str> {
+    let seconds = seconds.max(1);
+    let tenths = packets.saturating_mul(10).div_ceil(seconds);
+    match tenths {
+        0..100 => Cow::Owned(format!("{}.{}", tenths / 10, tenths % 10)),
+        _ => number((packets + seconds / 2) / seconds),
+    }
 }
 
 #[cfg(test)]
@@ -243,6 +253,21 @@ mod tests {
             "12:31:05.123 dropped blocked list=drop eth0 [2001:db8::7]:40000 -> 203.0.113.10:80 tcp \
              74 B, one of 5"
         );
+    }
+
+    #[test]
+    fn rates() {
+        for (packets, text) in [
+            (0, "0.0"),
+            (1, "0.1"),
+            (60, "1.0"),
+            (90, "1.5"),
+            (594, "9.9"),
+            (600, "10"),
+            (90_000, "1,500"),
+        ] {
+            assert_eq!(rate(packets, 60), text, "{packets}");
+        }
     }
 
     #[test]
