@@ -14,8 +14,8 @@ use crate::{
 
 /// What choosing takes beside the tables.
 pub trait Tracking: Tables {
-    /// Stores when a flow was seen ([`FlowEntry::seen_word`]) in its entry, if it has one.
-    fn touch(&self, key: &FlowKey, seen: u64);
+    /// Stores when a flow was seen ([`FlowEntry::seen_word`]) in its entry, if it has one; `hash`: of its key.
+    fn touch(&self, key: &FlowKey, hash: u64, seen: u64);
     /// Adds to the connections of a backend.
     fn add_active(&self, row: u32, more: i64);
     /// Nanoseconds since boot, to a few milliseconds.
@@ -185,8 +185,10 @@ pub fn backend<T: Tracking>(
     segment: Segment,
 ) -> u32 {
     let key = key(choice, service, tuple);
+    // A client's own hash: without an entry it matters only whether the ring has changed since.
+    let hash = if choice.stay_ns != 0 { key.hash(tables.seed()) } else { hash };
     let now = tables.now();
-    if let Some(row) = entered(tables, choice, &key, segment, now) {
+    if let Some(row) = entered(tables, choice, &key, hash, segment, now) {
         return row;
     }
     begin(tables, frontend, choice, &key, hash, segment, now)
@@ -204,10 +206,11 @@ fn entered<T: Tracking>(
     tables: &T,
     choice: &Choice,
     key: &FlowKey,
+    hash: u64,
     segment: Segment,
     now: u64,
 ) -> Option<u32> {
-    let entry = tables.flow(key)?;
+    let entry = tables.flow(key, hash)?;
     let row = entry.backend();
     if !pick::counts(tables, &entry, segment.phase == Phase::Established) {
         return None;
@@ -230,7 +233,7 @@ fn entered<T: Tracking>(
         return None;
     }
     if next != stage || age > REFRESH_NS {
-        tables.touch(key, FlowEntry::seen_word(now, next));
+        tables.touch(key, hash, FlowEntry::seen_word(now, next));
         if next == Stage::Closed && stage != Stage::Closed && choice.spread == Spread::Fewest {
             tables.add_active(row, -1);
         }
@@ -241,11 +244,10 @@ fn entered<T: Tracking>(
 /// Where the entry of a flow, or of its client, says that it goes; [`Slot::NONE`] if it has none that counts.
 /// For packets that are about a flow without being of it, and for its fragments.
 #[inline(always)]
-pub fn owner<T: Tables>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
+pub fn owner<T: Tracking>(tables: &T, frontend: &Frontend, tuple: &Tuple) -> u32 {
     let Some(choice) = Choice::read(tables, frontend) else { return Slot::NONE };
-    let Some(entry) = tables.flow(&key(&choice, frontend.service_id(), tuple)) else {
-        return Slot::NONE;
-    };
+    let key = key(&choice, frontend.service_id(), tuple);
+    let Some(entry) = tables.flow(&key, key.hash(tables.seed())) else { return Slot::NONE };
     if pick::counts(tables, &entry, true) { entry.backend() } else { Slot::NONE }
 }
 
@@ -261,8 +263,6 @@ fn begin<T: Tracking>(
     now: u64,
 ) -> u32 {
     let ring = frontend.ring();
-    // A client's own hash: without an entry it matters only whether the ring has changed since.
-    let hash = if choice.stay_ns != 0 { hash::client(key, tables.seed()) } else { hash };
     let admitted = tables.admit();
     let began = segment.phase == Phase::Established;
     let row = if began || !admitted {
@@ -276,7 +276,7 @@ fn begin<T: Tracking>(
             _ if segment.closing => Stage::Closed,
             _ => Stage::Open,
         };
-        tables.remember(key, &FlowEntry::seen_at(row, backend.epoch(), now, stage));
+        tables.remember(key, hash, &FlowEntry::seen_at(row, backend.epoch(), now, stage));
         if choice.spread == Spread::Fewest && !segment.closing && !choice.nat {
             tables.add_active(row, 1);
         }
@@ -330,13 +330,14 @@ pub fn stays<T: Tracking>(
         return;
     }
     let (key, now) = (FlowKey::client(client, service), tables.now());
-    match tables.flow(&key) {
+    let hash = key.hash(tables.seed());
+    match tables.flow(&key, hash) {
         Some(entry) if now.saturating_sub(entry.seen()) > REFRESH_NS => {
-            tables.touch(&key, FlowEntry::seen_word(now, entry.stage()));
+            tables.touch(&key, hash, FlowEntry::seen_word(now, entry.stage()));
         }
         Some(_) => {}
         None if tables.admit() => {
-            tables.remember(&key, &FlowEntry::seen_at(row, epoch, now, Stage::Open));
+            tables.remember(&key, hash, &FlowEntry::seen_at(row, epoch, now, Stage::Open));
         }
         None => {}
     }

@@ -37,7 +37,7 @@ pub const ROWS: u32 = 0x40;
 pub const FEATURES: u32 = 0x100;
 
 /// The flat tables.
-pub const TABLES: [&str; 15] = [
+pub const TABLES: [&str; 16] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -45,6 +45,7 @@ pub const TABLES: [&str; 15] = [
     "SLOTS",
     "BACKENDS",
     "EGRESS",
+    "FLOWS",
     "SUMMARY",
     "FINE4",
     "LINES",

@@ -1,8 +1,10 @@
 //! Connection entries: only flows that the ring would now send elsewhere have one.
 
+pub mod table;
+
 use crate::{addr::Addr, hash::Tuple, limits::FRAGMENT_TIME_NS, table::shared};
 
-/// Key of the flow table: the flow's tuple, nothing folded or hashed.
+/// Key of the flow table: the flow's tuple, nothing folded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
@@ -35,6 +37,30 @@ impl FlowKey {
     pub const fn tuple(&self) -> Tuple {
         let Self { src, dst, ports, protocol } = *self;
         Tuple { src, dst, ports, protocol: protocol as u8 }
+    }
+
+    /// Hash of the key: [`crate::hash::flow`] of its tuple.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(&self, seed: u64) -> u64 {
+        crate::hash::flow(&self.tuple(), seed)
+    }
+
+    /// In words: source, destination, the high half of each first; ports, and the protocol above them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_words(&self) -> [u64; 5] {
+        let Self { src, dst, ports, protocol } = *self;
+        let last = ports as u64 | (protocol as u64) << 32;
+        [src.hi(), src.lo(), dst.hi(), dst.lo(), last]
+    }
+
+    /// From them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words([src_hi, src_lo, dst_hi, dst_lo, last]: [u64; 5]) -> Self {
+        let (src, dst) = (Addr::from_halves(src_hi, src_lo), Addr::from_halves(dst_hi, dst_lo));
+        Self { src, dst, ports: last as u32, protocol: (last >> 32) as u32 }
     }
 
     /// IP protocol; 0 in a client's.
@@ -105,8 +131,6 @@ pub enum Stage {
 }
 
 /// Value of the flow table: the backend row, the use of that row that is meant, and when the flow was seen.
-///
-/// Live word: `seen`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEntry {
@@ -119,8 +143,20 @@ shared!(FlowEntry, 16, { backend @ 0, epoch @ 4, seen @ 8 });
 
 impl FlowEntry {
     const STAGE: u64 = 3;
-    /// Byte offset of `seen`.
-    pub const SEEN: usize = core::mem::offset_of!(Self, seen);
+
+    /// In words: the backend's row, its use in the high half; and when the flow was seen.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_words(&self) -> [u64; 2] {
+        [self.backend as u64 | (self.epoch as u64) << 32, self.seen]
+    }
+
+    /// From them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words([to, seen]: [u64; 2]) -> Self {
+        Self { backend: to as u32, epoch: (to >> 32) as u32, seen }
+    }
 
     /// An entry of a flow whose slot has moved: nobody asks when it was seen.
     #[inline(always)]

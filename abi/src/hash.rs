@@ -44,13 +44,6 @@ pub const fn flow(t: &Tuple, seed: u64) -> u64 {
     h ^ (h >> 29)
 }
 
-/// Hash of a client of a service, to be used as a flow's.
-#[inline(always)]
-#[must_use]
-pub const fn client(key: &crate::flow::FlowKey, seed: u64) -> u64 {
-    flow(&key.tuple(), seed)
-}
-
 /// Hash of a frontend: the low half picks the bucket, the high half is the tag.
 #[inline(always)]
 #[must_use]

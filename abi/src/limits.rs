@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 21;
+pub const ABI_VERSION: u32 = 22;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -32,8 +32,8 @@ pub const MAX_BITMAPS: u32 = 1 << 22;
 pub const MAX_FILTER6: u32 = 1 << 22;
 /// Buckets of the IPv6 prefix table, in each half.
 pub const MAX_BUCKETS6: u32 = 1 << 23;
-/// Entries of the flow table.
-pub const FLOWS: u32 = 1 << 17;
+/// Entries of the flow table, where packets are balanced: 32 MiB. A power of two.
+pub const FLOWS: u32 = 1 << 19;
 /// Entries of the table of peers that were translated for processes of this machine.
 pub const PEERS: u32 = 1 << 16;
 

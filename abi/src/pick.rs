@@ -28,10 +28,10 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<u64>;
     /// A backend row.
     fn backend(&self, row: u32) -> Option<&Backend>;
-    /// The entry of a flow.
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry>;
+    /// The entry of a flow; `hash`: of its key ([`FlowKey::hash`]), or any other that is the same each time.
+    fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry>;
     /// Makes or replaces the entry of a flow; it may be lost, and older ones for it.
-    fn remember(&self, key: &FlowKey, entry: &FlowEntry);
+    fn remember(&self, key: &FlowKey, hash: u64, entry: &FlowEntry);
     /// Whether one more flow may have an entry now: bounded, so that a flood of new flows neither takes all
     /// of the table nor all of the time.
     fn admit(&self) -> bool;
@@ -152,7 +152,7 @@ pub fn settled_row<T: Tables>(tables: &T, frontend: &Frontend, hash: u64) -> u32
 }
 
 /// The slow way: the slot is between two backends, or its backend is down or has just come back.
-/// Returns a backend row, or [`Slot::NONE`].
+/// Returns a backend row, or [`Slot::NONE`]. Of [`known`], [`fresh`] and [`keep`], which a program may call apart.
 #[inline(always)]
 pub fn unsettled<T: Tables>(
     tables: &T,
@@ -161,40 +161,60 @@ pub fn unsettled<T: Tables>(
     hash: u64,
     phase: Phase,
 ) -> u32 {
-    let ring = frontend.ring();
-    let Some(slot) = own_slot(tables, ring, hash) else { return Slot::NONE };
     let key = FlowKey::new(tuple);
+    let row = known(tables, &key, hash, phase);
+    if row != Slot::NONE {
+        return row;
+    }
+    let (row, remember) = fresh(tables, frontend, hash, phase);
+    if remember {
+        keep(tables, &key, hash, row);
+    }
+    row
+}
 
+/// Where the entry of a flow says that it goes, or [`Slot::NONE`].
+#[inline(always)]
+pub fn known<T: Tables>(tables: &T, key: &FlowKey, hash: u64, phase: Phase) -> u32 {
     if phase != Phase::Opening
-        && let Some(entry) = tables.flow(&key)
+        && let Some(entry) = tables.flow(key, hash)
         && counts(tables, &entry, phase == Phase::Established)
     {
         return entry.backend();
     }
+    Slot::NONE
+}
 
+/// Where a flow without an entry goes, or [`Slot::NONE`], and whether it is to have one.
+#[inline(always)]
+pub fn fresh<T: Tables>(tables: &T, frontend: &Frontend, hash: u64, phase: Phase) -> (u32, bool) {
+    let ring = frontend.ring();
+    let Some(slot) = own_slot(tables, ring, hash) else { return (Slot::NONE, false) };
     let previous = previous(tables, frontend, ring, slot, hash);
     let began = phase == Phase::Established;
-    let (row, remember) = if began && previous != slot.current && serves(tables, previous) {
+    if began && previous != slot.current && serves(tables, previous) {
         (previous, true)
     } else if began && serves(tables, slot.current) {
         (slot.current, false)
     } else {
         (up_or_other(tables, ring, slot.current, hash), !began)
-    };
+    }
+}
 
-    if remember
-        && tables.admit()
+/// Makes an entry for a flow that goes to the backend of this row, unless there are too many at once.
+#[inline(always)]
+pub fn keep<T: Tables>(tables: &T, key: &FlowKey, hash: u64, row: u32) {
+    if tables.admit()
         && let Some(backend) = tables.backend(row)
     {
-        tables.remember(&key, &FlowEntry::new(row, backend.epoch()));
+        tables.remember(key, hash, &FlowEntry::new(row, backend.epoch()));
     }
-    row
 }
 
 /// Whether an entry still means its backend, and that takes packets; `began`: of a connection that began
 /// earlier.
 #[inline(always)]
-pub(crate) fn counts<T: Tables>(tables: &T, entry: &FlowEntry, began: bool) -> bool {
+pub fn counts<T: Tables>(tables: &T, entry: &FlowEntry, began: bool) -> bool {
     tables
         .backend(entry.backend())
         .is_some_and(|backend| backend.epoch() == entry.epoch() && backend.state().takes(began))

@@ -153,10 +153,10 @@ pub(crate) mod tests {
         fn backend(&self, _: u32) -> Option<&Backend> {
             None
         }
-        fn flow(&self, _: &FlowKey) -> Option<FlowEntry> {
+        fn flow(&self, _: &FlowKey, _: u64) -> Option<FlowEntry> {
             None
         }
-        fn remember(&self, _: &FlowKey, _: &FlowEntry) {}
+        fn remember(&self, _: &FlowKey, _: u64, _: &FlowEntry) {}
         fn admit(&self) -> bool {
             false
         }

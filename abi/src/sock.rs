@@ -170,10 +170,10 @@ mod tests {
         fn backend(&self, row: u32) -> Option<&Backend> {
             self.backends.get(row as usize)
         }
-        fn flow(&self, _: &FlowKey) -> Option<FlowEntry> {
+        fn flow(&self, _: &FlowKey, _: u64) -> Option<FlowEntry> {
             unreachable!("connections have no entries here")
         }
-        fn remember(&self, _: &FlowKey, _: &FlowEntry) {
+        fn remember(&self, _: &FlowKey, _: u64, _: &FlowEntry) {
             unreachable!("connections have no entries here")
         }
         fn admit(&self) -> bool {

@@ -66,12 +66,12 @@ impl Tables for Maps {
 
     /// Flows of processes have no entries: their connections have their backend already.
     #[inline(always)]
-    fn flow(&self, _: &FlowKey) -> Option<FlowEntry> {
+    fn flow(&self, _: &FlowKey, _: u64) -> Option<FlowEntry> {
         None
     }
 
     #[inline(always)]
-    fn remember(&self, _: &FlowKey, _: &FlowEntry) {}
+    fn remember(&self, _: &FlowKey, _: u64, _: &FlowEntry) {}
 
     #[inline(always)]
     fn admit(&self) -> bool {

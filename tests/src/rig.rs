@@ -56,6 +56,7 @@ pub fn capacity() -> Capacity {
         slots: 200_000,
         backends: 1024,
         egress: 16,
+        flows: 1 << 17,
         lines: abi::prefix::LINES,
         bitmaps: 64,
         blocks: 64,

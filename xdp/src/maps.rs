@@ -5,6 +5,7 @@
 //! Exceptions: the counters, which only programs write, each CPU its own rows; and how many connections a backend
 //! has, which both write.
 
+mod flows;
 mod nat;
 mod prefixes;
 
@@ -13,9 +14,9 @@ use abi::{
     constants::{self, rows, table},
     early,
     event::{RING_BYTES, Sampler},
-    flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey},
+    flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, table},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FLOWS, FRAGMENTS, REASON_ROWS, behind},
+    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FRAGMENTS, REASON_ROWS, behind},
     pick::Tables,
     reason::Reason,
     reply, synproxy,
@@ -33,7 +34,9 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
+use self::flows::Flows;
 pub(crate) use self::{
+    flows::{first as first_flow, put as put_key, remember_kept},
     nat::{
         MOST_SUMMED, Out, first_way, fragment_aside, keep_first, keep_tags, kept_first, kept_flow,
         kept_tags, nat_address, nat_ports, next_id, note_tags, onward, out, put_flow, put_ip,
@@ -71,8 +74,6 @@ pub(crate) mod feature {
     pub(crate) const STRAY_ACKS: u32 = abi::limits::feature::STRAY_ACKS;
 }
 
-#[map(name = "FLOWS")]
-static FLOW_TABLE: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map(name = "FRAGMENTS")]
 static FRAGMENT_TABLE: LruHashMap<FragmentKey, FragmentEntry> =
     LruHashMap::with_max_entries(FRAGMENTS, 0);
@@ -152,15 +153,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
-        // SAFETY: an entry is replaced, and of it only an aligned word written in place; it is copied out at once.
-        unsafe { FLOW_TABLE.get(key) }.copied()
+    fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry> {
+        table::find(&Flows, key, hash, seconds())
     }
 
     #[inline(always)]
-    fn remember(&self, key: &FlowKey, entry: &FlowEntry) {
-        // A full table evicts; an update that fails all the same leaves the ring to decide.
-        let _ = FLOW_TABLE.insert(key, entry, 0);
+    fn remember(&self, key: &FlowKey, hash: u64, entry: &FlowEntry) {
+        // Without an entry the ring decides.
+        if let Some(row) = flows::claim(key, hash) {
+            table::publish(&Flows, row, entry);
+        }
     }
 
     #[inline(always)]
@@ -184,12 +186,9 @@ impl Tables for Maps {
 
 impl Tracking for Maps {
     #[inline(always)]
-    fn touch(&self, key: &FlowKey, seen: u64) {
-        if let Some(entry) = FLOW_TABLE.get_ptr_mut(key) {
-            // SAFETY: the kernel's lookup returned it; one aligned word, which alone changes in place.
-            unsafe {
-                entry.cast::<u8>().add(FlowEntry::SEEN).cast::<u64>().write_volatile(seen);
-            }
+    fn touch(&self, key: &FlowKey, hash: u64, seen: u64) {
+        if let Some(row) = flows::search(key, hash) {
+            table::touch(&Flows, row, seen);
         }
     }
 
@@ -222,6 +221,27 @@ impl Tracking for Maps {
     fn seed(&self) -> u64 {
         seed()
     }
+}
+
+/// Stores `new` if there is still `old`; whether there was.
+///
+/// # Safety
+/// An aligned word inside a table.
+#[inline(always)]
+unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
+    let mut seen = old;
+    // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
+    // version 3. Its operand and result are in r0.
+    // SAFETY: as the caller says.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({place} + 0, r0, {new})",
+            place = in(reg) place,
+            new = in(reg) new,
+            inout("r0") seen,
+        );
+    }
+    seen == old
 }
 
 /// Seconds of a clock that costs next to nothing.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use abi::{
-    limits::feature,
+    limits::{FLOWS, feature},
     prefix::{Entry, LINES, ListRow},
 };
 use anyhow::Context as _;
@@ -224,6 +224,7 @@ fn rig(features: u32, services: Vec<Service>, count: u32) -> Rig {
         slots: count * 252 + 200_000,
         backends: count * BACKENDS_EACH + 1024,
         egress: 16,
+        flows: FLOWS,
         lines,
         bitmaps: 16,
         blocks: 16,

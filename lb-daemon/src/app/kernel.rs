@@ -2,7 +2,7 @@
 //! what was given back may be used again.
 //!
 //! ```text
-//! DIR/vN-FLOWS, vN-LIST_COUNT, ...   N: version of the layout; maps that all sets share
+//! DIR/vN-RATES, vN-LIST_COUNT, ...   N: version of the layout; maps that all sets share
 //! DIR/vN-0/CONTROL, BUCKETS, ...     a set of tables, and the programs that read it (lb-...)
 //! DIR/vN-0/ready/                    it is whole; one without is the rest of a crash, and removed
 //! DIR/links/xdp-3                    the link of interface 3
@@ -16,8 +16,8 @@ use std::{
 
 use abi::{
     limits::{
-        ABI_VERSION, FLAT_BYTES, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS, MAX_BUCKETS6,
-        MAX_EGRESS, MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
+        ABI_VERSION, FLAT_BYTES, FLOWS, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS,
+        MAX_BUCKETS6, MAX_EGRESS, MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
     },
     reason::Reason,
     table::Counter,
@@ -199,10 +199,7 @@ impl Kernel {
             let number = self.number + 1;
             let dir = set(&self.root, number);
             remove_set(&dir);
-            if needs.nat == self.bpf.capacity().nat {
-                // Connections are in both.
-                self.bpf.share_nat(&dir)?;
-            }
+            self.bpf.share_connections(&dir, &needs)?;
             let mut bpf = make(&dir, needs, seed, self.features)?;
             match bpf.copy_rows(&self.bpf) {
                 Ok(()) => {}
@@ -388,6 +385,12 @@ pub(super) fn has_nat(wanted: &DesiredState) -> bool {
     wanted.services.values().any(|service| service.forwarding == Forwarding::Nat)
 }
 
+/// Connection entries that are wanted: where nothing is balanced there are none, and the smallest table will do.
+pub(super) fn flows_for(wanted: &DesiredState) -> u32 {
+    let balances = wanted.interfaces.iter().any(|interface| interface.roles.balance);
+    if balances { FLOWS } else { abi::flow::table::WAYS }
+}
+
 /// At most as many rows as can be counted, for each CPU has counters of its own.
 pub(super) fn counted(most: u32) -> u32 {
     let rows = FLAT_BYTES / size_of::<Counter>() as u64 / u64::from(cpus());
@@ -429,6 +432,7 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
         slots: room("SLOTS", slots, 1 << 16, MAX_SLOTS)?,
         backends: room("BACKENDS", backends, 1024, counted(MAX_BACKENDS))?,
         egress: MAX_EGRESS,
+        flows: flows_for(wanted),
         lines: room("LINES", lists.lines, 1 << 12, abi::prefix::LINES)? * u32::from(lists.any),
         bitmaps: room("BITMAPS", lists.bitmaps, 4096, MAX_BITMAPS)? * u32::from(lists.any),
         blocks: room("BLOCKS", lists.blocks, 1024, MAX_BLOCKS)? * u32::from(lists.any),
@@ -445,6 +449,21 @@ pub(super) fn capacity_for(wanted: &DesiredState, lists: Needs) -> Result<Capaci
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_have_room_where_packets_are_balanced_and_nowhere_else() {
+        use config::model::{Interface, InterfaceSelect, Roles, XdpMode};
+        let mut wanted = DesiredState::default();
+        for (prefilter, balance, rows) in
+            [(false, false, abi::flow::table::WAYS), (true, false, 8), (false, true, FLOWS)]
+        {
+            let roles = Roles { prefilter, balance, ..Roles::default() };
+            let select = InterfaceSelect::Name("eth0".to_owned());
+            wanted.interfaces.push(Interface { select, xdp_mode: XdpMode::default(), roles });
+            assert_eq!(flows_for(&wanted), rows);
+            assert_eq!(capacity_for(&wanted, Needs::default()).unwrap().flows, rows);
+        }
+    }
 
     #[test]
     fn where_nothing_can_be_pinned_nothing_is_made_and_the_remedy_is_named() {

@@ -256,8 +256,8 @@ impl Bpf {
                 source.mapped("NAT")?,
                 source.mapped("NAT_ADDRESSES")?,
                 source.mapped("BACKENDS")?,
-                source.open("FLOWS")?,
-            )?,
+                source.mapped("FLOWS")?,
+            ),
         })
     }
 
@@ -268,7 +268,7 @@ impl Bpf {
     pub fn recount(&self) -> Result<Recount, BpfError> {
         let instance = self.instances.values().next().ok_or(BpfError::Map("FLOWS"))?;
         let source = Source { pins: self.pins.as_deref(), instance };
-        Recount::new(source.open("FLOWS")?, source.mapped("NAT")?, source.mapped("BACKENDS")?)
+        Ok(Recount::new(source.mapped("FLOWS")?, source.mapped("NAT")?, source.mapped("BACKENDS")?))
     }
 
     /// Samples of packets. Their reader must be the only one of these tables.
@@ -305,7 +305,7 @@ impl Bpf {
             }
             // Keys of arrays are not stored; those of hashes are, with a header each.
             let key = match name {
-                "FLOWS" | "FRAGMENTS" => u64::from(info.key_size()).next_multiple_of(8) + 48,
+                "FRAGMENTS" => u64::from(info.key_size()).next_multiple_of(8) + 48,
                 _ => 0,
             };
             Some((name, entries, entries * (entry + key)))

@@ -129,11 +129,11 @@ impl pick::Tables for View<'_> {
         self.fake.backends.get(row as usize)
     }
 
-    fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+    fn flow(&self, key: &FlowKey, _: u64) -> Option<FlowEntry> {
         self.fake.flows.borrow().get(key).copied()
     }
 
-    fn remember(&self, key: &FlowKey, entry: &FlowEntry) {
+    fn remember(&self, key: &FlowKey, _: u64, entry: &FlowEntry) {
         self.fake.flows.borrow_mut().insert(*key, *entry);
     }
 

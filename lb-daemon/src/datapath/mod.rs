@@ -30,6 +30,8 @@ pub struct Capacity {
     pub backends: u32,
     /// Egress rows.
     pub egress: u32,
+    /// Connection entries; a power of two, and at least [`abi::flow::table::WAYS`].
+    pub flows: u32,
     /// Lines of entries of the IPv4 prefix set, in each half; at most [`abi::prefix::LINES`].
     pub lines: u32,
     /// Second-level bitmaps of the IPv4 prefix set, in each half.

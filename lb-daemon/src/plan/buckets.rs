@@ -134,6 +134,7 @@ mod tests {
             slots: 1,
             backends: 1,
             egress: 1,
+            flows: 8,
             lines: 0,
             blocks: 0,
             bitmaps: 0,

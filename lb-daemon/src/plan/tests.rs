@@ -28,6 +28,7 @@ fn fake(slots: u32) -> Fake {
         slots,
         backends: 256,
         egress: 8,
+        flows: 8,
         lines: 0,
         blocks: 0,
         bitmaps: 0,

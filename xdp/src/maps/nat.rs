@@ -21,7 +21,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 
-use super::Maps;
+use super::{Maps, exchange};
 use crate::{constant, events::bounded, nat::Onward};
 
 /// Connections behind NAT.
@@ -121,27 +121,6 @@ fn client_word(bucket: u32, way: u32) -> Option<*mut u64> {
     let bucket = CLIENT_TABLE.get_ptr_mut(bucket & (mask() / clients::ENTRIES))?;
     // SAFETY: the kernel's lookup returned the bucket, and the mask keeps the word inside of it.
     Some(unsafe { bucket.cast::<u64>().add((way & (clients::WAYS - 1)) as usize) })
-}
-
-/// Stores `new` if there is still `old`; whether there was.
-///
-/// # Safety
-/// An aligned word inside a table.
-#[inline(always)]
-unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
-    let mut seen = old;
-    // The target of this crate has no compare-and-exchange in `core`; the instruction is of BPF's
-    // version 3. Its operand and result are in r0.
-    // SAFETY: as the caller says.
-    unsafe {
-        core::arch::asm!(
-            "r0 = cmpxchg_64({place} + 0, r0, {new})",
-            place = in(reg) place,
-            new = in(reg) new,
-            inout("r0") seen,
-        );
-    }
-    seen == old
 }
 
 /// Puts a flow aside: what it takes is not on the stack.

@@ -4,6 +4,7 @@ use abi::{
     addr::Addr,
     choice::{self, Choice, Segment},
     constants,
+    flow::{FlowEntry, FlowKey},
     hash::{self, Tuple},
     pick::{self, Phase, Tables as _},
     ranges,
@@ -247,9 +248,26 @@ pub(crate) fn pick(
     frontend: &Frontend,
 ) -> Result<Picked, Reason> {
     let (tuple, hash) = flow(ip, transport);
-    let unsettled = || unsettled(row, &tuple, hash, phase(ip, transport));
-    let (row, backend) = pick::backend(&Maps, frontend, hash, unsettled)?;
-    Ok(Picked { row, backend, entropy: hash as u32 })
+    let entropy = hash as u32;
+    if let Some((row, backend)) = pick::settled(&Maps, frontend.ring(), hash) {
+        return Ok(Picked { row, backend, entropy });
+    }
+    core::hint::cold_path();
+    let row = moving(row, &tuple, hash, phase(ip, transport));
+    let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
+    Ok(Picked { row, backend, entropy })
+}
+
+/// As [`unsettled`]. Most flows have their entry at the first place, and need no call.
+#[inline(always)]
+fn moving(row: u32, tuple: &Tuple, hash: u64, phase: Phase) -> u32 {
+    if phase != Phase::Opening
+        && let Some(entry) = maps::first_flow(&FlowKey::new(tuple), hash)
+        && pick::counts(&Maps, &entry, phase == Phase::Established)
+    {
+        return entry.backend();
+    }
+    unsettled(row, tuple, hash, phase)
 }
 
 /// What [`pick::unsettled`] says of a flow for the frontend of this row.
@@ -276,21 +294,82 @@ const FELL_BACK: u64 = 1 << 49;
 fn of_word(word: u64, frontend: &Frontend, src: Addr) -> (Tuple, Phase, bool) {
     let dst = frontend.key().addr;
     let tuple = Tuple { src, dst, ports: word as u32, protocol: (word >> 32) as u8 };
-    let phase = match word >> 40 & 3 {
+    (tuple, phase_of(word), word >> 48 & 1 != 0)
+}
+
+#[inline(always)]
+const fn phase_of(word: u64) -> Phase {
+    match word >> 40 & 3 {
         0 => Phase::Opening,
         1 => Phase::Established,
         _ => Phase::Unknown,
-    };
-    (tuple, phase, word >> 48 & 1 != 0)
+    }
 }
 
 /// A global function: the verifier goes through it once, and its stack is its own. `flow`: [`word`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn flow_unsettled(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
+    entered_or_fresh(row, src_hi, src_lo, flow, hash)
+}
+
+/// [`pick::unsettled`] of global functions, none of which calls another: each has as much stack as all of it would.
+#[inline(always)]
+fn entered_or_fresh(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
+    if phase_of(flow) != Phase::Opening {
+        let found = flow_known(row, src_hi, src_lo, flow, hash);
+        if found != Slot::NONE {
+            return found;
+        }
+    }
+    let found = flow_fresh(row, flow, hash);
+    if found & REMEMBER != 0 && flow_admitted(row, src_hi, src_lo, flow) != 0 {
+        flow_kept(found as u32, hash);
+    }
+    found as u32
+}
+
+/// Beside a row: the flow is to have an entry.
+const REMEMBER: u64 = 1 << 32;
+
+/// [`pick::known`]. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_known(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
     let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
     let (tuple, phase, _) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
-    pick::unsettled(&Maps, frontend, &tuple, hash, phase)
+    pick::known(&Maps, &FlowKey::new(&tuple), hash, phase)
+}
+
+/// [`pick::fresh`]. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_fresh(row: u32, flow: u64, hash: u64) -> u64 {
+    const NOBODY: u64 = Slot::NONE as u64;
+    let Some(frontend) = maps::frontend(row) else { return NOBODY };
+    let (row, remember) = pick::fresh(&Maps, frontend, hash, phase_of(flow));
+    u64::from(row) | if remember { REMEMBER } else { 0 }
+}
+
+/// The first half of [`pick::keep`]: whether a flow may have an entry; its key is put aside. A global function, as the
+/// one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_admitted(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
+    let Some(frontend) = maps::frontend(row) else { return 0 };
+    let (tuple, ..) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
+    maps::put_key(&FlowKey::new(&tuple));
+    u32::from(Maps.admit())
+}
+
+/// The second half: the entry of the flow whose key was put aside; `row`: of the backend. A global function, as the one
+/// above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_kept(row: u32, hash: u64) -> u32 {
+    let Some(backend) = Maps.backend(row) else { return 0 };
+    maps::remember_kept(hash, &FlowEntry::new(row, backend.epoch()));
+    0
 }
 
 /// The same for a packet that the fast path does not take: by the entry of its flow, if the service keeps them, else
@@ -337,7 +416,7 @@ extern "C" fn flow_owner(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn flow_ring(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
     let Some(frontend) = maps::frontend(row) else { return Slot::NONE };
-    let (tuple, phase, _) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
+    let (tuple, ..) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
     let hash = hash::flow(&tuple, maps::seed());
     if flow & FELL_BACK == 0 {
         let settled = pick::settled_row(&Maps, frontend, hash);
@@ -345,7 +424,7 @@ extern "C" fn flow_ring(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
             return settled;
         }
     }
-    pick::unsettled(&Maps, frontend, &tuple, hash, phase)
+    entered_or_fresh(row, src_hi, src_lo, flow, hash)
 }
 
 /// Row of the group that a client is routed to. A global function, as the one above.

@@ -173,7 +173,9 @@ impl Owner {
         let capacity = self.parts.kernel.tables().capacity();
         let other_nat = kernel::has_nat(&self.wanted)
             && (capacity.nat, control.nat_ports()) != (nat.entries, nat.ports.to_word());
-        if other_nat || control.seed() != crate::ring::seed(&self.wanted.maglev.seed) {
+        let more_flows = kernel::flows_for(&self.wanted) > capacity.flows;
+        if other_nat || more_flows || control.seed() != crate::ring::seed(&self.wanted.maglev.seed)
+        {
             self.grow(None)?;
         }
         let ops = self.planner.plan(&self.wanted, self.parts.kernel.tables(), now)?;
@@ -220,6 +222,7 @@ impl Owner {
         twice(&mut needs.blocks, now.blocks, "BLOCKS");
         twice(&mut needs.filter6, now.filter6, "FILTER6");
         twice(&mut needs.buckets6, now.buckets6, "BUCKETS6");
+        needs.flows = needs.flows.max(now.flows);
         if needs.nat == 1 {
             needs.nat = now.nat;
         }

@@ -5,32 +5,25 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use abi::{
-    choice,
-    flow::{FlowEntry, FlowKey},
-    nat::Entry,
-    table::Backend,
-};
-use aya::maps::{Map, MapData};
+use abi::{choice, flow::table as flows, nat::Entry, table::Backend};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{BpfError, Mapped, conntrack};
+use super::{Mapped, conntrack};
 
 /// The tables of connections, and the backends whose connections are counted.
 pub struct Recount {
-    flows: aya::maps::HashMap<MapData, FlowKey, FlowEntry>,
+    flows: Mapped<flows::Entry>,
     nat: Mapped<Entry>,
     backends: Mapped<Backend>,
 }
 
 impl Recount {
-    pub(super) fn new(
-        flows: MapData,
+    pub(super) const fn new(
+        flows: Mapped<flows::Entry>,
         nat: Mapped<Entry>,
         backends: Mapped<Backend>,
-    ) -> Result<Self, BpfError> {
-        let flows = aya::maps::HashMap::try_from(Map::LruHashMap(flows));
-        Ok(Self { flows: flows.map_err(|_| BpfError::Map("FLOWS"))?, nat, backends })
+    ) -> Self {
+        Self { flows, nat, backends }
     }
 
     /// Counts the connections of these rows: of services behind NAT, and of others. Entries that come or go meanwhile
@@ -67,7 +60,9 @@ impl Recount {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from);
         let now = now.unwrap_or_default().as_nanos() as u64;
         let mut counts: HashMap<u32, u64> = rows.iter().map(|&row| (row, 0)).collect();
-        for (key, entry) in self.flows.iter().filter_map(Result::ok) {
+        for (key, entry) in
+            conntrack::flows(&self.flows).map(|(_, entry)| (entry.key(), entry.value()))
+        {
             if let Some(count) = counts.get_mut(&entry.backend())
                 && choice::is_active(&key, &entry, &self.backends.read(entry.backend()), now)
             {

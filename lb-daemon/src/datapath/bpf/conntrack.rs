@@ -3,22 +3,21 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError, atomic::Ordering},
+    sync::atomic::{Ordering, fence},
     time::Duration,
 };
 
 use abi::{
     choice,
-    flow::{FlowEntry, FlowKey, Stage},
+    flow::{FlowEntry, FlowKey, Stage, table as flows},
     nat::{Entry, Phase, Stamp},
     table::{Backend, NatAddress},
     wire::protocol,
 };
-use aya::maps::{HashMap, Map, MapData};
 use config::model::Protocol;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{BpfError, Mapped, load};
+use super::{Mapped, load};
 use crate::conntrack::{Connection, Table, Visit};
 
 /// The tables of connections, and what their entries name.
@@ -26,21 +25,17 @@ pub(super) struct Connections {
     nat: Mapped<Entry>,
     addresses: Mapped<NatAddress>,
     backends: Mapped<Backend>,
-    flows: Mutex<HashMap<MapData, FlowKey, FlowEntry>>,
-    most_flows: u32,
+    flows: Mapped<flows::Entry>,
 }
 
 impl Connections {
-    pub(super) fn new(
+    pub(super) const fn new(
         nat: Mapped<Entry>,
         addresses: Mapped<NatAddress>,
         backends: Mapped<Backend>,
-        flows: MapData,
-    ) -> Result<Self, BpfError> {
-        let most_flows = flows.info().map_or(0, |info| info.max_entries());
-        let flows = HashMap::try_from(Map::LruHashMap(flows));
-        let flows = Mutex::new(flows.map_err(|_| BpfError::Map("FLOWS"))?);
-        Ok(Self { nat, addresses, backends, flows, most_flows })
+        flows: Mapped<flows::Entry>,
+    ) -> Self {
+        Self { nat, addresses, backends, flows }
     }
 
     /// Shows every entry. Those that come or go meanwhile may be missed.
@@ -121,19 +116,18 @@ impl Connections {
     }
 
     fn visit_flows(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic().as_nanos() as u64;
-        let mut removed = Vec::new();
-        // Where a key goes meanwhile, the kernel begins anew.
-        for (key, entry) in flows.iter().take(2 * self.most_flows as usize).flatten() {
-            let Some(connection) = self.flow(&key, &entry, now) else { continue };
+        for (row, entry) in flows(&self.flows) {
+            let Some(connection) = self.flow(&entry.key(), &entry.value(), now) else { continue };
             if visit(&connection) == Visit::Remove {
-                removed.push(key);
+                let removed = |word: u64| {
+                    let stamp = flows::Stamp::from_word(word);
+                    stamp.is_same(entry.stamp()).then(|| stamp.removed().to_word())
+                };
+                let word = self.flows.word(row, flows::Entry::STATE);
+                // Another one's removal, or the next entry: either way it is gone.
+                let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed);
             }
-        }
-        for key in removed {
-            // Gone already is as good.
-            let _ = flows.remove(&key);
         }
     }
 
@@ -172,6 +166,24 @@ impl Connections {
             expires: None,
         })
     }
+}
+
+/// Connection entries, and their rows.
+pub(super) fn flows(
+    table: &Mapped<flows::Entry>,
+) -> impl Iterator<Item = (u32, flows::Entry)> + use<'_> {
+    (0..table.len).filter_map(|row| {
+        let word = table.word(row, flows::Entry::STATE);
+        let stamp = || flows::Stamp::from_word(word.load(Ordering::Acquire));
+        let before = stamp();
+        if !before.stands() {
+            return None;
+        }
+        let entry = table.read(row);
+        fence(Ordering::Acquire);
+        // Another one may have taken the row while it was read.
+        (entry.stamp().is_same(before) && stamp().is_same(before)).then_some((row, entry))
+    })
 }
 
 fn monotonic() -> Duration {

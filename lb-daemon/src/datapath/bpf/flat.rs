@@ -11,6 +11,7 @@ use std::{
 
 use abi::{
     constants,
+    flow::table::Entry,
     limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS},
     prefix::{Line, ListRow},
     summary,
@@ -54,6 +55,7 @@ const KINDS: [Kind; constants::TABLES.len()] = kinds![
     "SLOTS": u64,
     "BACKENDS": Backend,
     "EGRESS": Egress,
+    "FLOWS": Entry,
     "SUMMARY": u64,
     "FINE4": u64,
     "LINES": Line,
@@ -81,6 +83,7 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "SLOTS" => slots,
         "BACKENDS" => backends,
         "EGRESS" => egress,
+        "FLOWS" => capacity.flows,
         // Two halves each. The first one whether or not there are entries: IPv6 prefixes have none.
         "SUMMARY" => summary::WORDS * 2,
         "FINE4" => (capacity.fine4() * 2).max(1),

@@ -94,6 +94,7 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
         slots: entries("SLOTS")?,
         backends: entries("BACKENDS")?,
         egress: entries("EGRESS")?,
+        flows: entries("FLOWS")?,
         lines: entries("LINES")? / 2,
         bitmaps: entries("BITMAPS")? / 2,
         blocks: entries("BLOCKS")? / 2,

@@ -2,13 +2,12 @@
 
 /// Maps that are pinned, and shared by every instance of the program, beside the flat tables
 /// ([`abi::constants::TABLES`]).
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 20] = [
     "NAT",
     "NAT_CLIENTS",
     "NAT_VLANS",
     "NAT_ADDRESSES",
     "WAYS",
-    "FLOWS",
     "FRAGMENTS",
     "ADMISSION",
     "JUMP",
@@ -27,8 +26,7 @@ pub(super) const MAPS: [&str; 21] = [
 ];
 
 /// Maps that outlive a set of tables: what they hold means the same in the next one.
-pub(super) const SHARED: [&str; 10] = [
-    "FLOWS",
+pub(super) const SHARED: [&str; 9] = [
     "FRAGMENTS",
     "PEERS",
     "RATES",

@@ -9,17 +9,20 @@ use abi::{
 
 use aya::maps::MapData;
 
-use super::{Bpf, BpfError, Tables};
+use super::{super::Capacity, Bpf, BpfError, Tables};
 use crate::refusal::chain;
 
 impl Bpf {
-    /// Pins these tables in the directory of another set, which then has no others.
+    /// Pins the tables of connections in the directory of another set, which then has no others, if it wants them of the
+    /// same sizes.
     ///
     /// # Errors
     /// [`BpfError`].
-    pub fn share_nat(&self, directory: &Path) -> Result<(), BpfError> {
+    pub fn share_connections(&self, directory: &Path, needs: &Capacity) -> Result<(), BpfError> {
         let Some(own) = &self.pins else { return Ok(()) };
-        for name in ["NAT", "NAT_CLIENTS", "NAT_VLANS"] {
+        let nat = ["NAT", "NAT_CLIENTS", "NAT_VLANS"];
+        let nat = nat.into_iter().filter(|_| needs.nat == self.capacity.nat);
+        for name in nat.chain((needs.flows == self.capacity.flows).then_some("FLOWS")) {
             let path = directory.join(name);
             let refused = |detail: String| BpfError::Pin { path: path.clone(), detail };
             std::fs::create_dir_all(directory).map_err(|e| refused(e.to_string()))?;

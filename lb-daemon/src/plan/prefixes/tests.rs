@@ -25,6 +25,7 @@ fn capacity(bitmaps: u32, blocks: u32) -> Capacity {
         slots,
         backends,
         egress,
+        flows: 8,
         lines,
         bitmaps,
         blocks,
