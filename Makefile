@@ -1,7 +1,6 @@
 # make help lists the targets.
 
 CARGO      ?= cargo
-target_dir := $(or $(CARGO_TARGET_DIR),target)
 
 # The crates with BPF programs: only they are for the BPF target.
 ebpf := $(patsubst %/src/main.rs,%,$(wildcard xdp/src/main.rs tc/src/main.rs sock/src/main.rs bench/ebpf/src/main.rs))

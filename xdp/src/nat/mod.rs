@@ -160,6 +160,14 @@ fn parse<const V4: bool>(packet: &Packet, ip: &Ip) -> Option<Segment> {
 fn parse_at(packet: &Packet, at: usize, number: u8) -> Option<Segment> {
     let udp = number == protocol::UDP;
     let ports = wire::transport(packet, at, number)?.ports;
-    let flags = if udp { 0 } else { packet.header::<Tcp>(at)?.flags()[0] };
-    Some(Segment { ports, flags, udp })
+    Some(Segment { ports, flags: flags(packet, at, udp)?, udp })
+}
+
+/// TCP's flags in the header at this place; 0 for UDP.
+#[inline(always)]
+fn flags(packet: &Packet, at: usize, udp: bool) -> Option<u8> {
+    if udp {
+        return Some(0);
+    }
+    Some(packet.header::<Tcp>(at)?.flags()[0])
 }

@@ -9,10 +9,10 @@ use abi::{
     pick,
     reason::Reason,
     table::{Frontend, Way},
-    wire::{Frame as _, Ip, Tcp, Transport, protocol},
+    wire::{Ip, Transport, protocol},
 };
 
-use super::{L3, back, forth, header, write};
+use super::{L3, back, flags, forth, header, write};
 use crate::{
     action,
     maps::{self, Maps},
@@ -47,7 +47,7 @@ pub(crate) fn to_backend<const V4: bool>(
         return None;
     }
     let entry = Maps.entry(found.index())?;
-    let flags = flags::<V4>(packet, udp)?;
+    let flags = flags(packet, L3 + header::<V4>(), udp)?;
     if entry.link() != forth::link(packet, 0).ok()?
         || !entry.stamp().goes_on(udp, flags, maps::seconds())
     {
@@ -74,10 +74,11 @@ pub(crate) fn to_client<const V4: bool>(
     service::sendable::<L3, V4>(packet, ip.protocol, header::<V4>()).ok()?;
     let link = entry.link();
     let way = maps::first_way((link >> 48) as u32)?;
+    let flags = flags(packet, L3 + header::<V4>(), udp)?;
     if link & Way::TAGGED != 0
         || entry.client().is_v4() != V4
         || packet.rest::<L3, V4>().ok()?.total > way.mtu()
-        || !stamp.goes_on(udp, flags::<V4>(packet, udp)?, maps::seconds())
+        || !stamp.goes_on(udp, flags, maps::seconds())
     {
         return None;
     }
@@ -88,15 +89,6 @@ pub(crate) fn to_client<const V4: bool>(
     }
     write::translate::<V4>(packet, udp, &to, (Way::mac_of(link), way.mac()))?;
     Some(sent(maps::cpu(), packet.send(way.ifindex()), bytes))
-}
-
-/// TCP's flags; 0 for UDP.
-#[inline(always)]
-fn flags<const V4: bool>(packet: &Packet, udp: bool) -> Option<u8> {
-    if udp {
-        return Some(0);
-    }
-    Some(packet.header::<Tcp>(L3 + header::<V4>())?.flags()[0])
 }
 
 #[inline(always)]

@@ -249,6 +249,7 @@ pub(crate) fn pick(
 ) -> Result<Picked, Reason> {
     let (tuple, hash) = flow(ip, transport);
     let entropy = hash as u32;
+    // As `pick::backend`; with that, all that follows would be compiled twice, and the program be longer than a jump.
     if let Some((row, backend)) = pick::settled(&Maps, frontend.ring(), hash) {
         return Ok(Picked { row, backend, entropy });
     }
