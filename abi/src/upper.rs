@@ -4,7 +4,7 @@
 use crate::{
     hash::Tuple,
     limits::MAX_EXTENSIONS,
-    wire::{self, Eth, Frame, Ip, Ipv4, Ports, Vlan, Word, ethertype, protocol},
+    wire::{self, Byte, Eth, Frame, Ip, Ipv4, Ports, Vlan, Word, ethertype, protocol},
 };
 
 /// Which part of a datagram a packet is.
@@ -91,7 +91,8 @@ pub fn v6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
 }
 
 /// The same of a packet whose addresses may change: `None` also when one is covered by a header on the way
-/// (authentication), or is not the last one (routing).
+/// (authentication), or is not the last one (routing). A fragment's headers end with the one that says so: what is
+/// behind it is a part of what was cut.
 #[inline(always)]
 pub fn v6_translatable(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Upper> {
     walk::<true>(frame, l3)
@@ -131,12 +132,50 @@ fn walk<const STRICT: bool>(frame: &(impl Frame + ?Sized), l3: usize) -> Option<
             upper.at += 8 + ((head[1] as usize) << (units & 3));
         }
         upper.protocol = head[0];
-        if upper.piece.offset != 0 {
+        if upper.piece.offset != 0 || (STRICT && upper.piece.more) {
             return Some(upper);
         }
         walked += 1;
     }
     None
+}
+
+/// Whether the IPv4 header at `l3`, of so many bytes, has a source route with something left to go (RFC 791 section
+/// 3.1). `forget` gives back what it is given: by way of memory, where a verifier would follow every number.
+#[inline(always)]
+pub fn is_source_routed(
+    frame: &(impl Frame + ?Sized),
+    l3: usize,
+    header: usize,
+    forget: impl Fn(usize) -> usize,
+) -> bool {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+
+    let (mut at, mut looked) = (20, 0);
+    while looked < 40 {
+        let here = forget(at);
+        let byte = |n: usize| frame.header::<Byte>(l3 + here + n).map(|byte| byte.value()[0]);
+        if here >= header {
+            return false;
+        }
+        let (kind, len) = match (byte(0), byte(1)) {
+            (None | Some(END), _) => return false,
+            (Some(NOTHING), _) => (NOTHING, 1),
+            (Some(kind), len) => (kind, len.unwrap_or(0)),
+        };
+        if kind == LOOSE || kind == STRICT {
+            return byte(2).is_none_or(|pointer| pointer <= len);
+        }
+        if len == 0 {
+            return false;
+        }
+        at = here + len as usize;
+        looked += 1;
+    }
+    false
 }
 
 /// The flow, from client to VIP, whose reply the ICMP error `error` brings back: `inner` and `upper`
@@ -200,6 +239,42 @@ mod tests {
     }
 
     #[test]
+    fn a_part_has_no_further_headers() {
+        // Destination options in the first fragment, and in a fragment that is all of its datagram.
+        for (field, translatable) in [(1, (60, 48)), (0, (6, 56))] {
+            let mut chain = [0u8; 17];
+            chain[0] = 44;
+            (chain[1], chain[4], chain[9]) = (60, field, 6);
+            let b = packet6(&chain);
+            let of = |upper: Option<Upper>| upper.map(|upper| (upper.protocol, upper.at));
+            assert_eq!(of(v6(&b[..], 0)), Some((6, 56)));
+            assert_eq!(of(v6_translatable(&b[..], 0)), Some(translatable));
+        }
+    }
+
+    #[test]
+    fn source_routes() {
+        let routed = |options: &[u8]| {
+            let mut b = [0u8; 60];
+            b[20..20 + options.len()].copy_from_slice(options);
+            is_source_routed(&b[..], 0, 20 + options.len().next_multiple_of(4), |at| at)
+        };
+        for kind in [131, 137] {
+            assert!(routed(&[kind, 7, 4, 10, 0, 0, 1]));
+            assert!(routed(&[1, kind, 7, 7, 10, 0, 0, 1]), "the last address");
+            assert!(routed(&[148, 4, 0, 0, kind, 7, 4, 10, 0, 0, 1]), "behind a router alert");
+            assert!(!routed(&[kind, 7, 8, 10, 0, 0, 1, 0]), "nothing is left");
+            assert!(!routed(&[0, kind, 7, 4]), "behind the end");
+            assert!(!routed(&[148, 0, kind, 4]), "a length of nothing");
+        }
+        for other in [&[][..], &[1, 1, 1, 0], &[7, 7, 4, 10, 0, 0, 1], &[1; 40], &[148, 200, 0, 0]]
+        {
+            assert!(!routed(other), "{other:?}");
+        }
+        assert!(is_source_routed(&[131, 3][..], 0, 22, |at| at - 20), "cut short");
+    }
+
+    #[test]
     fn pieces() {
         // The second fragment of UDP: nothing behind it is a header.
         let b = packet6(&[44, 17, 0, 0x05, 0xa9, 1, 2, 3, 4, 60, 60, 60]);
@@ -225,6 +300,7 @@ mod tests {
         #[test]
         fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..120), at in 0usize..130) {
             let _ = v4(&bytes[..], at);
+            let _ = is_source_routed(&bytes[..], at, 60, |at| at);
             if let Some(upper) = v6(&bytes[..], at) {
                 prop_assert!(upper.at >= at + 40);
             }

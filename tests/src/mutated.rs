@@ -156,7 +156,8 @@ fn odd(dice: &mut Dice, mut l3: Vec<u8>) -> Vec<u8> {
         }
         1 => {
             l3[0] = 0x46;
-            l3.splice(20..20, [1, 1, 1, 0]);
+            // Nothing; a source route with something left, and with nothing.
+            l3.splice(20..20, dice.of(&[[1, 1, 1, 0], [131, 3, 3, 0], [131, 3, 4, 0]]));
             let len = l3.len() as u16;
             l3[2..4].copy_from_slice(&len.to_be_bytes());
         }
@@ -304,7 +305,17 @@ fn wrong(l3: &[u8]) -> Option<&'static str> {
             if l3.len() < total {
                 return Some("lengths");
             }
-            (l3[6], &l3[40..total], l3[8..40].to_vec())
+            let mut above = (l3[6], &l3[40..total]);
+            // Behind headers that do not matter to the checksum.
+            while let (0 | 60 | 43 | 44, [next, len, kind, left, ..]) = above {
+                let part = above.0 == 44 && [*kind, left & 0xf9] != [0, 0];
+                if part || (above.0 == 43 && *left != 0) {
+                    return None;
+                }
+                let len = if above.0 == 44 { 0 } else { usize::from(*len) };
+                above = (*next, above.1.get(8 + 8 * len..).unwrap_or_default());
+            }
+            (above.0, above.1, l3[8..40].to_vec())
         }
         _ => return Some("version"),
     };

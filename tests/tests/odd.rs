@@ -17,7 +17,7 @@ use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
     capture::Capture,
-    edge::{Edge, IPIP, L2, NAT, PATIENCE, Specs, expect_answered, yaml},
+    edge::{Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Specs, expect_answered, yaml},
     eventually, http,
     lab::{
         CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, SPARE_V4, SPARE_V6, WEBS, at,
@@ -233,10 +233,18 @@ fn datagrams_in_fragments_behind_nat() -> anyhow::Result<()> {
     in_fragments(NAT, [SPARE_V4, SPARE_V6])
 }
 
+/// And where the servers are of the other family.
+#[test]
+fn datagrams_in_fragments_between_families() -> anyhow::Result<()> {
+    in_fragments(NAT_CROSSED, [SPARE_V4, SPARE_V6])
+}
+
 fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
     const PORT: u16 = 9000;
     let specs = specs();
     let nat = specs[0].forwarding == "nat";
+    // A fragment grows by 28 bytes on its way from IPv4 to IPv6.
+    let narrow = if specs[0].v6 { 1500 - 28 } else { 1500 };
     let lab = Lab::start()?;
     let decap = if nat { Vec::new() } else { lab.decap()? };
     let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
@@ -251,7 +259,7 @@ fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
         // A reply is cut for the way back, which is narrower than this host's interface.
         let [four, six] = if nat { BALANCER } else { [CLIENT_V4, CLIENT_V6] };
         lab.host(name)?.ip(&format!(
-            "route add {four}/32 dev eth0 mtu 1500\nroute add {six}/128 dev eth0 mtu 1500"
+            "route add {four}/32 dev eth0 mtu {narrow}\nroute add {six}/128 dev eth0 mtu 1500"
         ))?;
         let own = [web_v4(n), web_v6(n)];
         for listens in if nat { [&*own[0], &*own[1]] } else { vips } {

@@ -1,9 +1,35 @@
-//! From one family to the other: headers and ICMP errors (RFC 7915).
+//! From one family to the other: headers, fragments and ICMP errors (RFC 7915).
 
-use crate::{addr::Addr, checksum as sums};
+use crate::{addr::Addr, checksum as sums, upper::Piece, wire::protocol::FRAGMENT6};
 
 /// An IPv6 header is longer than one of IPv4 by this many bytes.
 pub const LONGER: u32 = 20;
+
+/// Bytes of IPv6's fragment header.
+const FRAGMENT: u32 = 8;
+
+/// Bytes of the headers that a packet of `V4` gets in the other family, one of a fragment included.
+#[inline(always)]
+#[must_use]
+pub const fn headers(v4: bool, part: bool) -> u32 {
+    match (v4, part) {
+        (true, false) => 40,
+        (true, true) => 40 + FRAGMENT,
+        (false, _) => 20,
+    }
+}
+
+/// The largest packet that fits where `mtu` bytes of the other family do, if it has neither options nor extension
+/// headers.
+#[inline(always)]
+#[must_use]
+pub const fn room(v4: bool, part: bool, mtu: u32) -> u32 {
+    match (v4, part) {
+        (true, false) => mtu.wrapping_sub(LONGER),
+        (true, true) => mtu.wrapping_sub(LONGER + FRAGMENT),
+        (false, _) => mtu + LONGER,
+    }
+}
 
 /// What both families' headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +71,20 @@ impl Header {
     #[must_use]
     pub const fn v4(&self, id: u16) -> [u32; 5] {
         let total = self.len.wrapping_add(20);
-        let (id, fragment) = if total <= 1260 { (id, 0) } else { (0, 0x4000u16) };
+        if total <= 1260 { self.v4_with(id, 0) } else { self.v4_with(0, 0x4000) }
+    }
+
+    /// The same of a packet that is a part of its datagram.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4_part(&self, id: u16, piece: &Piece) -> [u32; 5] {
+        self.v4_with(id, piece.offset | (piece.more as u16) << 13)
+    }
+
+    /// `fragment`: flags, and where it begins.
+    #[inline(always)]
+    const fn v4_with(&self, id: u16, fragment: u16) -> [u32; 5] {
+        let total = self.len.wrapping_add(20);
         let words = [
             u16::from_ne_bytes([0x45, self.tos]) as u32 | (total.to_be() as u32) << 16,
             id as u32 | (fragment.to_be() as u32) << 16,
@@ -59,6 +98,18 @@ impl Header {
             + sums::halves(words[3])
             + sums::halves(words[4]);
         [words[0], words[1], words[2] | (!sums::fold(sum) as u32) << 16, words[3], words[4]]
+    }
+
+    /// The same packet's IPv6 header and fragment header: the words of the one, and of the other. The identification
+    /// is 16 bits of the 32.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v6_part(&self, id: u16, piece: &Piece) -> ([u64; 5], u64) {
+        let outer =
+            Self { protocol: FRAGMENT6, len: self.len.wrapping_add(FRAGMENT as u16), ..*self };
+        let [f0, f1] = (piece.offset << 3 | piece.more as u16).to_be_bytes();
+        let [i0, i1] = id.to_ne_bytes();
+        (outer.v6(), u64::from_ne_bytes([self.protocol, 0, f0, f1, 0, 0, i0, i1]))
     }
 }
 
@@ -150,7 +201,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire;
+    use crate::{upper, wire};
 
     /// Whatever fits.
     const ANY: u32 = u32::MAX;
@@ -161,7 +212,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn headers(a: u32, b: u32, hi: u64, len in 0u16..65_000, id: u16) {
+        fn whole_packets(a: u32, b: u32, hi: u64, len in 0u16..65_000, id: u16) {
             let (src, dst) = (Addr::v4(a), Addr::v4(b));
             let bytes: std::vec::Vec<u8> =
                 header(src, dst, len).v4(id).into_iter().flat_map(u32::to_ne_bytes).collect();
@@ -180,6 +231,48 @@ mod tests {
             let ip = wire::ipv6(&bytes[..], 0).unwrap();
             prop_assert_eq!((ip.src, ip.dst, ip.total), (src, dst, u32::from(len) + 40));
             prop_assert_eq!((ip.tos, ip.ttl, ip.protocol), (0xb9, 61, 6));
+        }
+    }
+
+    proptest! {
+        /// What either family's headers say of a fragment is what was to be said.
+        #[test]
+        fn fragments(id: u16, offset in 0u16..0x2000, more: bool, len in 0u16..65_000) {
+            let piece = Piece { id: 9, offset, more };
+            let (a, b) = (Addr::v4(7), Addr::v4(8));
+            let bytes: std::vec::Vec<u8> =
+                header(a, b, len).v4_part(id, &piece).into_iter().flat_map(u32::to_ne_bytes).collect();
+            prop_assert_eq!(sums::fold(sums::sum(&bytes)), 0xffff);
+            let found = upper::v4(&bytes[..], 0).unwrap();
+            prop_assert_eq!((found.protocol, found.at), (6, 20));
+            prop_assert_eq!(found.piece, Piece { id: id.into(), ..piece });
+            prop_assert_eq!(wire::ipv4(&bytes[..], 0).unwrap().total, u32::from(len) + 20);
+            prop_assert_eq!(bytes[6] & 0xc0, 0, "it may be fragmented further");
+
+            let (head, part) = header(Addr::from_halves(1, 2), b, len).v6_part(id, &piece);
+            let mut bytes: std::vec::Vec<u8> = head.into_iter().flat_map(u64::to_ne_bytes).collect();
+            bytes.extend(part.to_ne_bytes());
+            prop_assert_eq!(bytes.len() as u32, headers(true, true));
+            let ip = wire::ipv6(&bytes[..], 0).unwrap();
+            prop_assert_eq!((ip.total, ip.fragment), (u32::from(len) + 48, true));
+            let found = upper::v6_translatable(&bytes[..], 0).unwrap();
+            prop_assert_eq!((found.protocol, found.at), (6, 48));
+            let [i0, i1] = id.to_ne_bytes();
+            let id = u32::from_ne_bytes([0, 0, i0, i1]);
+            prop_assert_eq!(found.piece, Piece { id, ..piece });
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (v4, part, own) in
+            [(true, false, 20), (true, true, 20), (false, false, 40), (false, true, 48)]
+        {
+            // What has the room that is told, less its own headers, has it with the other ones.
+            let room = room(v4, part, 1500);
+            assert!(room - own + headers(v4, part) <= 1500);
+            let tight = own < 48;
+            assert_eq!(room + 1 - own + headers(v4, part) > 1500, tight);
         }
     }
 

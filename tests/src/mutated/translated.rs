@@ -85,14 +85,6 @@ impl<'a> Plain<'a> {
     fn port(&self, at: usize) -> u16 {
         u16::from_be_bytes([self.l3[self.l4 + at], self.l3[self.l4 + at + 1]])
     }
-
-    /// What stands behind the ports, without the checksum.
-    fn rest(&self) -> Vec<u8> {
-        let mut rest = self.l3[self.l4 + 4..self.end].to_vec();
-        let sum = if self.protocol == 6 { 12 } else { 2 };
-        rest.drain(sum..sum + 2);
-        rest
-    }
 }
 
 /// Source or destination.
@@ -132,10 +124,64 @@ pub(super) fn judge(came: &[u8], sent: &[u8]) -> Result<(), String> {
     if hops(sent) != hops(came) - 1 {
         return Err(format!("{} hops are left of {}", hops(sent), hops(came)));
     }
-    let Some(plain) = Plain::of(came) else { return Ok(()) };
-    match Plain::of(sent) {
-        Some(other) if plain.protocol == other.protocol && plain.rest() == other.rest() => Ok(()),
-        _ => Err("another payload".to_owned()),
+    let Some(part) = Part::of(came) else { return Ok(()) };
+    match Part::of(sent) {
+        Some(other) if part == other => Ok(()),
+        other => Err(format!("another payload: {part:?} became {other:?}")),
+    }
+}
+
+/// What is above the headers of a packet, which stays what it is in either family.
+#[derive(PartialEq, Eq)]
+struct Part {
+    protocol: u8,
+    /// As it stands in an IPv6 header: where it begins in its datagram, and whether others follow.
+    piece: u16,
+    /// Without ports and checksum, if they are there.
+    rest: Vec<u8>,
+}
+
+impl Part {
+    /// `None`: it is neither TCP nor UDP, or not all there.
+    fn of(l3: &[u8]) -> Option<Self> {
+        let short = |at: usize| Some(u16::from_be_bytes([*l3.get(at)?, *l3.get(at + 1)?]));
+        let (at, end, protocol, piece) = if l3.first()? >> 4 == 4 {
+            let field = short(6)?;
+            let at = usize::from(l3[0] & 15) * 4;
+            (at, usize::from(short(2)?), *l3.get(9)?, field << 3 | field >> 13 & 1)
+        } else {
+            let (mut at, mut protocol, mut piece) = (40, *l3.get(6)?, 0);
+            while matches!(protocol, 0 | 43 | 44 | 60) && piece == 0 {
+                if protocol == 44 {
+                    piece = short(at + 2)? & 0xfff9;
+                }
+                let len = if protocol == 44 { 0 } else { usize::from(*l3.get(at + 1)?) };
+                protocol = *l3.get(at)?;
+                at += 8 + 8 * len;
+            }
+            (at, usize::from(short(4)?) + 40, protocol, piece)
+        };
+        let mut rest = l3.get(at..end)?.to_vec();
+        let (header, sum) = match protocol {
+            6 => (20, 16),
+            17 => (8, 6),
+            _ => return None,
+        };
+        if piece >> 3 == 0 {
+            if rest.len() < header {
+                return None;
+            }
+            rest.drain(sum..sum + 2);
+            rest.drain(..4);
+        }
+        Some(Self { protocol, piece, rest })
+    }
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { protocol, piece, rest } = self;
+        write!(f, "{} bytes of {protocol} at {piece:#x}", rest.len())
     }
 }
 

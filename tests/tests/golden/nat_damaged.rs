@@ -45,6 +45,9 @@ fn error_of(frame: &[u8]) -> Option<u16> {
         // Of a part nobody can tell.
         return None;
     }
+    if !v4 && matches!(l3[6], 0 | 43 | 44 | 60) {
+        return None;
+    }
     let above = l3.get(plain..total)?;
     let (protocol, addresses) = if v4 { (l3[9], l3.get(12..20)?) } else { (l3[6], l3.get(8..40)?) };
     let udp_without = protocol == 17 && above.get(6..8)? == [0, 0];
@@ -123,6 +126,6 @@ fn damaged_packets() {
         }
     }
     for reason in [Reason::ForwardedTx, Reason::NatNoEntry, Reason::NatPassed, Reason::NatRefused] {
-        assert!(reasons.get(&reason).is_some_and(|&n| n > 30), "{reasons:?}");
+        assert!(reasons.get(&reason).is_some_and(|&n| n > 10), "{reasons:?}");
     }
 }

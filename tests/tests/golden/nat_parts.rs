@@ -1,4 +1,4 @@
-//! NAT: fragments of either side, IPv4 options, IPv6 extension headers.
+//! NAT: fragments of either side, IPv4 options, IPv6 extension headers, within a family and between both.
 
 use abi::reason::Reason;
 use etherparse::Ipv4Header;
@@ -6,8 +6,9 @@ use lb_tests::rig::{CLIENT_MAC, HOP_MAC, INGRESS, OUR_MAC, Rig};
 
 use crate::{
     nat::{Says, behind, client_frame, from_backend, says},
+    nat_icmp,
     odd::fragments,
-    packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, macs},
+    packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs},
 };
 
 /// VIP, backend, NAT address, client.
@@ -15,6 +16,14 @@ const SAME: [[&str; 4]; 2] = [
     [VIP4, "10.0.1.11", "10.0.0.1", "198.51.100.7"],
     [VIP6, "2001:db8:2::11", "2001:db8:f::1", "2001:db8:9::7"],
 ];
+
+/// The same, where the backend is of the other family.
+const CROSSED: [[&str; 4]; 2] =
+    [[VIP6, SAME[0][1], SAME[0][2], SAME[1][3]], [VIP4, SAME[1][1], SAME[1][2], SAME[0][3]]];
+
+fn all() -> impl Iterator<Item = [&'static str; 4]> {
+    SAME.into_iter().chain(CROSSED)
+}
 
 fn rig(vip: &str, backend: &str) -> Rig {
     Rig::with(vec![behind(vip, backend)], INGRESS, 1500)
@@ -27,8 +36,10 @@ fn piece(frame: &[u8]) -> (usize, bool, u32) {
         let (h, _) = Ipv4Header::from_slice(l3).unwrap();
         assert_eq!(h.header_checksum, h.calc_header_checksum());
         let field = u16::from_be_bytes([l3[6], l3[7]]);
+        assert_eq!(field & 0xc000, 0, "it may be fragmented further");
         (field & 0x1fff | field << 2 & 0x8000, u32::from(h.identification))
     } else {
+        assert_eq!((l3[6], l3[41], l3[43] & 6), (44, 0, 0));
         let field = u16::from_be_bytes([l3[42], l3[43]]);
         let id = u32::from_be_bytes([l3[44], l3[45], l3[46], l3[47]]);
         (field >> 3 | field << 15, id)
@@ -77,7 +88,7 @@ fn run_all(rig: &mut Rig, parts: &[Vec<u8>], to: [u8; 6]) -> (Says, u32) {
 
 #[test]
 fn datagrams_in_fragments() {
-    for [vip, web, nat, client] in SAME {
+    for [vip, web, nat, client] in all() {
         let mut rig = rig(vip, web);
         for (l4, target, udp) in [(L4::Udp(443), 443, true), (L4::Syn(80), 8080, false)] {
             let payload: Vec<u8> = (0..2001).map(|n| n as u8).collect();
@@ -104,23 +115,33 @@ fn datagrams_in_fragments() {
 /// Datagrams of several clients with one identification leave with several.
 #[test]
 fn identifications() {
-    let [vip, web, nat, _] = SAME[0];
-    let mut rig = rig(vip, web);
-    let mut seen = std::collections::BTreeSet::new();
-    for n in 0..100 {
-        let datagram = frame4(&format!("198.51.100.{n}"), vip, L4::Udp(443), 64, &[5; 2000]);
-        let (forth, id) = run_all(&mut rig, &fragments(&datagram, 7, 800), HOP_MAC);
-        assert_eq!(forth.payload.len(), 2000);
-        assert!(seen.insert(id), "{id} twice");
-        let reply = from_backend(web, 443, nat, forth.ports.0, true, &[5; 2000]);
-        let (back, _) = run_all(&mut rig, &fragments(&reply, 7, 800), CLIENT_MAC);
-        assert_eq!(back.dst, format!("198.51.100.{n}"));
+    for [vip, web, nat, _] in [SAME[0], CROSSED[0], CROSSED[1]] {
+        let mut rig = rig(vip, web);
+        let mut seen = std::collections::BTreeSet::new();
+        for n in 0..100 {
+            let (client, datagram) = if vip == VIP4 {
+                let client = format!("198.51.100.{n}");
+                let datagram = frame4(&client, vip, L4::Udp(443), 64, &[5; 2000]);
+                (client, datagram)
+            } else {
+                let client = format!("2001:db8:9::{:x}", n + 1);
+                let datagram = frame6(&client, vip, L4::Udp(443), 64, &[5; 2000]);
+                (client, datagram)
+            };
+            let (forth, id) = run_all(&mut rig, &fragments(&datagram, 7, 800), HOP_MAC);
+            assert_eq!(forth.payload.len(), 2000);
+            assert!(seen.insert(id), "{id} twice");
+            assert!(id < 1 << 16);
+            let reply = from_backend(web, 443, nat, forth.ports.0, true, &[5; 2000]);
+            let (back, _) = run_all(&mut rig, &fragments(&reply, 7, 800), CLIENT_MAC);
+            assert_eq!(back.dst, client);
+        }
     }
 }
 
 #[test]
 fn before_the_first_one() {
-    for [vip, web, nat, _] in SAME {
+    for [vip, web, nat, _] in all() {
         let mut rig = rig(vip, web);
         let parts = fragments(&client_frame(vip, L4::Udp(443), &[5; 2000]), 7, 800);
         let got = rig.run(&parts[1]);
@@ -140,25 +161,31 @@ fn before_the_first_one() {
     }
 }
 
+/// With these IPv4 options, of so many words.
+fn with_v4_options<const N: usize>(frame: &[u8], options: [u8; N]) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    let mut h = Ipv4Header::from_slice(&frame[14..]).unwrap().0;
+    h.options = options.as_slice().try_into().unwrap();
+    h.total_len += N as u16;
+    h.header_checksum = h.calc_header_checksum();
+    out.splice(14..34, h.to_bytes());
+    out
+}
+
 /// Four bytes of IPv4 options, or IPv6 extension headers: of hop-by-hop options, destination options, and a routing
 /// header with nothing left to go.
 fn with_options(frame: &[u8], kinds: &[u8], left: u8) -> Vec<u8> {
-    let mut out = frame.to_vec();
     if frame[14] >> 4 == 4 {
-        out.splice(34..34, [1, 1, 1, 0]);
-        let mut h = Ipv4Header::from_slice(&frame[14..]).unwrap().0;
-        h.options = [1, 1, 1, 0].into();
-        h.total_len += 4;
-        h.header_checksum = h.calc_header_checksum();
-        out[14..38].copy_from_slice(&h.to_bytes());
-        return out;
+        return with_v4_options(frame, [1, 1, 1, 0]);
     }
+    let mut out = frame.to_vec();
     let mut next = frame[20];
     for &kind in kinds.iter().rev() {
         let header = match kind {
             43 => [next, 0, 4, left, 0, 0, 0, 0],
             // Authentication: three words, of which the length has one.
             51 => [next, 0, 0, 0, 0, 0, 0, 0],
+            44 => [next, 0, 0, 0, 0, 0, 0, 7],
             _ => [next, 0, 1, 4, 0, 0, 0, 0],
         };
         out.splice(54..54, header);
@@ -213,15 +240,7 @@ fn what_is_refused() {
         let got = rig.run(&reply);
         assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NatPassed, reply));
     }
-    for [vip, web, nat, _] in SAME {
-        // The other family, and a first fragment without its checksum.
-        let mut rig = self::rig(vip, if vip == VIP4 { SAME[1][1] } else { SAME[0][1] });
-        let parts = fragments(&client_frame(vip, L4::Udp(443), &[5; 2000]), 7, 800);
-        let got = rig.run(&parts[0]);
-        assert_eq!((got.action, got.reason, &got.frame), (DROP, Reason::NatRefused, &parts[0]));
-        let got = rig.run(&with_options(&client_frame(vip, L4::Syn(80), b""), &[60], 0));
-        assert_eq!((got.action, got.reason), (DROP, Reason::NatRefused));
-
+    for [vip, web, ..] in all() {
         let mut rig = self::rig(vip, web);
         let parts = fragments(&client_frame(vip, L4::Syn(80), &[5; 200]), 7, 16);
         let got = rig.run(&parts[0]);
@@ -229,6 +248,174 @@ fn what_is_refused() {
         let mut late = client_frame(vip, L4::Udp(443), &[5; 2000]);
         late[if vip == VIP4 { 22 } else { 21 }] = 1;
         assert_eq!(rig.run(&fragments(&late, 7, 800)[0]).reason, Reason::TtlExpired);
-        assert!(!nat.is_empty());
+    }
+}
+
+/// A packet without the identification of its IPv4 header, which is chosen by chance, and the checksum over that.
+fn without_id(mut frame: Vec<u8>) -> Vec<u8> {
+    if frame[14] >> 4 == 4 {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    frame
+}
+
+/// Options and extension headers do not go along: the packet becomes what it would be without.
+#[test]
+fn options_between_families() {
+    for [vip, web, nat, client] in CROSSED {
+        let mut rig = rig(vip, web);
+        for (l4, target, udp) in [(L4::Syn(80), 8080, false), (L4::Udp(443), 443, true)] {
+            for payload in [&b"hello"[..], &[9; 1400]] {
+                let plain = client_frame(vip, l4, payload);
+                let there = rig.run(&plain);
+                let reply =
+                    from_backend(web, target, nat, says(&there.frame).ports.0, udp, payload);
+                let back = rig.run(&reply);
+                assert_eq!((there.reason, back.reason), (Reason::ForwardedTx, Reason::ForwardedTx));
+                assert_eq!(says(&back.frame).dst, client);
+                // A fragment that is all of its datagram, last.
+                for kinds in [&[0u8][..], &[60], &[0, 60, 43, 60], &[44], &[60, 44, 60]] {
+                    for (frame, wanted) in [(&plain, &there), (&reply, &back)] {
+                        let got = rig.run(&with_options(frame, kinds, 0));
+                        assert_eq!(
+                            (got.action, got.reason),
+                            (TX, Reason::ForwardedTx),
+                            "{kinds:?}"
+                        );
+                        assert_eq!(
+                            without_id(got.frame),
+                            without_id(wanted.frame.clone()),
+                            "{kinds:?}"
+                        );
+                    }
+                }
+            }
+        }
+        let (front, back) = rig.counts("web");
+        assert_eq!((front, front.packets), (back, 4 * 6));
+    }
+}
+
+#[test]
+fn source_routes_end_at_the_other_family() {
+    let [vip, web, ..] = CROSSED[1];
+    let left = [131, 7, 4, 10, 0, 0, 1, 0];
+    let used = [131, 7, 8, 10, 0, 0, 1, 0];
+    for (web, options, reason) in [
+        (web, left, Reason::NatRefused),
+        (web, used, Reason::ForwardedTx),
+        (SAME[0][1], left, Reason::ForwardedTx),
+    ] {
+        let mut rig = rig(vip, web);
+        let got = rig.run(&with_v4_options(&client_frame(vip, L4::Syn(80), b""), options));
+        assert_eq!(got.reason, reason, "{options:?}");
+        assert_eq!(rig.counts("web").0.packets > 0, reason == Reason::ForwardedTx);
+    }
+    // From a backend, and a later fragment.
+    let [vip, web, nat, _] = CROSSED[0];
+    let mut rig = rig(vip, web);
+    let port = says(&rig.run(&client_frame(vip, L4::Udp(443), b"")).frame).ports.0;
+    let parts = fragments(&from_backend(web, 443, nat, port, true, &[5; 2000]), 7, 800);
+    let routed = with_v4_options(&parts[0], left);
+    let got = rig.run(&routed);
+    assert_eq!((got.action, got.reason, got.frame), (DROP, Reason::NatRefused, routed));
+    assert_eq!(rig.run(&parts[0]).reason, Reason::ForwardedTx);
+    assert_eq!(rig.run(&with_v4_options(&parts[1], left)).reason, Reason::NatRefused);
+    assert_eq!(rig.run(&with_v4_options(&parts[1], used)).reason, Reason::ForwardedTx);
+}
+
+/// Over IPv6 there has to be one, and to make it takes all of the datagram.
+#[test]
+fn fragments_without_a_checksum() {
+    let [vip, web, ..] = CROSSED[1];
+    let mut rig = rig(vip, web);
+    let mut datagram = client_frame(vip, L4::Udp(443), &[5; 2000]);
+    datagram[40..42].fill(0);
+    let parts = fragments(&datagram, 7, 800);
+    let got = rig.run(&parts[0]);
+    assert_eq!((got.action, got.reason, &got.frame), (DROP, Reason::NatNoChecksum, &parts[0]));
+    assert_eq!(rig.run(&parts[1]).reason, Reason::FragmentKept);
+    // Its length says that it is all there.
+    let mut lie = parts[0].clone();
+    lie[38..40].copy_from_slice(&[1, 0]);
+    assert_eq!(rig.run(&lie).reason, Reason::NatNoChecksum);
+    assert_eq!(rig.counts("web").0.packets, 0);
+    // What is whole gets one, behind options too.
+    let mut whole = client_frame(vip, L4::Udp(443), b"hello");
+    whole[40..42].fill(0);
+    let got = rig.run(&with_options(&whole, &[], 0));
+    assert_eq!(got.reason, Reason::ForwardedTx);
+    assert_eq!(says(&got.frame).payload, b"hello", "with the right one");
+    // Within IPv4 none is needed.
+    let mut rig = self::rig(vip, SAME[0][1]);
+    let got = rig.run(&parts[0]);
+    assert_eq!((got.reason, &got.frame[40..42]), (Reason::ForwardedTx, &[0, 0][..]));
+}
+
+#[test]
+fn what_is_refused_between_families() {
+    let [vip, web, nat, _] = CROSSED[0];
+    let mut rig = rig(vip, web);
+    let syn = client_frame(vip, L4::Syn(80), b"hello");
+    for (kinds, left) in [(&[43u8][..], 1), (&[51], 0)] {
+        let got = rig.run(&with_options(&syn, kinds, left));
+        assert_eq!((got.action, got.reason), (DROP, Reason::NatRefused));
+    }
+    // Destination options that are cut with the datagram: offsets would be others.
+    let datagram = with_options(&client_frame(vip, L4::Udp(443), &[5; 2000]), &[60], 0);
+    let got = rig.run(&fragments(&datagram, 7, 800)[0]);
+    assert_eq!((got.action, got.reason), (DROP, Reason::NatRefused));
+    assert_eq!(rig.counts("web").0.packets, 0);
+    // A datagram that the client's first fragment was not of.
+    let reply = from_backend(web, 443, nat, 2000, true, &[5; 2000]);
+    for part in fragments(&reply, 7, 800) {
+        let got = rig.run(&part);
+        assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NatPassed, part));
+    }
+}
+
+/// A fragment grows by 28 bytes from IPv4 to IPv6; the other way it shrinks by as much.
+#[test]
+fn fragments_that_are_too_large() {
+    // Bytes of the datagram that fit: of IPv6 less its headers, of IPv4 less its own.
+    const ROOM: [usize; 2] = [1448, 1480];
+    for [vip, web, nat, client] in CROSSED {
+        let mut rig = rig(vip, web);
+        let port = says(&rig.run(&client_frame(vip, L4::Udp(443), b"")).frame).ports.0;
+        let datagram = client_frame(vip, L4::Udp(443), &[5; 4000]);
+        let reply = from_backend(web, 443, nat, port, true, &[5; 4000]);
+        for (datagram, to_v6, from, to) in
+            [(datagram, vip == VIP4, vip, client), (reply, vip == VIP6, nat, web)]
+        {
+            let room = ROOM[usize::from(!to_v6)];
+            for (n, part) in fragments(&datagram, 7, room).iter().enumerate() {
+                let got = rig.run(part);
+                assert_eq!(got.reason, Reason::ForwardedTx, "{n}");
+                assert!(got.frame.len() <= 14 + 1500);
+                if n < 2 {
+                    assert_eq!(got.frame.len(), 14 + if to_v6 { 1496 } else { 1500 });
+                }
+            }
+            for part in &fragments(&datagram, 7, room + 8)[..2] {
+                let got = rig.run(part);
+                if !to_v6 {
+                    assert_eq!((got.action, got.reason), (TX, Reason::TooBigAnswered));
+                    let said = nat_icmp::says(&got.frame);
+                    assert_eq!((&*said.src, &*said.dst), (from, to));
+                    assert_eq!(said.message, (2, 0, 1520));
+                    continue;
+                }
+                assert_eq!((got.action, got.reason), (DROP, Reason::TooBig));
+                // Who asks is told what fits.
+                let mut part = part.clone();
+                part[20] |= 0x40;
+                let (h, _) = Ipv4Header::from_slice(&part[14..]).unwrap();
+                part[24..26].copy_from_slice(&h.calc_header_checksum().to_be_bytes());
+                let got = rig.run(&part);
+                assert_eq!((got.action, got.reason), (TX, Reason::TooBigAnswered));
+                assert_eq!(nat_icmp::says(&got.frame).message, (3, 4, 1472));
+            }
+        }
     }
 }

@@ -161,7 +161,14 @@ fn errors_of_either_side() {
 /// Services that want more than their ring, and datagrams in fragments.
 #[test]
 fn in_the_other_programs() {
-    for [vip, web, nat, _] in &ALL[..2] {
+    for [vip, web, nat, _] in ALL {
+        // To the other family, and back.
+        let change: isize = match (vip.contains(':'), web.contains(':')) {
+            (true, false) => -28,
+            (false, true) => 28,
+            _ => 0,
+        };
+        let longer = |frame: &[u8], by: isize| frame.len().wrapping_add_signed(by);
         let mut service = behind(vip, web);
         service.steering = Steering { scheduling: Scheduling::Random, ..Steering::default() };
         let mut rig = Rig::with(vec![service], INGRESS, 1500);
@@ -172,7 +179,7 @@ fn in_the_other_programs() {
             for part in fragments(&datagram, 9, 800) {
                 let got = rig.run(&tagged(&part, tags));
                 assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx));
-                assert_eq!((macs(&got.frame).0, got.frame.len()), (HOP_MAC, part.len()));
+                assert_eq!((macs(&got.frame).0, got.frame.len()), (HOP_MAC, longer(&part, change)));
             }
             let reply = from_backend(web, 443, nat, port, true, &[5; 2000]);
             for part in fragments(&reply, 9, 800) {
@@ -182,7 +189,7 @@ fn in_the_other_programs() {
                     (macs(&got.frame).0, &got.frame[12..12 + tags.len()]),
                     (CLIENT_MAC, tags)
                 );
-                assert_eq!(got.frame.len(), part.len() + tags.len());
+                assert_eq!(got.frame.len(), longer(&part, -change) + tags.len());
             }
         }
     }

@@ -22,7 +22,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use super::{
     L3, header,
     icmp::{About, about, is_message},
-    parts, write,
+    is_plain, parts, write,
 };
 use crate::{
     behind::{Program, answer},
@@ -134,7 +134,8 @@ impl Program for NatOther {
             (false, true) => parts::write::<V4>(&mut packet, &ip, onward),
             (true, true) => message::<V4>(&mut packet, &ip, onward),
             (true, false) => crossing_message::<V4>(&mut packet, &ip, onward),
-            (false, false) => crossing::<V4>(&mut packet, &ip, onward),
+            (false, false) if is_plain::<V4>(&ip) => crossing::<V4>(&mut packet, &ip, onward),
+            (false, false) => parts::cross::<V4>(&mut packet, &ip, onward),
         };
         let leave = |()| write::leave(&packet, onward.ifindex, onward.tags, bytes);
         answer(done.map_or_else(|reason| reason, leave), tags as i32)
@@ -162,7 +163,7 @@ fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Re
     let udp = ip.protocol == protocol::UDP;
     write::transport::<V4>(packet, udp, onward.ports, old, new)?;
     if V4 && udp {
-        checksum_made(packet, onward)?;
+        checksum_made(packet, L3 + plain, onward)?;
     }
     let header = Header {
         src: onward.src,
@@ -177,10 +178,9 @@ fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Re
     put_ip::<V4>(packet, L3, &header)
 }
 
-/// Makes the checksum of a datagram over IPv4 that has none: over IPv6 there has to be one.
+/// Makes the checksum of a datagram over IPv4, which begins at `at`, if it has none: over IPv6 there has to be one.
 #[inline(always)]
-fn checksum_made(packet: &mut Packet, onward: &Onward) -> Result<(), Reason> {
-    let at = L3 + header::<true>();
+pub(super) fn checksum_made(packet: &mut Packet, at: usize, onward: &Onward) -> Result<(), Reason> {
     let [_, _, _, _, l0, l1, c0, c1] = packet.header::<Word>(at).ok_or(Reason::Truncated)?.value();
     if [c0, c1] != [0, 0] {
         return Ok(());
@@ -215,7 +215,7 @@ extern "C" fn nat_sum(ctx: *mut xdp_md, at: u32, len: u32) -> u64 {
 
 /// The link header of a packet that came with `V4` and goes on with the other.
 #[inline(always)]
-fn put_link<const V4: bool>(packet: &mut Packet, onward: &Onward) -> Result<(), Reason> {
+pub(super) fn put_link<const V4: bool>(packet: &mut Packet, onward: &Onward) -> Result<(), Reason> {
     let (mac, own) = onward.macs();
     let place = packet.bytes_mut::<14>(0).ok_or(Reason::AdjustFailed)?;
     let e = if V4 { ethertype::IPV6 } else { ethertype::IPV4 };
@@ -227,24 +227,37 @@ fn put_link<const V4: bool>(packet: &mut Packet, onward: &Onward) -> Result<(), 
 
 /// The IP header of a packet that came with `V4`, in the other family.
 #[inline(always)]
-fn put_ip<const V4: bool>(packet: &mut Packet, at: usize, header: &Header) -> Result<(), Reason> {
+pub(super) fn put_ip<const V4: bool>(
+    packet: &mut Packet,
+    at: usize,
+    header: &Header,
+) -> Result<(), Reason> {
     if V4 {
-        let place = packet.bytes_mut::<40>(at).ok_or(Reason::AdjustFailed)?;
-        let words = header.v6();
-        place[0..8].copy_from_slice(&words[0].to_ne_bytes());
-        place[8..16].copy_from_slice(&words[1].to_ne_bytes());
-        place[16..24].copy_from_slice(&words[2].to_ne_bytes());
-        place[24..32].copy_from_slice(&words[3].to_ne_bytes());
-        place[32..40].copy_from_slice(&words[4].to_ne_bytes());
+        put_v6(packet, at, header.v6())
     } else {
-        let words = header.v4(maps::Maps.random() as u16);
-        let place = packet.bytes_mut::<20>(at).ok_or(Reason::AdjustFailed)?;
-        place[0..4].copy_from_slice(&words[0].to_ne_bytes());
-        place[4..8].copy_from_slice(&words[1].to_ne_bytes());
-        place[8..12].copy_from_slice(&words[2].to_ne_bytes());
-        place[12..16].copy_from_slice(&words[3].to_ne_bytes());
-        place[16..20].copy_from_slice(&words[4].to_ne_bytes());
+        put_v4(packet, at, header.v4(maps::Maps.random() as u16))
     }
+}
+
+#[inline(always)]
+pub(super) fn put_v6(packet: &mut Packet, at: usize, words: [u64; 5]) -> Result<(), Reason> {
+    let place = packet.bytes_mut::<40>(at).ok_or(Reason::AdjustFailed)?;
+    place[0..8].copy_from_slice(&words[0].to_ne_bytes());
+    place[8..16].copy_from_slice(&words[1].to_ne_bytes());
+    place[16..24].copy_from_slice(&words[2].to_ne_bytes());
+    place[24..32].copy_from_slice(&words[3].to_ne_bytes());
+    place[32..40].copy_from_slice(&words[4].to_ne_bytes());
+    Ok(())
+}
+
+#[inline(always)]
+pub(super) fn put_v4(packet: &mut Packet, at: usize, words: [u32; 5]) -> Result<(), Reason> {
+    let place = packet.bytes_mut::<20>(at).ok_or(Reason::AdjustFailed)?;
+    place[0..4].copy_from_slice(&words[0].to_ne_bytes());
+    place[4..8].copy_from_slice(&words[1].to_ne_bytes());
+    place[8..12].copy_from_slice(&words[2].to_ne_bytes());
+    place[12..16].copy_from_slice(&words[3].to_ne_bytes());
+    place[16..20].copy_from_slice(&words[4].to_ne_bytes());
     Ok(())
 }
 

@@ -1,25 +1,31 @@
-//! Fragments, and packets with IPv4 options or IPv6 extension headers; both sides' within a family.
+//! Fragments, and packets with IPv4 options or IPv6 extension headers; both sides', within a family and between them.
 //!
 //! A program of its own, which decides; [`super::other`] writes. The first fragment of a datagram has the ports: it is
 //! translated as any packet, and leaves where it went to in the table of fragments ([`abi::flow::FragmentEntry`]), by
 //! which those that follow are.
 
 use abi::{
+    addr::Addr,
     checksum::{halves, replace},
     flow::{FragmentEntry, FragmentKey},
-    nat::{Entries as _, To, address_sum},
+    nat::{
+        Entries as _, To, address_sum,
+        family::{self, Header},
+    },
     pick::Tables as _,
     reason::Reason,
     table::Way,
     upper::{self, Upper},
     wire::{self, Frame as _, Ip, Ports, protocol, tcp_flags},
 };
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use super::{
     L3, Onward, Segment, back, decided,
     forth::{self, How},
-    opened, parse_at, refuse, steer, write,
+    opened,
+    other::{checksum_made, put_ip, put_link, put_v4, put_v6},
+    parse_at, refuse, steer, write,
 };
 use crate::{
     behind::{Program, answer},
@@ -117,10 +123,7 @@ fn request<const V4: bool>(
         forth::route(ip, ports, udp, opening, (row, frontend))?
     };
     let backend = route.backend;
-    if backend.addr().is_v4() != V4 {
-        return Err(Reason::NatRefused);
-    }
-    write::fits::<V4>(ip, backend.addr(), route.egress.mtu())?;
+    passes::<V4>(packet, ip, backend.addr(), route.egress.mtu())?;
     let found = forth::connected(packet, &route, steered, how, flags, tags)?;
     let entry = FragmentEntry {
         frontend: row,
@@ -146,12 +149,9 @@ fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> R
         return Err(back::nobody(ip));
     };
     sendable(packet, ip, upper)?;
-    if entry.client().is_v4() != V4 {
-        return Err(Reason::NatRefused);
-    }
     let link = entry.link();
     let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
-    write::fits::<V4>(ip, entry.client(), way.mtu())?;
+    passes::<V4>(packet, ip, entry.client(), way.mtu())?;
     let to = To::client(entry);
     let tags = back::tags(index, link);
     back::settle(ip, (index, entry, stamp), flags)?;
@@ -224,7 +224,7 @@ fn later<const V4: bool>(
     if passed {
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
-        write::fits::<V4>(ip, entry.client(), way.mtu())?;
+        passes::<V4>(packet, ip, entry.client(), way.mtu())?;
         let to = To { src: entry.vip(), dst: entry.client(), ports: 0 };
         let (mac, tags) = (Way::mac_of(link), back::tags(known.entropy, link));
         let onward = Onward::new(&to, mac, way.mac(), way.ifindex(), tags);
@@ -233,12 +233,60 @@ fn later<const V4: bool>(
     }
     let hop = backend.hop();
     let egress = hop.egress().and_then(maps::egress).ok_or(Reason::NoNextHop)?;
-    write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
+    passes::<V4>(packet, ip, backend.addr(), egress.mtu())?;
     let address = maps::nat_address(stamp.address()).ok_or(Reason::NoNextHop)?;
     let bytes = packet.len() as u64 + u64::from(tags);
     maps::count_sent(cpu, known.frontend, known.backend, bytes, false);
     let to = To { src: address, dst: backend.addr(), ports: 0 };
     maps::put_onward(Onward::by(hop, egress, &to).identified(id));
+    Ok(())
+}
+
+/// Whether a packet can go on to `dst` by a way that takes so many bytes.
+#[inline(always)]
+fn passes<const V4: bool>(packet: &Packet, ip: &Ip, dst: Addr, mtu: u32) -> Result<(), Reason> {
+    if dst.is_v4() == V4 {
+        return write::fits::<V4>(ip, dst, mtu);
+    }
+    match Reason::from_index(nat_crosses(packet.context(), u32::from(V4), mtu)) {
+        Some(Reason::NatNotWritten) => Ok(()),
+        Some(reason) => Err(reason),
+        None => Err(Reason::NatRefused),
+    }
+}
+
+/// The same for the other family, of a packet of IPv4 or not, and what [`maps::forget`] has put aside of it: why not, or
+/// that it is to be written. A global function: the verifier goes through it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn nat_crosses(ctx: *mut xdp_md, four: u32, mtu: u32) -> u32 {
+    let packet = Packet::new(XdpContext::new(ctx));
+    let ip = if four == 0 { wire::ipv6(&packet, L3) } else { wire::ipv4(&packet, L3) };
+    let (Some(ip), Some(upper)) = (ip, maps::forgotten()) else {
+        return Reason::NatRefused as u32;
+    };
+    crosses(&packet, &ip, &upper, four != 0, mtu).err().unwrap_or(Reason::NatNotWritten) as u32
+}
+
+#[inline(always)]
+fn crosses(packet: &Packet, ip: &Ip, upper: &Upper, v4: bool, mtu: u32) -> Result<(), Reason> {
+    let part = upper.piece.is_part();
+    let above = ip.total.wrapping_sub((upper.at - L3) as u32);
+    if above.wrapping_add(family::headers(v4, part)) > mtu {
+        maps::tell_mtu(family::room(v4, part, mtu));
+        return Err(Reason::TooBig);
+    }
+    if !v4 {
+        return Ok(());
+    }
+    if upper.protocol == protocol::UDP && upper.piece.offset == 0 {
+        // To make a checksum takes all of the datagram.
+        write::summable(packet, upper.at, if part { 0 } else { above })?;
+    }
+    let forget = |at| maps::forget_word(at as u64).map_or(0, |at| at as usize & 63);
+    if upper::is_source_routed(packet, L3, ip.header, forget) {
+        return Err(Reason::NatRefused);
+    }
     Ok(())
 }
 
@@ -250,16 +298,8 @@ pub(super) fn write<const V4: bool>(
     ip: &Ip,
     onward: &Onward,
 ) -> Result<(), Reason> {
-    let upper = if V4 { upper::v4(packet, L3) } else { upper::v6_translatable(packet, L3) };
-    let upper = upper.and_then(|upper| maps::forget(&upper)).ok_or(Reason::Truncated)?;
-    if upper.piece.offset == 0 {
-        let ports = packet.header::<Ports>(upper.at).ok_or(Reason::Truncated)?.both();
-        let ports = u32::from_ne_bytes(ports);
-        let old = address_sum(ip.src) + address_sum(ip.dst) + halves(ports);
-        let new = address_sum(onward.src) + address_sum(onward.dst) + halves(onward.ports);
-        let udp = upper.protocol == protocol::UDP;
-        write::transport_at(packet, upper.at, udp, onward.ports, old, new)?;
-    }
+    let upper = above::<V4>(packet)?;
+    transport(packet, ip, &upper, onward)?;
     write::outer::<V4>(packet, onward.src, onward.dst)?;
     if V4 && upper.piece.is_part() {
         let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
@@ -272,4 +312,62 @@ pub(super) fn write<const V4: bool>(
     let (mac, own) = onward.macs();
     put_macs(place, mac, own);
     Ok(())
+}
+
+/// The same in the other family (RFC 7915): options and extension headers do not go along, and a fragment stays one.
+#[inline(always)]
+pub(super) fn cross<const V4: bool>(
+    packet: &mut Packet,
+    ip: &Ip,
+    onward: &Onward,
+) -> Result<(), Reason> {
+    let upper = above::<V4>(packet)?;
+    let Upper { protocol, at, piece } = upper;
+    let (part, headers) = (piece.is_part(), (at - L3) as u32);
+    transport(packet, ip, &upper, onward)?;
+    if V4 && !part && protocol == protocol::UDP {
+        checksum_made(packet, at, onward)?;
+    }
+    let header = Header {
+        src: onward.src,
+        dst: onward.dst,
+        tos: ip.tos,
+        hops: ip.ttl.wrapping_sub(1),
+        protocol,
+        len: (ip.total as u16).wrapping_sub(headers as u16),
+    };
+    packet.grow_head(family::headers(V4, part) as i32 - headers as i32)?;
+    put_link::<V4>(packet, onward)?;
+    if !part {
+        return put_ip::<V4>(packet, L3, &header);
+    }
+    if !V4 {
+        return put_v4(packet, L3, header.v4_part(onward.id(), &piece));
+    }
+    let (words, fragment) = header.v6_part(onward.id(), &piece);
+    put_v6(packet, L3, words)?;
+    let place = packet.bytes_mut::<8>(L3 + 40).ok_or(Reason::AdjustFailed)?;
+    *place = fragment.to_ne_bytes();
+    Ok(())
+}
+
+#[inline(always)]
+fn above<const V4: bool>(packet: &Packet) -> Result<Upper, Reason> {
+    let upper = if V4 { upper::v4(packet, L3) } else { upper::v6_translatable(packet, L3) };
+    upper.and_then(|upper| maps::forget(&upper)).ok_or(Reason::Truncated)
+}
+
+/// Ports and checksum, where they are: the checksum is over all of the datagram, whichever part of it this is, and
+/// over the same length and protocol in either family.
+#[inline(always)]
+fn transport(packet: &mut Packet, ip: &Ip, upper: &Upper, onward: &Onward) -> Result<(), Reason> {
+    if upper.piece.offset != 0 {
+        return Ok(());
+    }
+    let ports = packet.header::<Ports>(upper.at).ok_or(Reason::Truncated)?.both();
+    let ports = u32::from_ne_bytes(ports);
+    let old = address_sum(ip.src) + address_sum(ip.dst) + halves(ports);
+    let new = address_sum(onward.src) + address_sum(onward.dst) + halves(onward.ports);
+    let udp = upper.protocol == protocol::UDP;
+    write::transport_at(packet, upper.at, udp, onward.ports, old, new)
 }

@@ -2,7 +2,7 @@
 
 use abi::{
     addr::Addr,
-    nat::{To, checksum, family::LONGER, frame, header4},
+    nat::{To, checksum, family, frame, header4},
     reason::Reason,
     wire::{Frame as _, Ip, Word},
 };
@@ -13,11 +13,7 @@ use crate::{maps, packet::Packet, stage::forward::put_macs};
 /// Whether the packet fits on its way to `dst`, in whose family it will be longer or shorter; the sender is told.
 #[inline(always)]
 pub(super) fn fits<const V4: bool>(ip: &Ip, dst: Addr, mtu: u32) -> Result<(), Reason> {
-    let room = match (V4, dst.is_v4()) {
-        (true, false) => mtu.wrapping_sub(LONGER),
-        (false, true) => mtu + LONGER,
-        _ => mtu,
-    };
+    let room = if dst.is_v4() == V4 { mtu } else { family::room(V4, false, mtu) };
     if ip.total > room {
         maps::tell_mtu(room);
         return Err(Reason::TooBig);
@@ -37,10 +33,16 @@ pub(super) fn crosses<const V4: bool>(
     if !V4 || !udp || dst.is_v4() {
         return Ok(());
     }
+    summable(packet, L3 + header::<V4>(), ip.total - 20)
+}
+
+/// Whether the datagram that begins at `at` has a checksum, or can get one; there are so many bytes from there on.
+#[inline(always)]
+pub(super) fn summable(packet: &Packet, at: usize, bytes: u32) -> Result<(), Reason> {
     let [_, _, _, _, l0, l1, check @ ..] =
-        packet.header::<Word>(L3 + header::<V4>()).ok_or(Reason::Truncated)?.value();
+        packet.header::<Word>(at).ok_or(Reason::Truncated)?.value();
     let len = u32::from(u16::from_be_bytes([l0, l1]));
-    if check == [0, 0] && (len < 8 || len > ip.total - 20 || len > maps::MOST_SUMMED) {
+    if check == [0, 0] && (len < 8 || len > bytes || len > maps::MOST_SUMMED) {
         return Err(Reason::NatNoChecksum);
     }
     Ok(())
