@@ -161,6 +161,35 @@ fn a_ban_may_be_about_one_port() -> anyhow::Result<()> {
     edge.lb.expect_quiet()
 }
 
+/// Entries of an export that are broken are named; without them the others can be put in.
+#[test]
+fn what_is_broken_in_an_export_is_named() -> anyhow::Result<()> {
+    let edge = edge()?;
+    let exported = edge.lab.directory().join("bad.json");
+    let text = format!(
+        r#"{{"list": "bad", "items": [{{"cidr": "{OTHER_V4}/32", "reason": "ssh"}}, {{"cidr": "nobody"}},
+            {{"cidr": "{EVEN}", "until": "later"}}, {{"cidr": "{OTHER_V6}/128"}}]}}"#
+    );
+    fs::write(&exported, text)?;
+    let import = |more: &[&str]| {
+        let file = exported.to_string_lossy();
+        edge.lb.lbctl(&[&["prefilter", "import", &file], more].concat())
+    };
+    let refused = format!("{:#}", import(&[]).err().context("it is taken")?);
+    for words in ["nothing is put on the list", "items[1].cidr: ", "items[2].until: "] {
+        ensure!(refused.contains(words), "{words}: {refused}");
+    }
+    expect_free(&edge, OTHER_V4)?;
+    let done = import(&["--skip-errors"])?;
+    ensure!(done.starts_with("2 on the list bad, in force; 2 are wrong and left out:\n"), "{done}");
+    ensure!(done.contains("items[1].cidr: ") && done.contains("items[2].until: "), "{done}");
+    for source in [OTHER_V4, OTHER_V6] {
+        expect_blocked(&edge, source)?;
+    }
+    ensure!(edge.lb.lbctl(&["prefilter", "list", "bad"])?.contains("ssh"));
+    edge.lb.expect_quiet()
+}
+
 #[test]
 fn a_list_of_a_file_is_not_changed_by_the_api() -> anyhow::Result<()> {
     let edge = edge()?;

@@ -19,7 +19,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::api::{ApiAddr, lists::SESSION, problem::Problem};
+use crate::api::{
+    ApiAddr,
+    lists::{Changed, SESSION},
+    problem::Problem,
+};
 
 /// How long a daemon may take to answer; longer than it lets its own work take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,6 +84,13 @@ impl Client {
     pub(super) fn upload(&self, path: &str, text: Vec<u8>) -> anyhow::Result<Value> {
         let body = Some(("text/plain", Bytes::from(text)));
         self.send_body(Method::POST, path, body, Guard::default())
+    }
+
+    /// Adds entries to a list, one per line.
+    pub(super) fn put_entries(&self, path: &str, lines: Vec<u8>) -> anyhow::Result<Changed> {
+        let body = Some(("application/x-ndjson", Bytes::from(lines)));
+        let value = self.send_body(Method::POST, path, body, Guard::default())?;
+        serde_json::from_value(value).context("the daemon's answer says something else")
     }
 
     /// Puts text, such as a document of rules, in the place of what is there; gives the answer's body.

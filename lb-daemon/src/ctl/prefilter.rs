@@ -2,6 +2,7 @@
 
 mod change;
 mod exported;
+mod pieces;
 mod scope;
 
 use std::{net::IpAddr, path::PathBuf};

@@ -19,9 +19,13 @@ use super::{
     EntryOptions, SafetyOptions,
     exported::{self, Exported},
     path,
+    pieces::{Common, Sorted, Target},
     scope::ScopeOptions,
 };
-use crate::api::lists::{Changed, NewEntry, Plan, Removed};
+use crate::api::{
+    limits::BULK_BYTES,
+    lists::{Changed, NewEntry, Plan, Removed},
+};
 
 pub(super) const CONFIRM: &str = "/v1/prefilter/confirm";
 
@@ -143,6 +147,8 @@ pub(super) fn add(
     changed(client, output, &value, list, safety)
 }
 
+/// A list file goes in as it is, all of it or nothing. An export, and what is too large for one request, goes in
+/// pieces.
 pub(super) fn import(
     client: &Client,
     output: &Output,
@@ -152,9 +158,52 @@ pub(super) fn import(
     skip_errors: bool,
 ) -> anyhow::Result<()> {
     let text = text_of(file)?;
-    if let Some(exported) = Exported::read(&text).with_context(|| file.display().to_string())? {
-        return import_exported(client, output, exported, options, (scope, safety));
+    let EntryOptions { list, ttl, reason } = options;
+    let exported = Exported::read(&text).with_context(|| file.display().to_string())?;
+    let (sorted, scope, list) = match exported {
+        Some(Exported { list: name, spec, items }) => {
+            let scope = spec.map_or_else(|| scope.query(), |spec| scope.or(spec));
+            let list = list.clone().unwrap_or(name);
+            (exported::sort(items, SystemTime::now()), scope, list)
+        }
+        None if text.len() > BULK_BYTES => {
+            (Sorted::of_lines(file, &text), scope.query(), options.list().to_owned())
+        }
+        None => {
+            return import_text(
+                client,
+                output,
+                (file, text),
+                options,
+                (scope, safety),
+                skip_errors,
+            );
+        }
+    };
+    drop(text);
+    if !skip_errors && !sorted.wrong.is_empty() {
+        let wrong: Vec<&str> = sorted.wrong.iter().map(|wrong| wrong.message.as_str()).collect();
+        bail!("{}: nothing is put on the list:\n{}", file.display(), wrong.join("\n"));
     }
+    let on_error = ("on_error", skip_errors.then_some("skip"));
+    let about: Vec<_> =
+        [on_error].into_iter().chain(safety.query()).chain(borrowed(&scope)).collect();
+    let path = format!("{}/entries{}", path(&list), query(&about));
+    let common = Common { ttl: ttl.as_deref(), reason: reason.as_deref() };
+    common.check()?;
+    let target = Target { client, list: &list, path };
+    let done = target.put(&sorted, common, safety.confirm.is_some())?;
+    changed(client, output, &serde_json::to_value(done)?, &list, safety)
+}
+
+fn import_text(
+    client: &Client,
+    output: &Output,
+    (file, text): (&Path, Vec<u8>),
+    options: &EntryOptions,
+    (scope, safety): (&ScopeOptions, &SafetyOptions),
+    skip_errors: bool,
+) -> anyhow::Result<()> {
     let (list, EntryOptions { ttl, reason, .. }) = (options.list(), options);
     if !skip_errors {
         check(file, &text, "nothing is put on the list")?;
@@ -167,31 +216,6 @@ pub(super) fn import(
         [ttl, reason, on_error, force, confirm].into_iter().chain(borrowed(&scope)).collect();
     let query = query(&options);
     let value = client.upload(&format!("{}/entries{query}", path(list)), text)?;
-    changed(client, output, &value, list, safety)
-}
-
-/// A list as it was exported: its name, what it is about, and ends and reasons, where the options say nothing else.
-fn import_exported(
-    client: &Client,
-    output: &Output,
-    Exported { list, spec, items }: Exported,
-    options: &EntryOptions,
-    (scope, safety): (&ScopeOptions, &SafetyOptions),
-) -> anyhow::Result<()> {
-    let list = options.list.as_deref().unwrap_or(&list);
-    let scope = match spec {
-        Some(spec) => scope.or(spec),
-        None => scope.query(),
-    };
-    let exported::Left { entries, ended } =
-        exported::left(items, (&options.ttl, &options.reason), SystemTime::now())?;
-    if ended > 0 {
-        writeln!(io::stderr(), "{} are left out: their time is over", number(ended))?;
-    }
-    let about: Vec<_> = borrowed(&scope).chain(safety.query()).collect();
-    let path = format!("{}/entries{}", path(list), query(&about));
-    let body = serde_json::to_value(entries)?;
-    let value = client.change(Method::POST, &path, Some(&body), Guard::default())?;
     changed(client, output, &value, list, safety)
 }
 
