@@ -116,6 +116,7 @@ case $want in
 test)
     install "real HTTP servers, captures and switches of the namespace lab" \
         nginx-light iproute2 ethtool tcpdump bpftool
+    install "what bans through us, under test" fail2ban
     ;;
 kernel)
     install "another kernel, in an emulated machine" qemu-system-x86 busybox-static cpio

@@ -20,6 +20,7 @@ pub mod crowd;
 pub mod daemon;
 pub mod dns;
 pub mod edge;
+pub mod fail2ban;
 pub mod http;
 pub mod lab;
 pub mod mutated;

@@ -12,7 +12,9 @@ use std::{
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     edge::{self, Edge, PATIENCE},
-    eventually, http,
+    eventually,
+    fail2ban::Fail2ban,
+    http,
     lab::{CLIENT_V4, L2_V4, at, web_v4},
     web,
 };
@@ -245,4 +247,72 @@ fn lists_by_country_and_decisions_of_a_local_api() -> anyhow::Result<()> {
     expect_blocked(&edge)?;
     set(Some("{\"new\":null,\"deleted\":null}"))?;
     eventually(PATIENCE, || expect_free(&edge)).context("the ban stays")
+}
+
+/// The action file that we ship, under a real fail2ban.
+#[test]
+fn fail2ban_bans_and_lifts() -> anyhow::Result<()> {
+    let mut edge = edge()?;
+    let directory = edge.lab.directory().join("fail2ban");
+    let (ssh, web) = ("fail2ban-ssh", "fail2ban-web");
+    let longer = "bantime.increment = true\nbantime.overalljails = true";
+    let jails = [("ssh", ""), ("web", longer)];
+    let mut fail2ban = Fail2ban::start(edge.lab.host("lb")?, &directory, &edge.lb, &jails)?;
+    expect_free(&edge)?;
+
+    fail2ban.fail("ssh", OTHER)?;
+    eventually(PATIENCE, || expect_blocked(&edge)).context("it does not ban")?;
+    let left = |edge: &Edge, list: &str| -> anyhow::Result<u64> {
+        let entries = edge.lb.get(&format!("/v1/prefilter/lists/{list}/entries"))?;
+        let items = entries["items"].as_array().context("no items")?;
+        let [ban] = &items[..] else { anyhow::bail!("{entries}") };
+        let reason = ban["reason"].as_str().unwrap_or_default();
+        ensure!(ban["cidr"] == format!("{OTHER}/32") && reason.contains(", 3 failures"), "{ban}");
+        ban["expires_in_seconds"].as_u64().context("no end")
+    };
+    let hour = left(&edge, ssh)?;
+    ensure!((3500..=3600).contains(&hour), "{hour}");
+
+    // What one jail lifts, another may still ban.
+    fail2ban.fail("web", OTHER)?;
+    eventually(PATIENCE, || left(&edge, web))?;
+    fail2ban.client(&["set", "ssh", "unbanip", OTHER])?;
+    eventually(PATIENCE, || {
+        ensure!(left(&edge, ssh).is_err(), "it is not lifted");
+        Ok(())
+    })?;
+    expect_blocked(&edge)?;
+
+    // A ban of a moment at which there is no daemon is in force when there is one.
+    edge.lb.kill9()?;
+    fail2ban.fail("ssh", OTHER)?;
+    eventually(PATIENCE, || {
+        let calls = fail2ban.calls()?;
+        ensure!(calls.ends_with("prefilter list\n"), "it does not wait: {calls}");
+        Ok(())
+    })?;
+    edge.lb.resume()?;
+    eventually(PATIENCE, || left(&edge, ssh)).context("a ban is lost")?;
+
+    // Who was banned before is banned for longer, which fail2ban says ten seconds after the ban.
+    eventually(PATIENCE, || {
+        let hours = left(&edge, web)?;
+        ensure!((7100..=7200).contains(&hours), "for {hours} s");
+        Ok(())
+    })?;
+    fail2ban.client(&["set", "web", "unbanip", OTHER])?;
+    eventually(PATIENCE, || {
+        ensure!(left(&edge, web).is_err(), "it is not lifted");
+        Ok(())
+    })?;
+    expect_blocked(&edge)?;
+
+    // When it stops it lifts all bans, when it starts they are there again.
+    fail2ban.stop()?;
+    expect_free(&edge)?;
+    fail2ban.resume()?;
+    eventually(PATIENCE, || expect_blocked(&edge)).context("it does not ban again")?;
+    fail2ban.client(&["unban", "--all"])?;
+    eventually(PATIENCE, || expect_free(&edge)).context("it is not lifted")?;
+    edge.lb.expect_quiet()
 }
