@@ -3,7 +3,9 @@
 //! What costs anything is decided ahead: for each CPU and stream a [`Sampler`] says how many packets are
 //! passed over until the next one is looked at. The daemon grants so many samples at a time and widens the
 //! gaps when more packets come than it granted, so that no program asks for the time to know whether it
-//! may. Without a daemon nothing is granted, and nothing sampled.
+//! may. When more come than it could know of, the program widens them itself, with each sample of a reserve: so the
+//! samples of a burst are from all of it, and not from its beginning. Without a daemon nothing is granted, and nothing
+//! sampled.
 
 use crate::{
     reason::{Reason, Verdict},
@@ -14,6 +16,9 @@ use crate::{
 pub const RING_BYTES: u32 = 1 << 19;
 /// First bytes of a packet that a sample has at most.
 pub const CAPTURED: usize = 128;
+/// Samples beyond the granted ones that a CPU may take of packets that come all at once: as many as stand for 50,000
+/// after a quiet time.
+pub const RESERVE: u64 = 64;
 /// Samplers of each CPU.
 pub const STREAMS: u32 = 2;
 
@@ -37,7 +42,7 @@ impl Stream {
 }
 
 /// When a CPU takes its next sample of a stream. `granted` and `window` are the daemon's, live; the rest
-/// the program's.
+/// the program's, which also widens the window until the daemon sets it again.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sampler {
@@ -78,6 +83,9 @@ impl Sampler {
     #[inline(always)]
     pub fn take(&mut self) -> Option<u32> {
         let window = live(&self.window) & (Self::WIDEST - 1);
+        let left = live(&self.granted).wrapping_sub(self.used) as i64;
+        // A gap that was cut short has packets left that were counted when it began.
+        self.seen = self.seen.wrapping_sub(self.skip);
         // Numerical Recipes' generator (Knuth, MMIX); its high bits are the random ones.
         self.random = self
             .random
@@ -85,10 +93,14 @@ impl Sampler {
             .wrapping_add(1_442_695_040_888_963_407);
         self.skip = ((self.random >> 32) * window) >> 32;
         self.seen = self.seen.wrapping_add(self.skip + 1);
-        if live(&self.granted).wrapping_sub(self.used) as i64 <= 0 {
+        if left <= 0 {
             return None;
         }
         self.used = self.used.wrapping_add(1);
+        if left <= RESERVE as i64 {
+            // By an eighth; it stays odd, so that half of it is a whole number of packets.
+            self.window = window + 2 * (window / 16) + 2;
+        }
         Some((window.div_ceil(2)).max(1) as u32)
     }
 
@@ -110,10 +122,20 @@ impl Sampler {
         self.used
     }
 
-    /// Packets seen, ever; ahead of the truth by the gap that has just begun.
+    /// Packets that there were, ever.
     #[must_use]
-    pub const fn seen(&self) -> u64 {
-        self.seen
+    pub const fn packets(&self) -> u64 {
+        // The gap that has begun was counted as a whole.
+        self.seen.wrapping_sub(self.skip)
+    }
+
+    /// What lets a CPU take `more` samples, and have its reserve back by as many as it has not taken of those before.
+    #[must_use]
+    pub const fn granting(&self, more: u64) -> u64 {
+        let left = self.granted.wrapping_sub(self.used);
+        let left = if (left as i64) < 0 || more == 0 { 0 } else { left };
+        let most = more + RESERVE;
+        self.used.wrapping_add(if left + more < most { left + more } else { most })
     }
 
     /// Samples that found no room in the ring buffer.
@@ -251,16 +273,57 @@ mod tests {
     fn nothing_without_a_grant() {
         let mut sampler = Sampler::default();
         assert_eq!(run(&mut sampler, 1000), (0, 0));
-        assert_eq!(sampler.seen(), 1000, "and yet all are seen");
+        assert_eq!(sampler.packets(), 1000, "and yet all are counted");
     }
 
     #[test]
-    fn each_packet_until_the_grant_is_used_up() {
-        let mut sampler =
-            Sampler { granted: 5, window: Sampler::window_of(1), ..Default::default() };
-        assert_eq!(run(&mut sampler, 1000), (5, 5));
-        sampler.granted += 2;
-        assert_eq!(run(&mut sampler, 1000), (2, 2));
+    fn each_packet_and_then_ever_fewer() {
+        let window = Sampler::window_of(1);
+        let granted = 5 + RESERVE;
+        let mut sampler = Sampler { granted, window, ..Default::default() };
+        assert_eq!(run(&mut sampler, 5), (5, 5), "what is granted");
+        let (taken, weight) = run(&mut sampler, 1000);
+        assert!((20..40).contains(&taken), "{taken}");
+        assert!((600..1700).contains(&weight), "{weight}");
+        run(&mut sampler, 1_000_000);
+        assert_eq!(sampler.used(), granted, "and no more");
+        assert_eq!(sampler.packets(), 1_001_005);
+    }
+
+    #[test]
+    fn a_reserve_comes_back_by_what_is_not_used() {
+        let mut sampler = Sampler::default();
+        sampler.granted = sampler.granting(10);
+        assert_eq!(sampler.granted, 10, "after a start there is none");
+        for _ in 0..100 {
+            sampler.granted = sampler.granting(10);
+        }
+        assert_eq!(sampler.granted, 10 + RESERVE);
+        sampler.used = sampler.granted;
+        sampler.granted = sampler.granting(10);
+        assert_eq!(sampler.granted - sampler.used, 10);
+        assert_eq!(sampler.granting(0), sampler.used, "nothing is to be sampled");
+        // A table that another daemon has left.
+        sampler.used = sampler.granted + 7;
+        assert_eq!(sampler.granting(3), sampler.used + 3);
+    }
+
+    /// Whatever comes first, all of a burst is sampled alike.
+    #[test]
+    fn samples_of_a_burst_are_from_all_of_it() {
+        let (packets, rounds) = (40_000, 200);
+        let (mut first, mut second) = (0, 0);
+        for random in 0..rounds {
+            let window = Sampler::window_of(1);
+            let granted = 10 + RESERVE;
+            let mut sampler = Sampler { granted, window, random, ..Default::default() };
+            first += run(&mut sampler, packets / 2).1;
+            second += run(&mut sampler, packets / 2).1;
+        }
+        // What the last sample of each stands for may be beyond its end.
+        let half = packets / 2 * rounds;
+        assert!((half * 9 / 10..half * 11 / 10).contains(&first), "{first} of {half}");
+        assert!((half * 9 / 10..half * 12 / 10).contains(&second), "{second} of {half}");
     }
 
     #[test]
@@ -270,7 +333,8 @@ mod tests {
         assert!(sampler.is_due() && sampler.take().is_some());
         assert!(sampler.skip > 1, "{sampler:?}");
         sampler.window = Sampler::window_of(1);
-        assert!(sampler.is_due());
+        assert!(sampler.is_due() && sampler.take().is_some());
+        assert_eq!(sampler.packets(), 2);
     }
 
     proptest! {
@@ -281,7 +345,7 @@ mod tests {
             let packets = stride * 2000;
             let (taken, weight) = run(&mut sampler, packets);
             prop_assert!(weight.abs_diff(packets) < packets / 8, "{taken} {weight} {packets}");
-            prop_assert!(sampler.seen().abs_diff(packets) <= 2 * stride);
+            prop_assert_eq!(sampler.packets(), packets);
         }
     }
 

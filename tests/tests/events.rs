@@ -1,6 +1,7 @@
 //! Samples of dropped packets, from the kernel to `lbctl monitor`, its capture file and `lbctl top`.
 
 use std::{
+    net::UdpSocket,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
@@ -95,6 +96,39 @@ fn samples_go_on_after_a_restart() -> anyhow::Result<()> {
     edge.lb.kill9()?;
     edge.lb.resume()?;
     knocking(&edge, || told(&edge))?
+}
+
+/// Packets that come all at once, after others, count as what they are.
+#[test]
+fn a_plan_counts_a_burst() -> anyhow::Result<()> {
+    const OTHER: &str = "192.0.2.77";
+    let edge = Edge::start(edge::L2)?;
+    let client = edge.client()?;
+    client.ip(&format!("addr add {OTHER}/24 dev eth0\n"))?;
+    // The way is known from now on: nothing waits for it.
+    client.enter(|| http::get(at(L2_V4, web::PORT), "/"))??;
+    let burst = |source: &str, packets: u32| {
+        client.enter(|| -> anyhow::Result<()> {
+            let socket = UdpSocket::bind((source, 0))?;
+            (0..packets).try_for_each(|_| Ok(socket.send_to(b"x", at(L2_V4, 9)).map(drop)?))
+        })?
+    };
+    burst(CLIENT_V4, 2000)?;
+    burst(OTHER, 6000)?;
+    eventually(PATIENCE, || {
+        let plan = edge.lb.lbctl(&["-o", "json", "prefilter", "plan", OTHER])?;
+        let plan: Value = serde_json::from_str(&plan)?;
+        let number = |name: &str| plan[name].as_u64().with_context(|| format!("{name}: {plan}"));
+        ensure!((8000..8500).contains(&number("passed_packets")?), "{plan}");
+        // A single packet of one tick and CPU stands for an eighth of what came there at most.
+        let packets = number("would_drop_packets")?;
+        ensure!((2500..=8000).contains(&packets), "{plan}");
+        let (least, most) = (number("would_drop_least")?, number("would_drop_most")?);
+        ensure!((1..=packets).contains(&least) && (packets..8500).contains(&most), "{plan}");
+        ensure!(plan["would_drop"][0]["source"] == OTHER, "{plan}");
+        Ok(())
+    })?;
+    edge.lb.expect_quiet()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use abi::{
     addr::Addr,
-    event::{Event, Hook, Outcome},
+    event::{Event, Hook, Outcome, Stream},
     reason::Reason,
     upper,
     wire::{Frame as _, Ports, protocol},
@@ -47,6 +47,16 @@ pub struct Sample {
     pub weight: u32,
     /// Its first bytes.
     pub bytes: Box<[u8]>,
+}
+
+impl Sample {
+    /// The stream that it is of.
+    pub(super) fn stream(&self) -> Stream {
+        match self.outcome {
+            Outcome::Passed => Stream::Passed,
+            Outcome::Dropped | Outcome::Forwarded | Outcome::Audited => Stream::Dropped,
+        }
+    }
 }
 
 /// Who sent it to whom.

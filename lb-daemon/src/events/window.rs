@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -95,12 +96,14 @@ pub struct Top {
 }
 
 /// What a list would have dropped.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WouldMatch {
     /// All that passed.
     pub passed: Share<()>,
     /// What of it would have been dropped.
     pub matched: Share<()>,
+    /// What that lies between, in 19 of 20 cases.
+    pub between: RangeInclusive<u64>,
     /// The sources of that, those with most packets, at most twenty.
     pub sources: Vec<Share<IpAddr>>,
 }
@@ -170,19 +173,68 @@ impl Window {
         allowed: &PrefixSet,
     ) -> WouldMatch {
         let (mut passed, mut matched) = (Share::default(), Share::default());
+        let (mut all, mut own) = (Unseen::default(), Unseen::default());
         let mut sources = BTreeMap::new();
         for kept in &self.passed {
             passed.add(kept);
+            all.add(kept);
             let Some((address, about)) = kept.seen(scope.destination) else { continue };
             let holds = |set: &PrefixSet| set.longest(address, 128).is_some();
             // What is not known of a packet, such as the port of a later fragment, the program does not know either.
             if scope.has(&about) == Some(true) && holds(prefixes) && !holds(allowed) {
                 matched.add(kept);
+                own.add(kept);
                 kept.source().into_iter().for_each(|source| add(&mut sources, source, kept));
             }
         }
-        WouldMatch { passed, matched, sources: largest(sources, NAMED) }
+        let between = between(&passed, &matched, &all, &own);
+        WouldMatch { passed, matched, between, sources: largest(sources, NAMED) }
     }
+}
+
+/// Packets that samples stand for beside themselves.
+#[derive(Debug, Default)]
+struct Unseen {
+    packets: f64,
+    squares: f64,
+    /// Of all packets, each with how many stood beside it.
+    beside: f64,
+}
+
+impl Unseen {
+    fn add(&mut self, kept: &Kept) {
+        let unseen = f64::from(kept.weight) - 1.0;
+        self.packets += unseen;
+        self.squares += unseen * unseen;
+        self.beside += unseen * f64::from(kept.weight);
+    }
+}
+
+/// What was seen is certain. What was not is as sure as the count of so many equal samples (Poisson's, by Byar's
+/// approximation); and where none has matched, as many samples may have been missed as come 3.7 at a time at most.
+fn between(
+    passed: &Share<()>,
+    matched: &Share<()>,
+    all: &Unseen,
+    own: &Unseen,
+) -> RangeInclusive<u64> {
+    const Z: f64 = 1.96;
+    const NONE: f64 = 3.7;
+    let bound =
+        |n: f64, z: f64| n * (1.0 - 1.0 / (9.0 * n) + z / (3.0 * n.sqrt())).max(0.0).powi(3);
+    let (mut least, mut most) = (0.0, 0.0);
+    if own.packets > 0.0 {
+        let samples = own.packets * own.packets / own.squares;
+        let each = own.packets / samples;
+        (least, most) = (each * bound(samples, -Z), each * bound(samples + 1.0, Z));
+    }
+    if passed.packets > 0 {
+        most = most.max(NONE * all.beside / passed.packets as f64);
+    }
+    let seen = matched.samples;
+    let others = passed.samples - seen;
+    let most = (seen + most.ceil() as u64).min(passed.packets - others);
+    (seen + least.floor() as u64).min(matched.packets)..=most.max(matched.packets)
 }
 
 fn add<T: Ord>(all: &mut BTreeMap<T, Share<()>>, of: T, kept: &Kept) {
@@ -256,6 +308,74 @@ mod tests {
         let found = window.would_match(&set("0.0.0.0/0"), &all, &PrefixSet::default());
         assert_eq!(found.matched.packets, 23);
         assert_eq!(found.sources[0].of, "198.51.100.1".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn how_sure_an_estimate_is() {
+        let between = |listed: &[u32], others: &[u32]| {
+            let mut window = Window::default();
+            for (source, weights) in [("192.0.2.1", listed), ("198.51.100.1", others)] {
+                for &weight in weights {
+                    window.add(&sample(source, Outcome::Passed, weight, None), S);
+                }
+            }
+            let net: PrefixSet =
+                std::iter::once("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap()).collect();
+            let found = window.would_match(&net, &Scope::default(), &PrefixSet::default());
+            assert!(found.between.contains(&found.matched.packets), "{found:?}");
+            found.between
+        };
+        assert_eq!(between(&[], &[]), 0..=0);
+        assert_eq!(between(&[1; 7], &[1; 9]), 7..=7, "each packet was looked at");
+        // 100 equal samples: Poisson's interval is 81.4 to 121.6.
+        assert_eq!(between(&[101; 100], &[101; 900]), (100 + 8136)..=(100 + 12163));
+        // One: 0.013 to 5.56.
+        assert_eq!(between(&[1001], &[1001; 99]), 14..=5565);
+        assert_eq!(
+            between(&[], &[101; 100]),
+            0..=370,
+            "none, which does not say that there was none"
+        );
+        assert_eq!(between(&[], &[3]), 0..=2, "no more than there were");
+        assert_eq!(between(&[101; 100], &[]), (100 + 8136)..=10_100);
+        // What is certain does not become less so by what is not.
+        let found = between(&[[1; 50].as_slice(), &[51; 10]].concat(), &[2; 1000]);
+        assert!(
+            (200..300).contains(found.start()) && (900..1100).contains(found.end()),
+            "{found:?}"
+        );
+    }
+
+    /// The truth lies in the interval nearly always, whatever the weights are.
+    #[test]
+    fn intervals_hold() {
+        let net: PrefixSet =
+            std::iter::once("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap()).collect();
+        // Numbers as good as random ones, and the same every time.
+        let mut state = 1u64;
+        let mut random = move |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for (of_hundred, stride) in [(1, 20), (10, 20), (50, 100), (5, 1)] {
+            let mut held = 0;
+            for _ in 0..200 {
+                let (mut window, mut truth) = (Window::default(), 0);
+                for _ in 0..20_000 {
+                    let listed = random(100) < of_hundred;
+                    truth += u64::from(listed);
+                    if random(stride) == 0 {
+                        let source = if listed { "192.0.2.1" } else { "198.51.100.1" };
+                        window.add(&sample(source, Outcome::Passed, stride as u32, None), S);
+                    }
+                }
+                let found = window.would_match(&net, &Scope::default(), &PrefixSet::default());
+                held += u32::from(found.between.contains(&truth));
+            }
+            assert!(held >= 180, "{of_hundred} of 100, one in {stride}: {held} of 200");
+        }
     }
 
     #[test]

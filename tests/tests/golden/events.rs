@@ -1,7 +1,7 @@
 //! Samples of packets: what is in them, and that there are as many as were granted.
 
 use abi::{
-    event::{Event, Hook, Outcome, Stream},
+    event::{Event, Hook, Outcome, RESERVE, Stream},
     prefix::{Entry, ListRow},
     reason::Reason,
 };
@@ -98,10 +98,35 @@ fn what_passes_is_sampled_as_it_came() {
 fn a_full_buffer_loses_samples_and_counts_them() {
     let (mut rig, mut events) = listed();
     let room = u64::from(abi::event::RING_BYTES) / (size_of::<Event>() as u64 + 8);
-    grant(&events, room + 100, 0);
+    grant(&events, room + 50 + RESERVE, 0);
     let frame = frame4("192.0.2.200", VIP4, L4::Syn(80), 64, b"");
     rig.repeat(&frame, room as u32 + 50);
     let lost: u64 = (0..events.cpus()).map(|cpu| events.sampler(cpu, Stream::Dropped).lost()).sum();
     let got = all(&mut events).len() as u64;
     assert!(lost > 0 && got + lost == room + 50, "{got} + {lost}, room for {room}");
+}
+
+/// More than was granted comes at once: the samples are from all of it, and say how much.
+#[test]
+fn a_burst_is_sampled_from_its_beginning_to_its_end() {
+    let (mut rig, mut events) = listed();
+    grant(&events, 10 + RESERVE, 0);
+    let bursts = [("192.0.2.200", 20_000), ("192.0.2.201", 20_000)];
+    for (source, packets) in bursts {
+        rig.repeat(&frame4(source, VIP4, L4::Syn(80), 64, b""), packets);
+    }
+    let count: u64 =
+        (0..events.cpus()).map(|cpu| events.sampler(cpu, Stream::Dropped).packets()).sum();
+    assert_eq!(count, 40_000);
+    let got = all(&mut events);
+    assert!(got.len() as u64 <= 10 + RESERVE, "{}", got.len());
+    assert!(got[..10].iter().all(|event| event.head.weight == 1), "the first ones are all there");
+    let of = |last: u8| -> u32 {
+        let own = got.iter().filter(|event| event.packet()[29] == last);
+        own.map(|event| event.head.weight).sum()
+    };
+    // A last sample of a burst stands for an eighth of it.
+    for last in [200, 201] {
+        assert!((12_000..28_000).contains(&of(last)), "{last}: {}", of(last));
+    }
 }

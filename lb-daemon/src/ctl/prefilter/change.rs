@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         client::{Client, Guard, segment},
-        output::{Output, number},
+        output::{Output, count, number},
     },
     EntryOptions, SafetyOptions,
     exported::{self, Exported},
@@ -105,12 +105,21 @@ fn page(plan: &Plan) -> String {
         number(*addresses_v4)
     );
     let done = if action == "drop" { "dropped" } else { "counted, and let pass," };
+    let (least, most) = (plan.would_drop_least, plan.would_drop_most);
+    let samples = count(plan.samples, "sample");
+    let sure = if most < plan.would_drop_packets {
+        // A daemon that says no more.
+        format!("by {samples}")
+    } else if least == most {
+        "each packet was looked at".to_owned()
+    } else {
+        format!("{} to {}, by {samples}", number(least), number(most))
+    };
     page.push_str(&format!(
-            "of some {} packets that passed in the last minute it would have {done} some {} (by {} samples)\n",
-            number(plan.passed_packets),
-            number(plan.would_drop_packets),
-            number(plan.samples)
-        ));
+        "of {} that passed in the last minute it would have {done} {} ({sure})\n",
+        count(plan.passed_packets, "packet"),
+        number(plan.would_drop_packets),
+    ));
     for source in &plan.would_drop {
         page.push_str(&format!("  {} {}\n", source.source, number(source.packets)));
     }
@@ -309,6 +318,8 @@ mod tests {
             needs_force: false,
             passed_packets: 70,
             would_drop_packets: 7,
+            would_drop_least: 3,
+            would_drop_most: 1200,
             samples: 9,
             would_drop: Vec::new(),
         };
@@ -317,11 +328,16 @@ mod tests {
             text.starts_with("1 new on the list web (drop, only packets tcp to 80), 2,000"),
             "{text}"
         );
-        assert!(text.contains("would have dropped some 7 (by 9 samples)"), "{text}");
+        let want = "of 70 packets that passed in the last minute it would have dropped 7 (3 to 1,200, by 9 samples)";
+        assert!(text.contains(want), "{text}");
+        (plan.would_drop_least, plan.would_drop_most) = (7, 7);
+        assert!(page(&plan).contains("would have dropped 7 (each packet was looked at)"));
+        (plan.would_drop_least, plan.would_drop_most) = (0, 0);
+        assert!(page(&plan).contains("would have dropped 7 (by 9 samples)"));
         plan.action = "audit".to_owned();
         plan.scope = None;
         let text = page(&plan);
         assert!(text.starts_with("1 new on the list web (audit), 2,000"), "{text}");
-        assert!(text.contains("would have counted, and let pass, some 7"), "{text}");
+        assert!(text.contains("would have counted, and let pass, 7 ("), "{text}");
     }
 }

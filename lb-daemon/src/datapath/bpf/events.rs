@@ -46,12 +46,12 @@ impl Events {
         self.samplers.read(stream.row(cpu))
     }
 
-    /// Lets a CPU take `more` samples than it has taken until now, with gaps of `stride` packets.
+    /// Lets a CPU take `more` samples, with gaps of `stride` packets, and a reserve beyond them.
     pub fn grant(&self, cpu: u32, stream: Stream, more: u64, stride: u64) {
         let row = stream.row(cpu);
-        let used = self.samplers.read(row).used();
+        let granted = self.samplers.read(row).granting(more);
         self.samplers.store(row, Sampler::WINDOW, Sampler::window_of(stride));
-        self.samplers.store(row, Sampler::GRANTED, used.wrapping_add(more));
+        self.samplers.store(row, Sampler::GRANTED, granted);
     }
 }
 
