@@ -173,6 +173,12 @@ impl Lab {
         &self.fabric
     }
 
+    /// A name for the namespace of another host.
+    #[must_use]
+    pub fn name_of(&self, host: &str) -> String {
+        format!("{}-{host}", self.id)
+    }
+
     /// A server.
     ///
     /// # Errors
@@ -232,7 +238,7 @@ impl Lab {
     }
 
     fn add_host(&mut self, name: &'static str, addresses: &[&str], mtu: u32) -> anyhow::Result<()> {
-        let host = Namespace::create(&format!("{}-{name}", self.id))?;
+        let host = Namespace::create(&self.name_of(name))?;
         let port = format!("to-{name}");
         self.fabric.ip(&format!(
             "link add {port} mtu {FABRIC_MTU} type veth peer name eth0 mtu {mtu} netns {}\n\

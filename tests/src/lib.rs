@@ -28,6 +28,7 @@ pub mod netns;
 pub mod pass;
 pub mod process;
 pub mod rig;
+pub mod vlan;
 pub mod web;
 
 use std::{

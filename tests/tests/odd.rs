@@ -1,5 +1,5 @@
 //! Packets that are not plain TCP at a service's port, as clients see them: echo, ports that nobody
-//! serves, clients that may not, ways that are too narrow, fragments.
+//! serves, clients that may not, ways that are too narrow, fragments, VLAN tags.
 
 use std::{
     io,
@@ -16,14 +16,17 @@ use std::{
 use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
-    capture::Capture,
-    edge::{Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Specs, expect_answered, yaml},
+    capture::{Capture, Checksums},
+    edge::{
+        Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Specs, expect_all_answer, expect_answered, yaml,
+    },
     eventually, http,
     lab::{
         CLIENT_V4, CLIENT_V6, IPIP_V4, IPIP_V6, L2_V4, L2_V6, Lab, SPARE_V4, SPARE_V6, WEBS, at,
         web_v4, web_v6,
     },
     netns::{Entrance, Namespace},
+    vlan::{self, Tagged},
     web,
 };
 use nix::sys::socket::{
@@ -333,6 +336,102 @@ fn fragments(ports: (u16, u16), vip: &str, id: u16, payload: &[u8]) -> Vec<Vec<u
             out
         })
         .collect()
+}
+
+/// The client's addresses in its VLAN.
+const TAGGED: [&str; 2] = ["192.0.2.110", "2001:db8:2::110"];
+
+/// Clients behind a VLAN tag, and behind two: what is forwarded keeps them, what is translated loses them on the way to
+/// its server, and replies have them again.
+#[test]
+fn clients_behind_tags() -> anyhow::Result<()> {
+    behind_tags(&[0x81, 0, 0x60, 7], "vlan 7, p 3, ethertype IPv")?;
+    behind_tags(
+        &[0x88, 0xa8, 0xe0, 100, 0x81, 0, 0x20, 8],
+        "vlan 100, p 7, ethertype 802.1Q (0x8100), vlan 8, p 1, ethertype IPv",
+    )
+}
+
+/// `seen`: how a capture says these tags.
+fn behind_tags(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
+    const REQUESTS: usize = 40;
+    let lab = Lab::start()?;
+    let client = Tagged::start(&lab, "vlan-client", &TAGGED, tags)?;
+    // A server is reached by the tags that a packet came with: this one is in the client's VLAN.
+    let (own4, own6) = (web_v4(4), web_v6(4));
+    let near = Tagged::start(&lab, "vlan-web", &[&own4, &own6], tags)?;
+    vlan::in_frames(lab.fabric(), &["to-lb"])?;
+
+    // The balancer has no interface in the VLAN: nobody there answers for it, and it asks for nobody there.
+    let (balancer, mac) = (vlan::mac_of(lab.host("lb")?)?, near.mac()?);
+    lab.host("lb")?.ip(&format!(
+        "neigh replace {own4} lladdr {mac} dev eth0 nud permanent\n\
+         neigh replace {own6} lladdr {mac} dev eth0 nud permanent"
+    ))?;
+    for (via, vips) in BALANCER.iter().zip([[L2_V4, SPARE_V4], [L2_V6, SPARE_V6]]) {
+        client.host().ip(&format!(
+            "neigh replace {via} lladdr {balancer} dev eth0 nud permanent\n\
+             route add {} via {via}\nroute add {} via {via}",
+            vips[0], vips[1]
+        ))?;
+    }
+    near.host().sysctl("ipv4/conf/all/arp_ignore", "1")?;
+    near.host().sysctl("ipv4/conf/all/arp_announce", "2")?;
+    near.host().ip(&format!("addr add {L2_V4}/32 dev lo\naddr add {L2_V6}/128 dev lo nodad"))?;
+    let directory = lab.directory().join("vlan-web");
+    let _server = web::Web::start(near.host(), &directory, "vlan-web")?;
+
+    let mut specs = L2();
+    for spec in &mut specs {
+        spec.webs = vec![4];
+    }
+    specs.extend(NAT());
+    let lb = lab.daemon("lb", &yaml(&specs))?;
+    eventually(PATIENCE, || lb.ways_known())?;
+
+    let capture = |port: &str| {
+        let file = lab.directory().join(format!("{port}.pcap"));
+        Capture::start(lab.fabric(), port, "", &file)
+    };
+    let (at_client, at_near) = (capture(client.port())?, capture(near.port())?);
+    let at_web = capture("to-web-1")?;
+    for vip in [L2_V4, L2_V6] {
+        let tally = http::requests(client.host(), at(vip, web::PORT), REQUESTS)?;
+        expect_answered(&tally);
+        assert_eq!(tally.answers.get("vlan-web"), Some(&(REQUESTS as u64)), "{vip}");
+    }
+    for vip in [SPARE_V4, SPARE_V6] {
+        expect_all_answer(&http::requests(client.host(), at(vip, web::PORT), REQUESTS)?);
+    }
+
+    let segments = |packets: Vec<String>| -> Vec<String> {
+        assert_eq!(Checksums::of(&packets).wrong, Vec::<String>::new());
+        packets.into_iter().filter(|packet| packet.contains("Flags [")).collect()
+    };
+    let to = |vip: &str| format!(" > {vip}.80: ");
+    let from = |vip: &str| format!(" {vip}.80 > ");
+    let count =
+        |packets: &[String], what: &str| packets.iter().filter(|p| p.contains(what)).count();
+    at_client.until(|packets| {
+        for vip in [L2_V4, L2_V6, SPARE_V4, SPARE_V6] {
+            // SYN and its answer, request and answer.
+            let [there, back] = [count(packets, &to(vip)), count(packets, &from(vip))];
+            ensure!(there >= 2 * REQUESTS && back >= 2 * REQUESTS, "{vip}: {there}, {back}");
+        }
+        Ok(())
+    })?;
+    let (at_client, at_near) = (segments(at_client.packets()?), segments(at_near.packets()?));
+    let at_web = segments(at_web.packets()?);
+    assert!(count(&at_near, &to(L2_V4)) >= 2 * REQUESTS);
+    assert!(count(&at_near, &to(L2_V6)) >= 2 * REQUESTS);
+    for packet in at_client.iter().chain(&at_near) {
+        assert!(packet.contains(seen), "{packet}");
+    }
+    for balancer in BALANCER {
+        assert!(count(&at_web, &format!(" {balancer}.")) > 0, "{balancer}");
+    }
+    assert_eq!(count(&at_web, "vlan"), 0, "{at_web:?}");
+    lb.expect_quiet()
 }
 
 /// Frames larger than a page, in several buffers: they are forwarded as any other.
