@@ -49,8 +49,10 @@ pub const fn of_words(words: [u32; 4]) -> u16 {
 #[inline(always)]
 #[must_use]
 pub const fn fold_words(sum: u64) -> u16 {
-    // At most 18 bits, then 16 and a carry.
-    fold((sum & 0xffff) as u32 + (sum >> 16 & 0xffff) as u32 + (sum >> 32) as u32)
+    // Of its three halves, h0 to h2, s = h0 + h1 + h2 stands in the product's highest 16 bits, and again in the 16 below:
+    // what is carried from there is what has to go round. It is s >> 16 but for s = 0x1ffff, which comes to 0x10000 when
+    // it has gone round, and once more; then h0 + h1, in the 16 bits further down, is carried too, and makes it 2.
+    (sum.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
 }
 
 /// Sum of `bytes` in memory order, not folded; an odd last byte counts as if a zero followed.
@@ -116,7 +118,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn halves_are_folded_in_one_product() {
+        let edges = [0u64, 1, 2, 0x7fff, 0x8000, 0xfffd, 0xfffe, 0xffff];
+        for n in 0..edges.len().pow(3) {
+            let [h0, h1, h2] = [n & 7, n >> 3 & 7, n >> 6].map(|at| edges[at]);
+            let want = fold((h0 + h1 + h2) as u32);
+            assert_eq!(fold_words(h0 | h1 << 16 | h2 << 32), want, "{h0:#x} {h1:#x} {h2:#x}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_sum_of_words_is_folded_as_halves_are(sum in 0u64..1 << 48) {
+            let halves = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+            prop_assert_eq!(fold_words(sum), fold(halves as u32));
+        }
+
         #[test]
         fn words_are_their_bytes(words in any::<[u32; 4]>(), ones in any::<[bool; 4]>()) {
             let words = std::array::from_fn(|n| if ones[n] { u32::MAX } else { words[n] });

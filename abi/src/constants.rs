@@ -31,6 +31,9 @@ pub const FILTER6_ROWS: u32 = 9;
 /// Buckets of the IPv6 prefix table in each half; a power of two.
 pub const BUCKET6_ROWS: u32 = 10;
 
+/// Places for CPUs in the tables that each CPU has rows of its own in ([`crate::limits::cpu_places`]), less one.
+pub const CPU_MASK: u32 = 11;
+
 /// From here on: how many rows a flat table has, and less one, where that is a mask; two for each of [`TABLES`].
 pub const ROWS: u32 = 0x40;
 /// From here on, with bits of [`crate::limits::feature`] added: 1 if the program has one of them, else 0.
@@ -109,7 +112,7 @@ mod tests {
     fn every_table_has_numbers_of_its_own() {
         for (at, name) in TABLES.iter().enumerate() {
             assert_eq!(table(name), at);
-            assert!(rows(at) > BUCKET6_ROWS && mask(at) < FEATURES);
+            assert!(rows(at) > CPU_MASK && mask(at) < FEATURES);
         }
     }
 }

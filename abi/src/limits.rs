@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 22;
+pub const ABI_VERSION: u32 = 23;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -95,6 +95,13 @@ const _: () = {
     assert!(MAX_LISTS < 255);
     assert!(1 << (RANGE_STEPS - 1) >= MAX_RANGES);
 };
+
+/// Places for CPUs in the tables that each CPU has rows of its own in: a power of two, so that a mask bounds a CPU's
+/// number.
+#[must_use]
+pub const fn cpu_places(cpus: u32) -> u32 {
+    cpus.next_power_of_two()
+}
 
 /// Counter rows of blocklists for each CPU.
 pub const LIST_ROWS: u32 = 256;

@@ -24,10 +24,20 @@ pub trait Tables {
     fn bucket(&self, index: u64) -> &Bucket;
     /// A frontend row.
     fn frontend(&self, row: u32) -> Option<&Frontend>;
+    /// The same with its number, as a verifier knows it to be within bounds.
+    #[inline(always)]
+    fn frontend_at(&self, row: u32) -> Option<(u32, &Frontend)> {
+        self.frontend(row).map(|frontend| (row, frontend))
+    }
     /// A word of the ring arena.
     fn slot(&self, index: u32) -> Option<u64>;
     /// A backend row.
     fn backend(&self, row: u32) -> Option<&Backend>;
+    /// The same with its number, as [`Self::frontend_at`].
+    #[inline(always)]
+    fn backend_at(&self, row: u32) -> Option<(u32, &Backend)> {
+        self.backend(row).map(|backend| (row, backend))
+    }
     /// The entry of a flow; `hash`: of its key ([`FlowKey::hash`]), or any other that is the same each time.
     fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry>;
     /// Makes or replaces the entry of a flow; it may be lost, and older ones for it.
@@ -83,7 +93,7 @@ pub fn salted<'a, T: Tables>(
     while probes < MAX_PROBES {
         let bucket = tables.bucket(index);
         if let Some(row) = bucket.find(tag) {
-            let frontend = tables.frontend(row)?;
+            let (row, frontend) = tables.frontend_at(row)?;
             if frontend.is(key) {
                 return Some((row, frontend));
             }
@@ -125,9 +135,7 @@ pub fn backend<'a, T: Tables>(
         return Ok(found);
     }
     core::hint::cold_path();
-    let row = unsettled();
-    let backend = tables.backend(row).ok_or(Reason::NoBackend)?;
-    Ok((row, backend))
+    tables.backend_at(unsettled()).ok_or(Reason::NoBackend)
 }
 
 /// The backend of all flows of a slot, where no entry can decide otherwise.
@@ -141,8 +149,7 @@ pub fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Ba
     if slot.current != slot.previous {
         return None;
     }
-    let backend = tables.backend(slot.current).filter(|backend| backend.is_plain())?;
-    Some((slot.current, backend))
+    tables.backend_at(slot.current).filter(|(_, backend)| backend.is_plain())
 }
 
 /// The row of that backend, or [`Slot::NONE`].

@@ -308,6 +308,8 @@ shared!(Frontend, 64, { addr @ 0, port_protocol @ 16, flags @ 20, ring @ 24, old
 impl Frontend {
     /// Bits of the [`Mode`].
     const MODE: u32 = 7;
+    /// The one that modes have whose packets other programs see to, or the first one in a way of its own.
+    const OTHER: u32 = 4;
     const VIP: u32 = 1 << 8;
     const DECAP: u32 = 1 << 9;
     const QUIC: u32 = 1 << 10;
@@ -507,6 +509,22 @@ impl Frontend {
             5 => Mode::GueTwice,
             _ => Mode::L2,
         }
+    }
+
+    /// Whether its packets leave as they came but for MAC addresses and headers in front.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_simple(&self) -> bool {
+        self.flags & Self::OTHER == 0
+    }
+
+    /// Whether it is [`Mode::Ipip`], asked for where it matters: of a list of modes the compiler makes a search.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_ipip(&self) -> bool {
+        // SAFETY: as in `live`.
+        let flags = unsafe { core::ptr::read_volatile(&raw const self.flags) };
+        flags & Self::MODE == Mode::Ipip as u32
     }
 
     /// Its ring, now.

@@ -3,7 +3,10 @@
 //! The compiler sees a value that it knows nothing of, the verifier one that it knows: what a constant rules out is
 //! dead code and is removed.
 
-use abi::constants::{FEATURES, NARROW, WIDE};
+use abi::{
+    constants::{FEATURES, NARROW, WIDE},
+    reason::Reason,
+};
 
 /// Constant `N`.
 #[inline(always)]
@@ -48,6 +51,66 @@ immediate! {
     shifted: ">>=";
     /// `value` times constant `N`.
     times: "*=";
+}
+
+/// `value`, and no more of it than is less than `END`, a power of two: for the verifier, where the compiler knows that
+/// it is and would leave the operation out.
+#[inline(always)]
+pub(crate) fn below<const END: u32>(mut value: u64) -> u64 {
+    const { assert!(END.is_power_of_two()) };
+    // SAFETY: an instruction with an immediate operand.
+    unsafe {
+        core::arch::asm!(
+            "{value} &= {mask}",
+            value = inout(reg) value,
+            mask = const END - 1,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    value
+}
+
+/// `value`, of which the compiler knows nothing more: what follows from it is then computed, and not decided by the way
+/// that led here.
+#[inline(always)]
+pub(crate) fn unknown(value: u32) -> u32 {
+    let copy: u64;
+    // SAFETY: a copy. No instruction at all would be enough, but the kernel takes no two lines of source for one place.
+    unsafe {
+        core::arch::asm!(
+            "{copy} = {value}",
+            copy = lateout(reg) copy,
+            value = in(reg) u64::from(value),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    // SAFETY: as it was. Or the compiler would make 32 bits of it once more.
+    unsafe { core::hint::assert_unchecked(copy >> 32 == 0) };
+    copy as u32
+}
+
+/// `value`, computed here and not where it is first wanted.
+#[inline(always)]
+pub(crate) fn early(mut value: u64) -> u64 {
+    // SAFETY: a copy onto itself. As it is not said to be pure, it stays where it is.
+    unsafe {
+        core::arch::asm!(
+            "{value} = {value}",
+            value = inout(reg) value,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    value
+}
+
+/// A reason why a packet does not go on, away from the way of those that do: where it is a constant, the compiler puts
+/// it at hand before it asks whether it is wanted.
+#[inline(always)]
+pub(crate) fn stop(reason: Reason) -> Reason {
+    core::hint::cold_path();
+    let number = unknown(reason as u32);
+    // SAFETY: the number of a reason.
+    unsafe { core::mem::transmute::<u32, Reason>(number) }
 }
 
 /// Whether the program has one of the features of `BITS`.

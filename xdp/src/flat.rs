@@ -66,9 +66,15 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
         unsafe { &*self.at_ptr(row) }
     }
 
-    /// A row, if the table has as many.
+    /// A row whose number the verifier knows to be less than the table has.
     #[inline(always)]
-    pub(crate) fn get_ptr(&'static self, row: u32) -> Option<*mut T> {
+    pub(crate) fn within(&'static self, row: u64) -> *mut T {
+        self.place(row)
+    }
+
+    /// The number of a row, if the table has as many, as the verifier knows it to be less.
+    #[inline(always)]
+    fn bound(row: u32) -> Option<u64> {
         let row = {
             let compared: u64;
             // SAFETY: a copy. What is compared is then the very register that is added; else the compiler may take
@@ -81,16 +87,31 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
                     options(pure, nomem, nostack, preserves_flags),
                 );
             }
+            // SAFETY: it is the copy of a number of 32 bits, of which the compiler knows no longer.
+            unsafe { core::hint::assert_unchecked(compared >> 32 == 0) };
             compared
         };
-        (row < constant::get::<ROWS>()).then(|| self.place(row))
+        (row < constant::get::<ROWS>()).then_some(row)
+    }
+
+    /// A row, if the table has as many.
+    #[inline(always)]
+    pub(crate) fn get_ptr(&'static self, row: u32) -> Option<*mut T> {
+        Self::bound(row).map(|row| self.place(row))
     }
 
     /// A row, if the table has as many.
     #[inline(always)]
     pub(crate) fn get(&'static self, row: u32) -> Option<&'static T> {
+        self.find(row).map(|(_, found)| found)
+    }
+
+    /// A row, if the table has as many, and its number, which the verifier knows to be less.
+    #[inline(always)]
+    pub(crate) fn find(&'static self, row: u32) -> Option<(u32, &'static T)> {
+        let row = Self::bound(row)?;
         // SAFETY: as in `at`.
-        self.get_ptr(row).map(|row| unsafe { &*row })
+        Some((row as u32, unsafe { &*self.place(row) }))
     }
 }
 

@@ -141,6 +141,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn frontend_at(&self, row: u32) -> Option<(u32, &Frontend)> {
+        FRONTENDS.find(row)
+    }
+
+    #[inline(always)]
     fn slot(&self, index: u32) -> Option<u64> {
         let word = SLOTS.get_ptr(index)?;
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
@@ -150,6 +155,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, row: u32) -> Option<&Backend> {
         BACKENDS.get(row)
+    }
+
+    #[inline(always)]
+    fn backend_at(&self, row: u32) -> Option<(u32, &Backend)> {
+        BACKENDS.find(row)
     }
 
     #[inline(always)]
@@ -272,6 +282,12 @@ pub(crate) fn cpu() -> u32 {
 #[inline(always)]
 pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
     FRONTENDS.get(row)
+}
+
+/// With its number, as the verifier knows it to be within bounds.
+#[inline(always)]
+pub(crate) fn frontend_at(row: u32) -> Option<(u32, &'static Frontend)> {
+    FRONTENDS.find(row)
 }
 
 #[inline(always)]
@@ -428,30 +444,49 @@ pub(crate) fn flags() -> u64 {
     CONTROL.first().flags()
 }
 
+/// The number of this CPU, less than there are places.
+#[inline(always)]
+fn place_of(cpu: u32) -> u64 {
+    constant::masked::<{ constants::CPU_MASK }>(cpu.into())
+}
+
 #[inline(always)]
 pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
-    if let Some(row) = REASON_COUNT.get_ptr(cpu * REASON_ROWS + reason as u32) {
-        // SAFETY: a row of the table; only this CPU writes this row, and a program is
-        // not interrupted by another one of the same CPU.
-        unsafe {
-            (*row).packets += 1;
-            (*row).bytes += bytes;
-        }
+    count_number(cpu, reason as u32, bytes);
+}
+
+/// The same for the number of a reason.
+#[inline(always)]
+pub(crate) fn count_number(cpu: u32, number: u32, bytes: u64) {
+    let own = place_of(cpu) * u64::from(REASON_ROWS);
+    let row = REASON_COUNT.within(own | constant::below::<REASON_ROWS>(number.into()));
+    // SAFETY: a row of the table; only this CPU writes this row, and a program is
+    // not interrupted by another one of the same CPU.
+    unsafe {
+        (*row).packets += 1;
+        (*row).bytes += bytes;
     }
 }
 
 /// Counts a packet that a frontend's backend gets; rows of both.
 #[inline(always)]
 pub(crate) fn count_sent(cpu: u32, frontend: u32, backend: u32, bytes: u64, opening: bool) {
-    let cpu = u64::from(cpu);
-    let frontends = constant::times::<{ rows(table("FRONTENDS")) }>(cpu) as u32;
-    let backends = constant::times::<{ rows(table("BACKENDS")) }>(cpu) as u32;
-    let (Some(frontend), Some(backend)) =
-        (FRONTEND_COUNT.get_ptr(frontends + frontend), BACKEND_COUNT.get_ptr(backends + backend))
-    else {
-        return;
-    };
-    // SAFETY: as in `count_reason`.
+    if let (Some((frontend, _)), Some((backend, _))) =
+        (FRONTENDS.find(frontend), BACKENDS.find(backend))
+    {
+        count_found(cpu, frontend, backend, bytes, opening);
+    }
+}
+
+/// The same for rows as [`Tables::frontend_at`] and [`Tables::backend_at`] give them.
+#[inline(always)]
+pub(crate) fn count_found(cpu: u32, frontend: u32, backend: u32, bytes: u64, opening: bool) {
+    let cpu = place_of(cpu);
+    let frontends = constant::times::<{ rows(table("FRONTENDS")) }>(cpu);
+    let backends = constant::times::<{ rows(table("BACKENDS")) }>(cpu);
+    let frontend = FRONTEND_COUNT.within(frontends + u64::from(frontend));
+    let backend = BACKEND_COUNT.within(backends + u64::from(backend));
+    // SAFETY: as in `count_number`.
     unsafe {
         (*frontend).packets += 1;
         (*frontend).bytes += bytes;
@@ -504,7 +539,7 @@ pub(crate) fn count_list(cpu: u32, number: u32, bytes: u64) {
 #[inline(always)]
 fn count(row: Option<*mut Counter>, bytes: u64, opening: bool) {
     if let Some(row) = row {
-        // SAFETY: as in `count_reason`.
+        // SAFETY: as in `count_number`.
         unsafe {
             (*row).packets += 1;
             (*row).bytes += bytes;

@@ -14,6 +14,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
+use crate::constant::stop;
+
 /// One frame in the driver's memory.
 ///
 /// Its bounds are read from the context once, and again after the head has moved: the verifier
@@ -23,12 +25,14 @@ pub(crate) struct Packet {
     ctx: XdpContext,
     data: usize,
     end: usize,
+    /// Bytes that are known to be there: a constant wherever it is not 0.
+    checked: usize,
 }
 
 impl Packet {
     #[inline(always)]
     pub(crate) fn new(ctx: XdpContext) -> Self {
-        let mut packet = Self { ctx, data: 0, end: 0 };
+        let mut packet = Self { ctx, data: 0, end: 0, checked: 0 };
         packet.bound();
         packet
     }
@@ -38,6 +42,24 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn bound(&mut self) {
         (self.data, self.end) = bounds(self.ctx.ctx);
+        self.checked = 0;
+    }
+
+    /// Whether the first `N` bytes are there: if so, none of the headers within them is asked for again, until
+    /// [`Self::unchecked`]. Both stand in one function, or `checked` is no constant.
+    #[inline(always)]
+    pub(crate) fn check<const N: usize>(&mut self) -> bool {
+        if self.data + N > self.end {
+            return false;
+        }
+        self.checked = N;
+        true
+    }
+
+    /// Ends what [`Self::check`] began.
+    #[inline(always)]
+    pub(crate) fn unchecked(&mut self) {
+        self.checked = 0;
     }
 
     /// Bytes of the linear part as it arrived.
@@ -92,21 +114,20 @@ impl Packet {
         // SAFETY: the context is the one the program was called with; `&mut self` ends every borrow
         // of a header.
         if unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } != 0 {
-            core::hint::cold_path();
-            return Err(Reason::AdjustFailed);
+            return Err(stop(Reason::AdjustFailed));
         }
         let (data, end) = bounds(self.ctx.ctx);
-        Room::new(data, end, len).ok_or(Reason::AdjustFailed)
+        Room::new(data, end, len).ok_or_else(|| stop(Reason::AdjustFailed))
     }
 
     /// `N` bytes at `offset`, to be written.
     #[inline(always)]
     pub(crate) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         let start = self.data + offset;
-        if start + N > self.end {
+        if offset + N > self.checked && start + N > self.end {
             return None;
         }
-        // SAFETY: the check above keeps `start..start + N` inside the frame; the exclusive borrow
+        // SAFETY: the check above, or an earlier one, keeps `start..start + N` inside the frame; the exclusive borrow
         // of `self` keeps every other access and `grow_head` out while it lives.
         Some(unsafe { &mut *(start as *mut [u8; N]) })
     }
@@ -287,10 +308,10 @@ impl Frame for Packet {
     fn header<T: Wire>(&self, offset: usize) -> Option<&T> {
         const { assert!(align_of::<T>() == 1) };
         let start = self.data + offset;
-        if start + T::LEN > self.end {
+        if offset + T::LEN > self.checked && start + T::LEN > self.end {
             return None;
         }
-        // SAFETY: the check above keeps the header inside the frame; `T: Wire` has alignment 1 and
+        // SAFETY: the check above, or an earlier one, keeps the header inside the frame; `T: Wire` has alignment 1 and
         // no invalid bit patterns; `grow_head`, the only call that moves the frame, takes
         // `&mut self` and so cannot run while this borrow lives.
         Some(unsafe { &*(start as *const T) })

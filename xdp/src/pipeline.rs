@@ -33,6 +33,13 @@ pub(crate) enum End {
 /// Runs the packet through every stage that this instance has.
 #[inline(always)]
 pub(crate) fn run(packet: &mut Packet) -> End {
+    if packet.check::<TCP4>() {
+        let end = plain4(packet);
+        packet.unchecked();
+        if let Some(end) = end {
+            return end;
+        }
+    }
     let Some(eth) = packet.header::<Eth>(0) else { return End::Of(Reason::NotIp) };
     let e = eth.ethertype();
     if ethertype::is(e, ethertype::IPV4) {
@@ -42,6 +49,40 @@ pub(crate) fn run(packet: &mut Packet) -> End {
         return tagged(packet);
     }
     network::<14>(packet, e)
+}
+
+/// Bytes of a frame up to the end of TCP's header, without tags, options or extension headers.
+const TCP4: usize = 14 + 20 + 20;
+const TCP6: usize = 14 + 40 + 20;
+
+/// Nearly all packets of IPv4, for which three fields of the header are constants.
+#[inline(always)]
+fn plain4(packet: &mut Packet) -> Option<End> {
+    if !ethertype::is(packet.header::<Eth>(0)?.ethertype(), ethertype::IPV4) {
+        return None;
+    }
+    match wire::plain4(packet, 14) {
+        protocol::TCP => Some(v4::<14, { protocol::TCP }>(packet)),
+        protocol::UDP => Some(v4::<14, { protocol::UDP }>(packet)),
+        _ => None,
+    }
+}
+
+/// The same of IPv6.
+#[inline(always)]
+fn plain6(packet: &mut Packet) -> Option<End> {
+    let ip = wire::ipv6(packet, 14)?;
+    match ip.protocol {
+        protocol::TCP => {
+            let ip = Ip { protocol: protocol::TCP, fragment: false, ..ip };
+            Some(all::<14, false, { protocol::TCP }>(packet, &ip))
+        }
+        protocol::UDP => {
+            let ip = Ip { protocol: protocol::UDP, fragment: false, ..ip };
+            Some(all::<14, false, { protocol::UDP }>(packet, &ip))
+        }
+        _ => None,
+    }
 }
 
 /// One or two VLAN tags; they are put back as they came.
@@ -60,25 +101,19 @@ fn tagged(packet: &mut Packet) -> End {
 #[inline(always)]
 fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2]) -> End {
     if ethertype::is(e, ethertype::IPV4) {
-        // Nearly all packets, for which three fields of the header are constants.
-        return match if L3 == 14 { wire::plain4(packet, L3) } else { 0 } {
-            protocol::TCP => v4::<L3, { protocol::TCP }>(packet),
-            protocol::UDP => v4::<L3, { protocol::UDP }>(packet),
-            _ => v4::<L3, 0>(packet),
-        };
+        return v4::<L3, 0>(packet);
     }
     if !ethertype::is(e, ethertype::IPV6) {
         return End::Of(Reason::NotIp);
     }
+    if L3 == 14 && packet.check::<TCP6>() {
+        let end = plain6(packet);
+        packet.unchecked();
+        if let Some(end) = end {
+            return end;
+        }
+    }
     match wire::ipv6(packet, L3) {
-        Some(ip) if L3 == 14 && ip.protocol == protocol::TCP => {
-            let ip = Ip { protocol: protocol::TCP, fragment: false, ..ip };
-            all::<L3, false, { protocol::TCP }>(packet, &ip)
-        }
-        Some(ip) if L3 == 14 && ip.protocol == protocol::UDP => {
-            let ip = Ip { protocol: protocol::UDP, fragment: false, ..ip };
-            all::<L3, false, { protocol::UDP }>(packet, &ip)
-        }
         Some(ip) => all::<L3, false, 0>(packet, &ip),
         None => End::Of(Reason::NotOurs),
     }

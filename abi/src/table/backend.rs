@@ -242,15 +242,15 @@ pub struct Egress {
     src4: u32,
     entropy4: u32,
     entropy6: u32,
-    reserved: u32,
+    room4: u32,
     /// Our MAC as it stands in a frame, and flags in the last two bytes.
     src_mac: u64,
     nat: u32,
-    reserved2: u32,
-    reserved3: u64,
+    room6: u32,
+    reserved: u64,
 }
 
-shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, reserved @ 36, src_mac @ 40, nat @ 48, reserved2 @ 52, reserved3 @ 56 });
+shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, room4 @ 36, src_mac @ 40, nat @ 48, room6 @ 52, reserved @ 56 });
 
 impl Egress {
     const HAS_V4: u16 = 1;
@@ -274,19 +274,20 @@ impl Egress {
         let flags = if src4.is_some() { Self::HAS_V4 } else { 0 }
             | if src6.is_some() { Self::HAS_V6 } else { 0 };
         let (m, flags) = (src_mac, flags.to_ne_bytes());
+        let mtu = mtu.min(0xffff);
         let low6 = u128::from_be_bytes(a6) & !u128::from(mask(bits6));
         Self {
             src6: Addr::from_bytes(low6.to_be_bytes()),
             ifindex,
-            mtu: mtu.min(0xffff),
+            mtu,
             src4: base4,
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
-            reserved: 0,
+            room4: if src4.is_some() { mtu } else { 0 },
             src_mac: u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], flags[0], flags[1]]),
             nat: 0,
-            reserved2: 0,
-            reserved3: 0,
+            room6: if src6.is_some() { mtu } else { 0 },
+            reserved: 0,
         }
     }
 
@@ -320,6 +321,13 @@ impl Egress {
     #[must_use]
     pub const fn mtu(&self) -> u32 {
         self.mtu
+    }
+
+    /// The same of packets with an outer header of that family; 0: none can be made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn room(&self, v4: bool) -> u32 {
+        if v4 { self.room4 } else { self.room6 }
     }
 
     /// Our MAC in the first six bytes of a word, as they stand in a frame; the last two mean nothing.

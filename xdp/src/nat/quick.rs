@@ -7,14 +7,12 @@
 use abi::{
     nat::{self, Entries as _, To},
     pick,
-    reason::Reason,
     table::{Frontend, Way},
     wire::{Ip, Transport, protocol},
 };
 
 use super::{L3, back, flags, forth, header, write};
 use crate::{
-    action,
     maps::{self, Maps},
     packet::Packet,
     pipeline::End,
@@ -27,6 +25,7 @@ pub(crate) fn to_backend<const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
     transport: &Transport,
+    hash: u64,
     (row, frontend): (u32, &Frontend),
 ) -> Option<End> {
     if frontend.is_special() {
@@ -34,7 +33,6 @@ pub(crate) fn to_backend<const V4: bool>(
     }
     service::sendable::<L3, V4>(packet, ip.protocol, header::<V4>()).ok()?;
     let (udp, bytes) = (ip.protocol == protocol::UDP, packet.arrived());
-    let (_, hash) = service::flow(ip, transport);
     let (backend_row, backend) = pick::settled(&Maps, frontend.ring(), hash)?;
     let (hop, egress) = forward::way(backend)?;
     if hop.is_v4() != V4 || packet.rest::<L3, V4>().ok()?.total > egress.mtu() {
@@ -58,8 +56,8 @@ pub(crate) fn to_backend<const V4: bool>(
     write::translate::<V4>(packet, udp, &to, macs)?;
     let reason = packet.send(egress.ifindex());
     let cpu = maps::cpu();
-    maps::count_sent(cpu, row, backend_row, bytes, false);
-    Some(sent(cpu, reason, bytes))
+    maps::count_found(cpu, row, backend_row, bytes, false);
+    Some(service::sent_for(cpu, reason, bytes))
 }
 
 /// Sends a backend's packet to the client, and counts it. `None`: nothing has been done.
@@ -88,11 +86,5 @@ pub(crate) fn to_client<const V4: bool>(
         return None;
     }
     write::translate::<V4>(packet, udp, &to, (Way::mac_of(link), way.mac()))?;
-    Some(sent(maps::cpu(), packet.send(way.ifindex()), bytes))
-}
-
-#[inline(always)]
-fn sent(cpu: u32, reason: Reason, bytes: u64) -> End {
-    maps::count_reason(cpu, reason, bytes);
-    End::Sent(action(reason))
+    Some(service::sent_for(maps::cpu(), packet.send(way.ifindex()), bytes))
 }

@@ -14,6 +14,7 @@ use abi::{
 };
 
 use crate::{
+    constant::stop,
     maps,
     packet::{Packet, Room},
 };
@@ -109,20 +110,48 @@ pub(crate) fn over<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     match mode {
+        Mode::Ipip => tunnelled::<L3, V4>(packet, backend, hop, egress, entropy),
+        mode => marked::<L3, V4>(packet, mode, backend, hop, egress, entropy),
+    }
+}
+
+/// The same of modes other than [`Mode::Ipip`].
+#[inline(always)]
+pub(crate) fn marked<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    mode: Mode,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<Reason, Reason> {
+    match mode {
         Mode::L2 => {
             fits(&packet.rest::<L3, V4>()?, 0, egress)?;
             decrement_ttl::<L3, V4>(packet)?;
             let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
             macs(link, hop, egress);
         }
-        Mode::Ipip => encap::<L3, V4, 0>(packet, backend, hop, egress, entropy)?,
         Mode::Gue => encap::<L3, V4, GUE_SHIM>(packet, backend, hop, egress, entropy)?,
         Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, backend, hop, egress, entropy)?,
         // Other programs see to these.
-        Mode::GueTwice => return Err(Reason::SecondChance),
+        Mode::Ipip | Mode::GueTwice => return Err(Reason::SecondChance),
         Mode::Nat => return Err(Reason::NatNoEntry),
     }
 
+    Ok(packet.send(egress.ifindex()))
+}
+
+/// The same of [`Mode::Ipip`].
+#[inline(always)]
+pub(crate) fn tunnelled<const L3: usize, const V4: bool>(
+    packet: &mut Packet,
+    backend: &Backend,
+    hop: HopWord,
+    egress: &Egress,
+    entropy: u32,
+) -> Result<Reason, Reason> {
+    encap::<L3, V4, 0>(packet, backend, hop, egress, entropy)?;
     Ok(packet.send(egress.ifindex()))
 }
 
@@ -152,10 +181,7 @@ fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize>(
     entropy: u32,
 ) -> Result<Room<'a>, Reason> {
     let rest = packet.rest::<L3, V4>()?;
-    fits(&rest, 20 + SHIM as u32, egress)?;
-    if !egress.has_source(true) {
-        return Err(Reason::NoNextHop);
-    }
+    has_room(&rest, 20 + SHIM as u32, egress, true)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
@@ -183,10 +209,7 @@ fn encap6<'a, const L3: usize, const V4: bool, const SHIM: usize>(
     entropy: u32,
 ) -> Result<Room<'a>, Reason> {
     let rest = packet.rest::<L3, V4>()?;
-    fits(&rest, 40 + SHIM as u32, egress)?;
-    if !egress.has_source(false) {
-        return Err(Reason::NoNextHop);
-    }
+    has_room(&rest, 40 + SHIM as u32, egress, false)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
@@ -244,6 +267,15 @@ fn put_shim<const V4: bool, const SHIM: usize>(
 fn fits(rest: &Rest, outer: u32, egress: &Egress) -> Result<(), Reason> {
     // Which is no more than the length fields of outer headers can say.
     if rest.total + outer > egress.mtu() { Err(Reason::TooBig) } else { Ok(()) }
+}
+
+/// The same with an outer header of this family.
+#[inline(always)]
+fn has_room(rest: &Rest, outer: u32, egress: &Egress, v4: bool) -> Result<(), Reason> {
+    if rest.total + outer <= egress.room(v4) {
+        return Ok(());
+    }
+    Err(stop(if egress.has_source(v4) { Reason::TooBig } else { Reason::NoNextHop }))
 }
 
 /// A MAC address as it stands in a frame: first four bytes, last two.

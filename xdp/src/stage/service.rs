@@ -15,7 +15,8 @@ use abi::{
 };
 
 use crate::{
-    action, constant,
+    action,
+    constant::{self, early, stop},
     maps::{self, Maps},
     nat::quick,
     packet::Packet,
@@ -38,14 +39,32 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     packet: &mut Packet,
     ip: &Ip,
 ) -> Result<End, End> {
-    let (row, frontend, transport) = find::<L3, V4, PLAIN>(packet, ip)?;
-    let mode = frontend.mode();
-    if mode == Mode::Nat {
+    let (row, frontend, transport, hash) = find::<L3, V4, PLAIN>(packet, ip)?;
+    if !frontend.is_simple() {
+        return otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend));
+    }
+    forwarded::<L3, V4>(packet, ip, &transport, hash, (row, frontend)).map_err(End::Of)
+}
+
+/// Behind NAT, or with a second chance.
+#[inline(always)]
+fn otherwise<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+    transport: &Transport,
+    hash: u64,
+    (row, frontend): (u32, &'static Frontend),
+) -> Result<End, End> {
+    if frontend.mode() == Mode::Nat {
         let sent = translatable::<L3, PLAIN>()
-            .then(|| quick::to_backend::<V4>(packet, ip, &transport, (row, frontend)));
+            .then(|| quick::to_backend::<V4>(packet, ip, transport, hash, (row, frontend)));
         return sent.flatten().ok_or(End::Of(Reason::NatNoEntry));
     }
-    forwarded::<L3, V4>(packet, ip, &transport, (row, frontend)).map_err(End::Of)
+    if frontend.is_special() {
+        return Err(End::Of(Reason::SourceRefused));
+    }
+    sendable::<L3, V4>(packet, ip.protocol, ip.header).map_err(End::Of)?;
+    Err(End::Of(Reason::SecondChance))
 }
 
 /// Whether the first program may translate such packets.
@@ -60,15 +79,15 @@ fn forwarded<const L3: usize, const V4: bool>(
     packet: &mut Packet,
     ip: &Ip,
     transport: &Transport,
+    hash: u64,
     (row, frontend): (u32, &'static Frontend),
 ) -> Result<End, Reason> {
-    let mode = frontend.mode();
     if frontend.is_special() {
         // Who may use it, and where its packets go, is the business of another program.
-        return Err(Reason::SourceRefused);
+        return Err(stop(Reason::SourceRefused));
     }
     sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
-    let Picked { row: backend_row, backend, entropy } = pick(ip, transport, row, frontend)?;
+    let Picked { row: backend_row, backend, entropy } = pick(ip, transport, hash, row, frontend)?;
     let bytes = packet.arrived();
     let Some((hop, egress)) = forward::way(backend) else {
         core::hint::cold_path();
@@ -76,11 +95,27 @@ fn forwarded<const L3: usize, const V4: bool>(
         maps::count_sent(maps::cpu(), row, backend_row, bytes, transport.opening);
         return Err(reason);
     };
-    let reason = forward::over::<L3, V4>(packet, mode, backend, hop, egress, entropy)?;
+    let reason = if frontend.is_ipip() {
+        forward::tunnelled::<L3, V4>(packet, backend, hop, egress, entropy)?
+    } else {
+        let mode = frontend.mode();
+        forward::marked::<L3, V4>(packet, mode, backend, hop, egress, entropy)?
+    };
     let cpu = maps::cpu();
-    maps::count_sent(cpu, row, backend_row, bytes, transport.opening);
-    maps::count_reason(cpu, reason, bytes);
-    Ok(End::Sent(action(reason)))
+    maps::count_found(cpu, row, backend_row, bytes, transport.opening);
+    Ok(sent_for(cpu, reason, bytes))
+}
+
+/// Counts a packet that has been sent.
+#[inline(always)]
+pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
+    const {
+        assert!(action(Reason::ForwardedTx) == Reason::ForwardedTx as u32 - 1);
+        assert!(action(Reason::ForwardedRedirect) == Reason::ForwardedRedirect as u32 - 1);
+    }
+    let number = constant::unknown(reason as u32);
+    maps::count_number(cpu, number, bytes);
+    End::Sent(number - 1)
 }
 
 /// Whether services may have this protocol.
@@ -95,7 +130,8 @@ pub(crate) const fn is_usual(number: u8) -> bool {
     number == protocol::TCP || number == protocol::UDP
 }
 
-type Found = (u32, &'static Frontend, Transport);
+/// Row and frontend of a packet, what its transport header says, and its flow's hash.
+type Found = (u32, &'static Frontend, Transport, u64);
 
 #[inline(always)]
 fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
@@ -104,7 +140,7 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
 ) -> Result<Found, End> {
     let salt = Maps.salt();
     if !pick::may_be_vip(&Maps, ip.dst, salt) {
-        return Err(End::Of(Reason::NotOurs));
+        return Err(End::Of(stop(Reason::NotOurs)));
     }
     if ip.fragment || !is_usual(ip.protocol) {
         return Err(End::Of(refusal(ip)));
@@ -116,9 +152,12 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
             other => other,
         }));
     };
+    // Not wanted before the frontend is known; but all else waits for it then.
+    let (_, hash) = flow(ip, &transport);
+    let hash = early(hash);
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
     if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
-        return Ok((row, frontend, transport));
+        return Ok((row, frontend, transport, hash));
     }
     if translatable::<L3, PLAIN>()
         && let Some(sent) = quick::to_client::<V4>(packet, ip, &transport)
@@ -126,7 +165,7 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
         return Err(sent);
     }
     let (row, frontend) = any_port(ip).map_err(End::Of)?;
-    Ok((row, frontend, transport))
+    Ok((row, frontend, transport, hash))
 }
 
 /// The service of a VIP's ports that have none of their own.
@@ -141,7 +180,7 @@ fn any_port(ip: &Ip) -> Result<(u32, &'static Frontend), Reason> {
         return Err(Reason::SourceRefused);
     }
     let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
-    Ok((row, maps::frontend(row).ok_or(Reason::NoService)?))
+    maps::frontend_at(row).ok_or(Reason::NoService)
 }
 
 /// What becomes of a packet whose ports are not looked at here.
@@ -244,18 +283,18 @@ pub(crate) struct Picked {
 pub(crate) fn pick(
     ip: &Ip,
     transport: &Transport,
+    hash: u64,
     row: u32,
     frontend: &Frontend,
 ) -> Result<Picked, Reason> {
-    let (tuple, hash) = flow(ip, transport);
     let entropy = hash as u32;
     // As `pick::backend`; with that, all that follows would be compiled twice, and the program be longer than a jump.
     if let Some((row, backend)) = pick::settled(&Maps, frontend.ring(), hash) {
         return Ok(Picked { row, backend, entropy });
     }
     core::hint::cold_path();
-    let row = moving(row, &tuple, hash, phase(ip, transport));
-    let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
+    let row = moving(row, &tuple(ip, transport), hash, phase(ip, transport));
+    let (row, backend) = Maps.backend_at(row).ok_or_else(|| stop(Reason::NoBackend))?;
     Ok(Picked { row, backend, entropy })
 }
 
@@ -510,8 +549,13 @@ extern "C" fn flow_choice(row: u32, src_hi: u64, src_lo: u64, flow: u64, keeper:
 /// The packet's flow, and its hash.
 #[inline(always)]
 pub(crate) fn flow(ip: &Ip, transport: &Transport) -> (Tuple, u64) {
-    let tuple = Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol };
+    let tuple = tuple(ip, transport);
     (tuple, hash::flow(&tuple, maps::seed()))
+}
+
+#[inline(always)]
+const fn tuple(ip: &Ip, transport: &Transport) -> Tuple {
+    Tuple { src: ip.src, dst: ip.dst, ports: transport.ports, protocol: ip.protocol }
 }
 
 #[inline(always)]
@@ -535,10 +579,10 @@ pub(crate) fn sendable<const L3: usize, const V4: bool>(
 ) -> Result<(), Reason> {
     let total = packet.rest::<L3, V4>()?.total as usize;
     if !packet.holds(L3 + total) || total < upper + wire::transport_len(protocol) {
-        return Err(Reason::BadLength);
+        return Err(stop(Reason::BadLength));
     }
     if packet.rest::<L3, V4>()?.ttl <= 1 {
-        return Err(Reason::TtlExpired);
+        return Err(stop(Reason::TtlExpired));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::{
 use abi::{
     constants,
     flow::table::Entry,
-    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS},
+    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS, cpu_places},
     prefix::{Line, ListRow},
     summary,
     table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
@@ -89,10 +89,10 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "FINE4" => (capacity.fine4() * 2).max(1),
         "LINES" => (lines * 2).max(1),
         "LISTS" => MAX_LISTS + 1,
-        "FRONTEND_COUNT" => frontends * cpus,
-        "BACKEND_COUNT" => backends * cpus,
-        "LIST_COUNT" => LIST_ROWS * cpus,
-        "REASON_COUNT" => REASON_ROWS * cpus,
+        "FRONTEND_COUNT" => frontends * cpu_places(cpus),
+        "BACKEND_COUNT" => backends * cpu_places(cpus),
+        "LIST_COUNT" => LIST_ROWS * cpu_places(cpus),
+        "REASON_COUNT" => REASON_ROWS * cpu_places(cpus),
         // CONTROL.
         _ => 1,
     };

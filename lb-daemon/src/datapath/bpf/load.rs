@@ -10,7 +10,7 @@ use abi::{
     constants,
     event::STREAMS,
     guard::LIMIT_ROWS,
-    limits::{MAX_LISTS, behind, feature},
+    limits::{MAX_LISTS, behind, cpu_places, feature},
     nat::clients::buckets as buckets_of_clients,
     table::Control,
 };
@@ -128,6 +128,7 @@ fn numbers(capacity: &Capacity, control: &Control, features: u32, tables: &[Tabl
         (constants::BLOCK_ROWS, capacity.blocks.into()),
         (constants::FILTER6_ROWS, capacity.filter6.into()),
         (constants::BUCKET6_ROWS, capacity.buckets6.into()),
+        (constants::CPU_MASK, (cpu_places(control.cpus()) - 1).into()),
     ] {
         numbers.set(number, value);
     }
