@@ -28,7 +28,6 @@ const UDP: usize = 8;
 /// 17.2), or its connection id says that it cannot be routed, or is too short.
 #[inline(always)]
 pub fn quic(frame: &(impl Frame + ?Sized), l4: usize, len: u8) -> u64 {
-    const LONG: u8 = 0x80;
     const V2: [u8; 4] = 0x6b33_43cf_u32.to_be_bytes();
     let Some(first) = frame.header::<Byte>(l4 + UDP) else { return NO_ID };
     let [first] = first.value();
@@ -44,6 +43,24 @@ pub fn quic(frame: &(impl Frame + ?Sized), l4: usize, len: u8) -> u64 {
         }
         at += size_of::<LongHeader>();
     }
+    connection_id(frame, at, len)
+}
+
+/// A QUIC packet with a long header.
+const LONG: u8 = 0x80;
+
+/// As [`quic`] of packets with a short header, which nearly all are; of others [`NO_ID`].
+#[inline(always)]
+pub fn quic_short(frame: &(impl Frame + ?Sized), l4: usize, len: u8) -> u64 {
+    match frame.header::<Byte>(l4 + UDP) {
+        Some(first) if first.value()[0] & LONG == 0 => connection_id(frame, l4 + UDP + 1, len),
+        _ => NO_ID,
+    }
+}
+
+/// The number in the connection id at `at`.
+#[inline(always)]
+fn connection_id(frame: &(impl Frame + ?Sized), at: usize, len: u8) -> u64 {
     let Some(id) = frame.header::<ConnectionId>(at) else { return NO_ID };
     // 0b111: cannot be routed (section 3.1 of the draft).
     if id.first()[0] >> 5 == 7 || len == 0 || len > 8 {
@@ -125,6 +142,9 @@ mod tests {
         let mut cannot = short;
         cannot[1] = 0xe0;
         assert_eq!(id(&cannot, 2), NO_ID);
+        let at_once = |payload: &[u8]| quic_short(&datagram(payload)[..], 14, 2);
+        assert_eq!((at_once(&short), at_once(&cannot)), (0x1234, NO_ID));
+        assert_eq!(at_once(&[&[0xe0], &short[1..]].concat()), NO_ID, "a long header");
 
         let long = |first, version: u32, cid: u8| {
             let mut payload = vec![first];

@@ -290,6 +290,12 @@ pub(crate) fn frontend_at(row: u32) -> Option<(u32, &'static Frontend)> {
     FRONTENDS.find(row)
 }
 
+/// As [`frontend_at`].
+#[inline(always)]
+pub(crate) fn backend_at(row: u32) -> Option<(u32, &'static Backend)> {
+    BACKENDS.find(row)
+}
+
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
     Some(EGRESS.at(row.into()))

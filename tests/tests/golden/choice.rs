@@ -6,12 +6,16 @@ use std::{
     time::Duration,
 };
 
-use abi::{reason::Reason, table::Backend};
+use abi::{limits::behind as places, reason::Reason, table::Backend};
+use aya::maps::{Map, MapData, ProgramArray};
 use config::model::{BackendState, Forwarding, Protocol, Scheduling, Service, Steering};
 use lb_daemon::datapath::{Op, Tables as _};
-use lb_tests::rig::{INGRESS, Rig, service};
+use lb_tests::{
+    lab::BpfDirectory,
+    rig::{INGRESS, Rig, service},
+};
 
-use crate::packets::{L4, TX, VIP4, VIP6, frame4, frame6};
+use crate::packets::{DROP, L4, TX, VIP4, VIP6, frame4, frame6};
 
 const ACK: u8 = 0x10;
 const SYN: u8 = 0x02;
@@ -202,6 +206,35 @@ fn packets_name_their_server() {
     rig.fill(vec![named], INGRESS, 1500);
     assert!(!by_ring(&mut rig, &short(13)).contains(&13));
     assert_eq!(owner(&mut rig, &quic(1, &short(14))), 14);
+}
+
+/// Without the program behind it, the first one sends QUIC packets with a short header where they say, and no others.
+#[test]
+fn connection_ids_need_the_first_program_alone() {
+    let pins = BpfDirectory::create(&format!("named-{}", std::process::id())).unwrap();
+    let tables = pins.path().join("v0-0");
+    std::fs::create_dir(&tables).unwrap();
+    let mut rig = Rig::pinned(&tables);
+    let mut named = web(20, Steering { quic_len: 2, ..Steering::default() });
+    named.ports[1].quic = true;
+    rig.fill(vec![named.clone()], INGRESS, 1500);
+    let jump = MapData::from_pin(tables.join("JUMP")).unwrap();
+    let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
+    jump.clear_index(&places::CHOICE).unwrap();
+
+    let short = [0x40, 0x07, 0, 13, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
+    let handshake = [0xe0, 0, 0, 0, 1, 8, 0x07, 0, 13, 9, 9, 9, 9, 9, 9, 9];
+    let six = |payload: &[u8]| frame6("2001:db8:9::7", VIP6, L4::Udp(443), 64, payload);
+    assert_eq!(owner(&mut rig, &quic(7, &short)), 13);
+    assert_eq!(owner(&mut rig, &six(&short)), 13);
+    for frame in [quic(7, &handshake), six(&handshake), tcp(7, 1000, ACK)] {
+        let got = rig.run(&frame);
+        assert_eq!((got.action, got.reason), (DROP, Reason::SourceRefused));
+    }
+    named.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+    rig.fill(vec![named], INGRESS, 1500);
+    let got = rig.run(&quic(7, &short));
+    assert_eq!((got.action, got.reason), (DROP, Reason::SourceRefused), "who may use it is asked");
 }
 
 /// An ICMP error about a reply of a service to `client`, port 40000.

@@ -9,7 +9,7 @@ use abi::{
     pick::{self, Phase, Tables as _},
     ranges,
     reason::Reason,
-    routes,
+    routes, server,
     table::{Backend, Frontend, FrontendKey, Mode, Slot},
     wire::{self, Frame, Ip, Transport, protocol},
 };
@@ -43,7 +43,7 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     if !frontend.is_simple() {
         return otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend));
     }
-    forwarded::<L3, V4>(packet, ip, &transport, hash, (row, frontend)).map_err(End::Of)
+    forwarded::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend)).map_err(End::Of)
 }
 
 /// Behind NAT, or with a second chance.
@@ -75,19 +75,26 @@ fn translatable<const L3: usize, const PLAIN: u8>() -> bool {
 }
 
 #[inline(always)]
-fn forwarded<const L3: usize, const V4: bool>(
+fn forwarded<const L3: usize, const V4: bool, const PLAIN: u8>(
     packet: &mut Packet,
     ip: &Ip,
     transport: &Transport,
     hash: u64,
     (row, frontend): (u32, &'static Frontend),
 ) -> Result<End, Reason> {
+    let mut named = None;
     if frontend.is_special() {
-        // Who may use it, and where its packets go, is the business of another program.
-        return Err(stop(Reason::SourceRefused));
+        named = named_at_once::<L3, V4, PLAIN>(packet, frontend);
+        if named.is_none() {
+            // Who may use it, and where its packets go, is the business of another program.
+            return Err(stop(Reason::SourceRefused));
+        }
     }
     sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
-    let Picked { row: backend_row, backend, entropy } = pick(ip, transport, hash, row, frontend)?;
+    let Picked { row: backend_row, backend, entropy } = match named {
+        Some((row, backend)) => Picked { row, backend, entropy: hash as u32 },
+        None => pick(ip, transport, hash, row, frontend)?,
+    };
     let bytes = packet.arrived();
     let Some((hop, egress)) = forward::way(backend) else {
         core::hint::cold_path();
@@ -104,6 +111,21 @@ fn forwarded<const L3: usize, const V4: bool>(
     let cpu = maps::cpu();
     maps::count_found(cpu, row, backend_row, bytes, transport.opening);
     Ok(sent_for(cpu, reason, bytes))
+}
+
+/// The server that the connection id of a QUIC packet with a short header names, for a service that everybody may use:
+/// nearly all packets of connections that have been answered. All others are the business of another program.
+#[inline(always)]
+fn named_at_once<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &Packet,
+    frontend: &Frontend,
+) -> Option<(u32, &'static Backend)> {
+    if L3 != 14 || PLAIN != protocol::UDP || !frontend.is_quic() || frontend.ranges() != 0 {
+        return None;
+    }
+    let choice = Choice::read(&Maps, frontend)?;
+    let id = server::quic_short(packet, L3 + if V4 { 20 } else { 40 }, choice.quic_len);
+    maps::backend_at(choice::named(&Maps, frontend, &choice, id))
 }
 
 /// Counts a packet that has been sent.
