@@ -1,7 +1,10 @@
 //! Blocklists with real packets: bans by the client and by the end of their time, across a restart; list
 //! files that change under traffic.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
@@ -282,45 +285,59 @@ fn lists_with_scopes_have_what_they_are_about() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Killed at any moment of an update, the daemon leaves one version or the other: what both block stays
-/// blocked, and of two addresses that only one version each has exactly one is.
+/// Killed at any moment of the replacement of a large list, the daemon leaves one version or the other: what both block
+/// stays blocked, and of two addresses that only one version each has exactly one is. The next daemon takes that over.
 #[test]
 fn a_daemon_killed_during_an_update_leaves_one_version() -> anyhow::Result<()> {
     let mut edge = edge()?;
     let list = edge.lb.config().parent().context("a directory")?.join("feed.txt");
     // Spread widely, so that an update takes its time.
-    let many: String = (0..300_000u32)
+    let many: String = (0..1_000_000u32)
         .map(|n| format!("{}\n", std::net::Ipv4Addr::from(0x0b00_0000 + n * 1021)))
         .collect();
-    let version = |n: u32| {
+    let replace = |n: u32| -> anyhow::Result<()> {
         let own = if n.is_multiple_of(2) { EVEN } else { ODD };
-        format!("{many}{OTHER_V4}\n{own}\n{OTHER_V6}\n")
+        let beside = list.with_extension("new");
+        fs::write(&beside, format!("{many}{OTHER_V4}\n{own}\n{OTHER_V6}\n"))?;
+        Ok(fs::rename(&beside, &list)?)
     };
-    fs::write(&list, version(0))?;
+    replace(0)?;
     let yaml = edge::yaml(&edge::L2())
         .replace("  lists:\n", "  lists:\n    - {name: feed, file: feed.txt}\n");
     edge.lb.change_config(&yaml)?;
     edge.client()?.ip(&format!("addr add {EVEN}/24 dev eth0\naddr add {ODD}/24 dev eth0\n"))?;
     expect_blocked(&edge, EVEN)?;
     expect_free(&edge, ODD)?;
-    for round in 1..8u32 {
-        let beside = list.with_extension("new");
-        fs::write(&beside, version(round))?;
-        fs::rename(&beside, &list)?;
-        // Somewhere between the notice and the end of the update, or after it.
-        std::thread::sleep(Duration::from_millis(u64::from(round) * 37));
+    // How long it takes when nobody interferes.
+    let begun = Instant::now();
+    replace(1)?;
+    eventually(PATIENCE, || expect_free(&edge, EVEN)).context("it is not noticed")?;
+    let whole = begun.elapsed();
+    expect_blocked(&edge, ODD)?;
+
+    let mut left_old = 0;
+    for (round, percent) in (2..).zip([40, 60, 80, 90, 100]) {
+        replace(round)?;
+        // A part of the way, as far as can be told from outside.
+        std::thread::sleep(whole * percent / 100);
         edge.lb.kill9()?;
         for source in [OTHER_V4, OTHER_V6] {
             expect_blocked(&edge, source)?;
         }
         let limit = Duration::from_millis(500);
         let (even, odd) = (answered(&edge, EVEN, limit)?, answered(&edge, ODD, limit)?);
-        ensure!(even != odd, "round {round}: of both versions: {even} {odd}");
+        ensure!(even != odd, "at {percent} % of {whole:?}: of both versions: {even} {odd}");
+        left_old += u32::from(odd != round.is_multiple_of(2));
         edge.lb.resume()?;
         let (own, other) = if round.is_multiple_of(2) { (EVEN, ODD) } else { (ODD, EVEN) };
         expect_blocked(&edge, own)?;
         expect_free(&edge, other)?;
     }
+    let adopted = edge.lb.log_text().matches(" ready adopted=true").count();
+    ensure!(adopted == 5, "{adopted} of 5 adopted");
+    // Else all came too late.
+    ensure!(left_old > 0, "the version before was never left, though an update takes {whole:?}");
+    println!("{left_old} of 5 left the version before; an update takes {whole:?}");
     Ok(())
 }
 

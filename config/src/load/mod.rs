@@ -181,8 +181,8 @@ impl Loader {
         Ok(state)
     }
 
-    /// Directories outside the configured one whose files the last load used, or missed: those of list
-    /// files and of what symbolic links point to. To be watched.
+    /// Directories whose files the last load used, or missed, beside the configured one: those of list files and of
+    /// what symbolic links point to. To be watched. That of a single configured file is among them if lists are in it.
     #[must_use]
     pub fn watch_dirs(&self) -> Vec<PathBuf> {
         let lists = self.files.values().flat_map(|file| &file.fragment.lists);
@@ -196,7 +196,10 @@ impl Loader {
         let is_copy = |path: &Path| self.copies.as_deref() == Some(parent(path));
         let in_directories = self.lists.keys().map(|(path, ..)| path).filter(|path| !is_copy(path));
         let tables = self.geo.paths();
-        for path in self.files.keys().chain(list_files).chain(in_directories).chain(tables) {
+        let named: Vec<_> = list_files.chain(in_directories).chain(tables).collect();
+        // Of the directory of a single file that file alone is watched, unless something else in it matters.
+        let mut own_matters = named.iter().any(|path| parent(path) == own);
+        for path in self.files.keys().chain(named) {
             directories.insert(parent(path).to_path_buf());
             let is_link = fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
             if is_link && let Ok(target) = fs::canonicalize(path) {
@@ -205,10 +208,13 @@ impl Loader {
         }
         for entry in self.files.values().flat_map(|file| &file.fragment.lists) {
             if let ListBody::Directory(directory) = &entry.body {
+                own_matters |= directory.path == *own;
                 directories.insert(directory.path.clone());
             }
         }
-        directories.remove(own);
+        if self.path.is_dir() || !own_matters {
+            directories.remove(own);
+        }
         directories.into_iter().collect()
     }
 

@@ -180,6 +180,27 @@ fn a_broken_line_rejects_or_is_left_out() {
     assert!(Arc::ptr_eq(&again.prefilter, &state.prefilter), "nothing changed");
 }
 
+/// A single file is configured: its directory is watched for what else is in it, and for nothing if nothing is.
+#[test]
+fn lists_beside_a_single_file_are_watched() {
+    for (list, watched) in [
+        ("{name: a, cidrs: [192.0.2.0/24]}", false),
+        ("{name: a, file: a.txt}", true),
+        ("{name: a, file: sub/a.txt}", false),
+        ("{name: a, directory: .}", true),
+    ] {
+        let files = [("lb.yaml", &*lists(list)), ("a.txt", "192.0.2.1\n"), ("sub/a.txt", "")];
+        let directory = directory(&files);
+        let mut loader = Loader::new(directory.path().join("lb.yaml"));
+        // A list for `lb.yaml` too, in the last case: no matter what comes of that.
+        let _ = loader.load();
+        assert_eq!(loader.watch_dirs().iter().any(|d| d == directory.path()), watched, "{list}");
+        let mut loader = Loader::new(directory.path());
+        let _ = loader.load();
+        assert!(!loader.watch_dirs().iter().any(|d| d == directory.path()), "{list}");
+    }
+}
+
 #[test]
 fn a_directory_is_a_list_for_each_file() {
     let directory = directory(&[
