@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     client::{Client, Guard, asking, segment},
-    output::{Output, bytes, number, table},
+    output::{Output, bytes, count, number, table},
 };
 use crate::api::{
     lists::{DEFAULT_LIST, Entries, Entry, Lookup, RateLimit, SynProxy},
@@ -286,10 +286,13 @@ fn get(client: &Client, output: &Output, name: &str) -> anyhow::Result<()> {
         line("action", list.action);
         line("packets", list.scope.unwrap_or_default());
         line("source", list.origin.unwrap_or_else(|| list.source.as_str().to_owned()));
-        line("prefixes", format!("{} IPv4, {} IPv6", list.prefixes_v4, list.prefixes_v6));
-        line("hits", format!("{} packets, {} bytes", list.hits, list.hit_bytes));
+        line(
+            "prefixes",
+            format!("{} IPv4, {} IPv6", number(list.prefixes_v4), number(list.prefixes_v6)),
+        );
+        line("hits", format!("{}, {}", count(list.hits, "packet"), bytes(list.hit_bytes)));
         if list.skipped_lines > 0 {
-            line("left out", format!("{} lines", list.skipped_lines));
+            line("left out", count(list.skipped_lines, "line"));
         }
         if let Some(fetch) = list.fetch {
             line("url", fetch.url);
