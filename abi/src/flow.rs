@@ -109,6 +109,31 @@ pub struct FragmentEntry {
 }
 
 impl FragmentEntry {
+    /// In the place of a frontend's row: the datagram is this machine's own, and not translated.
+    pub const HOST: u32 = u32::MAX;
+    const ID: u64 = 0xffff;
+
+    /// The entry of a datagram of this machine's own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn host(now: u64) -> Self {
+        Self { frontend: Self::HOST, backend: 0, epoch: 0, entropy: 0, time: now }
+    }
+
+    /// A time, not later than `now` and hardly earlier, that also has the identification which the datagram gets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn time_with(now: u64, id: u16) -> u64 {
+        (now & !Self::ID | id as u64).wrapping_sub(Self::ID + 1)
+    }
+
+    /// The identification in the time.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(&self) -> u16 {
+        (self.time & Self::ID) as u16
+    }
+
     /// Whether other fragments of the datagram still follow, at this time in nanoseconds since boot.
     #[inline(always)]
     #[must_use]
@@ -244,6 +269,15 @@ mod tests {
         assert_eq!(client[24..], [0; 16]);
         let entry = FragmentEntry { frontend: 1, backend: 2, epoch: 3, entropy: 4, time: 5 };
         assert!(entry.is_fresh(4 + FRAGMENT_TIME_NS) && !entry.is_fresh(5 + FRAGMENT_TIME_NS));
+        assert!(FragmentEntry::host(5).is_fresh(5));
+        for (now, id) in [(1 << 40, 0), (1 << 40, u16::MAX), ((1 << 40) + 0xffff, 0), (9 << 30, 7)]
+        {
+            let time = FragmentEntry::time_with(now, id);
+            let entry = FragmentEntry { time, ..entry };
+            assert_eq!(entry.id(), id);
+            assert!(entry.is_fresh(now), "{now:#x} {id}: a fragment may follow at once");
+            assert!(entry.is_fresh(now + FRAGMENT_TIME_NS - (1 << 17)));
+        }
         let entry: [u8; 24] = bytes(entry);
         assert_eq!([entry[0], entry[4], entry[8], entry[12], entry[16]], [1, 2, 3, 4, 5]);
     }

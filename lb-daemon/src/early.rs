@@ -1,9 +1,9 @@
 //! Fragments that came before their first one wait here for it: at most [`MOST`] of them, and none longer than
-//! [`PATIENCE`]. What waits in vain is dropped.
+//! [`PATIENCE`]. What waits in vain is dropped, unless it may be this machine's own: then its stack gets it.
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_millis(1);
 
 /// What became of those that waited since the daemon started. Clones are of the same.
 #[derive(Clone, Debug, Default)]
-pub struct Counts(Arc<[AtomicU64; 3]>);
+pub struct Counts(Arc<[AtomicU64; 4]>);
 
 /// What becomes of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +40,13 @@ pub enum Outcome {
     Expired = 1,
     /// It could not be given to the program again.
     Failed = 2,
+    /// As expired, and this machine's own for all that is known: passed on to its stack.
+    Passed = 3,
 }
 
 impl Outcome {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Followed, Self::Expired, Self::Failed];
+    pub const ALL: [Self; 4] = [Self::Followed, Self::Expired, Self::Failed, Self::Passed];
 
     /// Label in metrics.
     #[must_use]
@@ -53,6 +55,7 @@ impl Outcome {
             Self::Followed => "followed",
             Self::Expired => "expired",
             Self::Failed => "failed",
+            Self::Passed => "passed",
         }
     }
 }
@@ -100,7 +103,13 @@ pub async fn run(
             }
         };
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => {
+                // What may be the host's own is not lost with us.
+                for Waiting { frame, .. } in waiting.iter().filter(|one| one.frame.host) {
+                    let _ = pass(early.get_mut(), frame, &link(frame.ifindex), &root);
+                }
+                return Ok(());
+            }
             () = due => {}
             guard = early.readable_mut(), if waiting.len() < MOST => {
                 let mut guard = guard?;
@@ -118,13 +127,27 @@ pub async fn run(
         waiting.retain_mut(|one| {
             let again = |frame: &EarlyFrame| Early::again(frame, &link(frame.ifindex), &root);
             let is_known = |datagram: &FragmentKey| early.get_ref().is_known(datagram);
-            let outcome = one.outcome(now, is_known, again).unwrap_or_else(|error| {
+            let mut outcome = one.outcome(now, is_known, again);
+            if let Ok(Some(Outcome::Expired)) = outcome
+                && one.frame.host
+            {
+                let frame = &one.frame;
+                let passed = pass(early.get_mut(), frame, &link(frame.ifindex), &root);
+                outcome = passed.map(|()| Some(Outcome::Passed));
+            }
+            let outcome = outcome.unwrap_or_else(|error| {
                 complain(&mut complained, &error);
                 Some(Outcome::Failed)
             });
             outcome.inspect(|outcome| counts.note(*outcome)).is_none()
         });
     }
+}
+
+/// Has the program pass a fragment on to this machine's stack, and those of its datagram that follow.
+fn pass(early: &mut Early, frame: &EarlyFrame, link: &Path, root: &Path) -> io::Result<()> {
+    early.note_own(&frame.datagram)?;
+    Early::again(frame, link, root)
 }
 
 impl Waiting {
@@ -169,7 +192,7 @@ mod tests {
 
     fn waiting(since: Instant) -> Waiting {
         let datagram = FragmentKey::new(Addr::default(), Addr::default(), 7, 17);
-        let frame = EarlyFrame { ifindex: 3, bytes: vec![1, 2], datagram };
+        let frame = EarlyFrame { ifindex: 3, bytes: vec![1, 2], datagram, host: false };
         Waiting { frame, since, due: since + SOON }
     }
 

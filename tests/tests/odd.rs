@@ -4,7 +4,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -289,14 +289,8 @@ fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
         for id in 1..=30u16 {
             let socket = udp(CLIENT_V4, SOON)?;
             let source = socket.local_addr()?.port();
-            let parts = fragments((source, PORT), vips[0], id, &payload);
-            // Every order there is.
-            let [a, b, c] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]]
-                [usize::from(id) % 6];
-            for part in [&parts[a], &parts[b], &parts[c]] {
-                let to = SockaddrStorage::from(at(vips[0], 0));
-                sendto(raw.as_raw_fd(), part, &to, MsgFlags::empty())?;
-            }
+            let parts = fragments((CLIENT_V4, source), (vips[0], PORT), id, &payload);
+            send(&raw, vips[0], &parts, ORDERS[usize::from(id) % 6])?;
             expect_back(&socket, &payload)?;
         }
         Ok(())
@@ -307,6 +301,89 @@ fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
     edge.lb.expect_quiet()
 }
 
+/// Fragments that overtake the first one of their datagram, from the backend's side: of a reply, which follow it, and of
+/// what is for the balancer itself, which gets them whether their first one comes or not.
+#[test]
+fn fragments_of_replies_in_any_order() -> anyhow::Result<()> {
+    const PORT: u16 = 9000;
+    const OWN: (&str, u16) = (BALANCER[0], 40_000);
+    let mut specs = NAT();
+    specs.truncate(1);
+    specs[0].webs = vec![1];
+    let lab = Lab::start()?;
+    let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
+    let mut lb = lab.daemon("lb", &text)?;
+    lb.stop()?;
+    lb.clean_up()?;
+    lb.resume_with_rights_of_unit()?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    let (client, web, host) = (lab.host("client")?, lab.host("web-1")?, lab.host("lb")?);
+    let outcome = |name: &str| lb.metric(&format!("lb_fragments_early_total{{outcome=\"{name}\""));
+    // A socket stays where it was made.
+    let own = web_v4(1);
+    let server = web.enter(|| -> anyhow::Result<UdpSocket> {
+        let socket = UdpSocket::bind(at(&own, PORT))?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok(socket)
+    })??;
+    let raw = web.enter(|| {
+        socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+    })??;
+    let payload: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
+    for id in 1..=30u16 {
+        let asks = client.enter(|| udp(CLIENT_V4, SOON))??;
+        asks.send_to(b"?", at(SPARE_V4, PORT))?;
+        let (_, from) = server.recv_from(&mut [0; 16]).context("no request")?;
+        assert_eq!(from.ip(), BALANCER[0].parse::<IpAddr>()?);
+        let parts = fragments((&own, PORT), (BALANCER[0], from.port()), id, &payload);
+        send(&raw, BALANCER[0], &parts, ORDERS[usize::from(id) % 6])?;
+        expect_back(&asks, &payload).with_context(|| format!("order {}", id % 6))?;
+    }
+    assert_eq!(outcome("followed")?, 30.0, "of 30 that came before their first one");
+
+    let listens = host.enter(|| -> anyhow::Result<UdpSocket> {
+        let socket = UdpSocket::bind(at(OWN.0, OWN.1))?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok(socket)
+    })??;
+    for id in 101..=112u16 {
+        let parts = fragments((&own, PORT), OWN, id, &payload);
+        send(&raw, OWN.0, &parts, ORDERS[usize::from(id) % 6])?;
+        expect_back(&listens, &payload).with_context(|| format!("order {}", id % 6))?;
+    }
+    assert_eq!((outcome("followed")?, outcome("passed")?), (42.0, 0.0));
+    // The first one comes when nobody waits for it any more.
+    let parts = fragments((&own, PORT), OWN, 200, &payload);
+    send(&raw, OWN.0, &parts[1..], [0, 1])?;
+    eventually(PATIENCE, || {
+        // Where one went, the other may follow.
+        let (passed, followed) = (outcome("passed")?, outcome("followed")?);
+        ensure!(passed >= 1.0 && passed + followed == 44.0, "{passed} passed, {followed} followed");
+        Ok(())
+    })?;
+    send(&raw, OWN.0, &parts[..1], [0])?;
+    expect_back(&listens, &payload)?;
+    assert_eq!((outcome("expired")?, outcome("failed")?), (0.0, 0.0));
+    lb.expect_quiet()
+}
+
+/// Every order of three.
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]];
+
+/// Sends packets in this order.
+fn send<const N: usize>(
+    raw: &OwnedFd,
+    to: &str,
+    packets: &[Vec<u8>],
+    order: [usize; N],
+) -> anyhow::Result<()> {
+    let to = SockaddrStorage::from(at(to, 0));
+    for n in order {
+        sendto(raw.as_raw_fd(), &packets[n], &to, MsgFlags::empty())?;
+    }
+    Ok(())
+}
+
 fn expect_back(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<()> {
     let mut buffer = vec![0; 65536];
     let (len, _) = socket.recv_from(&mut buffer).context("no answer")?;
@@ -314,12 +391,12 @@ fn expect_back(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A datagram to the VIP in three IPv4 fragments.
-fn fragments(ports: (u16, u16), vip: &str, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
+/// A datagram in three IPv4 fragments.
+fn fragments(from: (&str, u16), to: (&str, u16), id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
     let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().expect("IPv4").octets();
     let mut whole = Vec::new();
-    PacketBuilder::ipv4(octets(CLIENT_V4), octets(vip), 64)
-        .udp(ports.0, ports.1)
+    PacketBuilder::ipv4(octets(from.0), octets(to.0), 64)
+        .udp(from.1, to.1)
         .write(&mut whole, payload)
         .expect("room");
     let body = whole.split_off(20);

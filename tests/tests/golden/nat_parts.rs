@@ -9,6 +9,7 @@ use crate::{
     nat_icmp,
     odd::fragments,
     packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs},
+    vlan::{TAGS, tagged},
 };
 
 /// VIP, backend, NAT address, client.
@@ -149,14 +150,50 @@ fn before_the_first_one() {
         let port = says(&rig.run(&client_frame(vip, L4::Udp(443), b"")).frame).ports.0;
         let reply = from_backend(web, 443, nat, port, true, &[5; 2000]);
         for part in &fragments(&reply, 7, 800)[1..] {
-            let got = rig.run(part);
-            assert_eq!((got.action, got.reason, &got.frame), (PASS, Reason::NatPassed, part));
+            assert_eq!(rig.run(part).reason, Reason::FragmentKept);
         }
         // The host's own.
         let other = from_backend(web, 444, nat, port, true, &[5; 2000]);
         for part in &fragments(&other, 8, 800) {
             let got = rig.run(part);
             assert_eq!((got.action, got.reason, &got.frame), (PASS, Reason::NatPassed, part));
+        }
+    }
+}
+
+/// A few wait for the daemon; without it they are the host's, as they came.
+#[test]
+fn what_may_be_the_hosts_own_is_not_lost() {
+    for [vip, web, nat, _] in SAME {
+        let mut rig = rig(vip, web);
+        let datagram = from_backend(web, 443, nat, 2000, true, &[5; 2000]);
+        for tags in std::iter::once(&[][..]).chain(TAGS) {
+            let part = tagged(&fragments(&datagram, 7, 800)[1], tags);
+            let mut kept = 0;
+            let got = loop {
+                let got = rig.run(&part);
+                if got.reason != Reason::FragmentKept {
+                    break got;
+                }
+                assert_eq!(got.action, DROP);
+                kept += 1;
+            };
+            assert_eq!(kept, if tags.is_empty() { 17 } else { 0 });
+            assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NatPassed, part));
+        }
+        // Larger than what waits.
+        let mut rig = self::rig(vip, web);
+        let large = from_backend(web, 443, nat, 2000, true, &[5; 5000]);
+        let part = &fragments(&large, 7, 2400)[1];
+        let got = rig.run(part);
+        assert_eq!((got.action, got.reason, &got.frame), (PASS, Reason::NatPassed, part));
+        // The first one has come: nobody waits for anything.
+        for tags in TAGS {
+            for part in fragments(&datagram, 7, 800) {
+                let part = tagged(&part, tags);
+                let got = rig.run(&part);
+                assert_eq!((got.action, got.reason, got.frame), (PASS, Reason::NatPassed, part));
+            }
         }
     }
 }

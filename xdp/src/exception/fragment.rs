@@ -10,7 +10,7 @@ use abi::{
 };
 
 use aya_ebpf::{
-    bindings::xdp_md,
+    bindings::{BPF_RB_AVAIL_DATA, xdp_md},
     helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
 };
 
@@ -97,17 +97,28 @@ fn later<const L3: usize, const V4: bool>(
 
 #[inline(always)]
 fn early(packet: &Packet) -> Reason {
-    Reason::from_index(keep(packet.context())).unwrap_or(Reason::Fragment)
+    Reason::from_index(keep(packet.context(), 0)).unwrap_or(Reason::Fragment)
 }
 
-/// What becomes of a later fragment of which it is not known where the first one went. A global function: the verifier
-/// goes through it once.
+/// What becomes of a later fragment for an address that translated packets come from, of which nobody knows whether it
+/// is this machine's own.
+#[inline(always)]
+pub(super) fn perhaps_own(packet: &Packet) -> Reason {
+    match Reason::from_index(keep(packet.context(), early::HOST)) {
+        Some(Reason::FragmentKept) => Reason::FragmentKept,
+        _ => Reason::NatPassed,
+    }
+}
+
+/// What becomes of a later fragment of which it is not known where the first one went; `host`: [`early::HOST`], or 0. A
+/// global function: the verifier goes through it once.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn keep(ctx: *mut xdp_md) -> u32 {
+extern "C" fn keep(ctx: *mut xdp_md, host: u32) -> u32 {
     // SAFETY: the context is the one the program was called with.
     let (length, ifindex) = unsafe { (bpf_xdp_get_buff_len(ctx), (*ctx).ingress_ifindex) };
-    if length > early::FRAME as u64 {
+    let unread = if host == 0 { 0 } else { maps::EARLY.query(BPF_RB_AVAIL_DATA.into()) };
+    if length > early::FRAME as u64 || unread > early::HOST_BYTES {
         return Reason::Fragment as u32;
     }
     let Some(mut record) = maps::EARLY.reserve::<Early>(0) else { return Reason::Fragment as u32 };
@@ -115,7 +126,7 @@ extern "C" fn keep(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the record is as large as an `Early`, and aligned to 8; the helper writes `early::FRAME` bytes at most.
     let failed = unsafe {
         (&raw mut (*record_of).ifindex).write(ifindex);
-        (&raw mut (*record_of).length).write(length as u32);
+        (&raw mut (*record_of).length).write(length as u32 | host);
         let bytes = (&raw mut (*record_of).bytes).cast();
         bpf_xdp_load_bytes(ctx, 0, bytes, bounded::<{ early::FRAME as u32 - 1 }>(length as u32))
             != 0

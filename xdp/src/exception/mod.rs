@@ -37,6 +37,7 @@ impl Program for Second {
         };
 
         let reason = match first {
+            Reason::FragmentKept => return fragment::perhaps_own(&packet) as u32,
             Reason::TunnelSourceRefused => {
                 let tunnel = decap::tunnel::<L3>(&packet, &ip);
                 return decap::restricted::<L3>(&mut packet, &ip, tunnel) as u32;
@@ -65,6 +66,8 @@ impl Program for Second {
     fn onward(reason: Reason) -> Option<u32> {
         match reason {
             Reason::SecondChance => Some(behind::SECOND_CHANCE),
+            // Not back to where it has come from.
+            _ if matches!(maps::handed_on(), Some(Reason::FragmentKept)) => None,
             reason if reason.is_nat() => Some(behind::NAT),
             _ => None,
         }

@@ -124,7 +124,7 @@ fn opened<const AT: usize, const V4: bool>(
 const fn decided(reason: Reason) -> Option<u32> {
     match reason {
         Reason::NatNotWritten => Some(behind::NAT_OTHER),
-        Reason::TooBig => Some(behind::SECOND),
+        Reason::TooBig | Reason::FragmentKept => Some(behind::SECOND),
         _ => None,
     }
 }

@@ -56,8 +56,15 @@ impl Program for NatParts {
         let Some(ip) = maps::put_ip(Ip { protocol: upper.protocol, ..ip }) else {
             return answer(refuse(first), tags as i32);
         };
-        let done = run::<V4>(&packet, ip, &upper, first, tags, cpu);
-        answer(done.unwrap_or_else(|reason| reason), tags as i32)
+        let reason =
+            run::<V4>(&packet, ip, &upper, first, tags, cpu).unwrap_or_else(|reason| reason);
+        if let Reason::NatPassed = reason
+            && upper.piece.more
+            && upper.piece.offset == 0
+        {
+            maps::remember_fragment_aside(key(ip, &upper), FragmentEntry::host(maps::now()));
+        }
+        answer(reason, tags as i32)
     }
 
     #[inline(always)]
@@ -170,8 +177,6 @@ fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> R
 
 /// In the place of a frontend's row: the datagram is a reply, of this user of its entry's place.
 const REPLY: u32 = 1 << 31;
-/// Bits of an entry's time that its datagram's new identification stands in.
-const ID: u64 = 0xffff;
 
 #[inline(always)]
 fn key(ip: &Ip, upper: &Upper) -> FragmentKey {
@@ -186,12 +191,12 @@ fn remember(ip: &Ip, upper: &Upper, entry: FragmentEntry, cpu: u32) -> u16 {
         return 0;
     }
     let id = maps::next_id(cpu);
-    let time = maps::now() & !ID | u64::from(id);
+    let time = FragmentEntry::time_with(maps::now(), id);
     maps::remember_fragment_aside(key(ip, upper), FragmentEntry { time, ..entry });
     id
 }
 
-/// A later fragment: where its first one went.
+/// A later fragment: where its first one went. At a NAT address one whose first has not come may be the host's own.
 #[inline(always)]
 fn later<const V4: bool>(
     packet: &Packet,
@@ -204,11 +209,14 @@ fn later<const V4: bool>(
     let passed = matches!(first, Reason::NatPassed);
     let known = maps::fragment_aside(key(ip, upper)).filter(|known| known.is_fresh(maps::now()));
     let Some(known) = known else {
-        return Err(if passed { first } else { Reason::Fragment });
+        return Err(if passed { Reason::FragmentKept } else { Reason::Fragment });
     };
+    if known.frontend == FragmentEntry::HOST {
+        return Err(refuse(first));
+    }
     sendable(packet, ip, upper)?;
     let entry = Maps.entry(known.entropy).ok_or(Reason::Fragment)?;
-    let (stamp, id) = (entry.stamp(), (known.time & ID) as u16);
+    let (stamp, id) = (entry.stamp(), known.id());
     let backend = Maps.backend(known.backend).ok_or(Reason::Fragment)?;
     let same = (entry.backend(), entry.epoch()) == (known.backend, known.epoch)
         && backend.epoch() == known.epoch

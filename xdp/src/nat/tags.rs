@@ -40,7 +40,8 @@ impl Program for NatTags {
             // Without its tags, or with them again.
             return maps::handed().is_some_and(|(_, tags)| tags != 0).then_some(behind::NAT);
         }
-        reason.is_exceptional().then_some(behind::SECOND)
+        let second = reason.is_exceptional() || matches!(reason, Reason::FragmentKept);
+        second.then_some(behind::SECOND)
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Frame {
     pub bytes: Vec<u8>,
     /// The datagram that it is a part of.
     pub datagram: FragmentKey,
+    /// It may be this machine's own.
+    pub host: bool,
 }
 
 impl Early {
@@ -48,9 +50,9 @@ impl Early {
     /// The next one, if there is one; what is none is passed over.
     pub fn take(&mut self) -> Option<Frame> {
         while let Some(record) = self.ring.next() {
-            let Some((ifindex, bytes)) = early::from_record(&record) else { continue };
+            let Some((ifindex, bytes, host)) = early::from_record(&record) else { continue };
             let Some(datagram) = early::datagram(bytes) else { continue };
-            return Some(Frame { ifindex, bytes: bytes.to_vec(), datagram });
+            return Some(Frame { ifindex, bytes: bytes.to_vec(), datagram, host });
         }
         None
     }
@@ -62,13 +64,19 @@ impl Early {
     /// The kernel's.
     pub fn is_known(&self, datagram: &FragmentKey) -> io::Result<bool> {
         match self.first.get(datagram, 0) {
-            Ok(entry) => {
-                let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
-                Ok(entry.is_fresh(std::time::Duration::from(now).as_nanos() as u64))
-            }
+            Ok(entry) => Ok(entry.is_fresh(now()?)),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(io::Error::other(error)),
         }
+    }
+
+    /// Notes that a datagram is this machine's own: the program passes its fragments on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn note_own(&mut self, datagram: &FragmentKey) -> io::Result<()> {
+        let entry = FragmentEntry::host(now()?);
+        self.first.insert(datagram, entry, 0).map_err(io::Error::other)
     }
 
     /// Gives a frame to the program of its interface, as if it had just come in: the kernel does what the program
@@ -92,6 +100,12 @@ impl Early {
         };
         program.test_run(options).map(drop).map_err(io::Error::other)
     }
+}
+
+/// Nanoseconds since boot, as the program counts them.
+fn now() -> io::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(std::time::Duration::from(now).as_nanos() as u64)
 }
 
 /// The program of a pinned link.
