@@ -270,11 +270,12 @@ fn changed(
     safety: &SafetyOptions,
 ) -> anyhow::Result<()> {
     let Changed { added, replaced, skipped, errors, .. } = serde_json::from_value(value.clone())?;
-    let mut sentence = match replaced {
-        0 => format!("{added} on the list {list}, in force"),
+    let (added, replaced, skipped) = (number(added), number(replaced), number(skipped));
+    let mut sentence = match &*replaced {
+        "0" => format!("{added} on the list {list}, in force"),
         _ => format!("{added} on the list {list} and {replaced} renewed, in force"),
     };
-    if skipped > 0 {
+    if skipped != "0" {
         sentence.push_str(&format!("; {skipped} are wrong and left out:"));
         errors.iter().for_each(|error| sentence.push_str(&format!("\n  {}", error.message)));
     }

@@ -193,14 +193,16 @@ impl Target<'_> {
                     progress.clear();
                     let Some(there) = &there else { return error };
                     let (first, last) = (name(*there.start()), name(*there.end()));
-                    let next = one.places.as_ref().map(|places| name(*places.start()));
+                    let of = one.places.as_ref().map(|places| {
+                        format!("of {} to {}, and ", name(*places.start()), name(*places.end()))
+                    });
                     error.context(format!(
-                        "{first} to {last} are on the list {}, in force and kept ({} new, {} renewed), what is \
-                         behind them is not: at {}",
+                        "{first} to {last} are on the list {}, in force and kept ({} new, {} renewed); {}what is \
+                         behind them, nothing is known to be",
                         self.list,
                         number(all.added),
                         number(all.replaced),
-                        next.unwrap_or_default()
+                        of.unwrap_or_default()
                     ))
                 })?;
             all.added += added;
@@ -340,8 +342,8 @@ mod tests {
         let error = put(&client, &sorted(12), false).unwrap_err();
         assert_eq!(
             format!("{error:#}"),
-            "items[0] to items[5] are on the list web, in force and kept (4 new, 2 renewed), what is behind them \
-             is not: at items[6]: it would cut off 192.0.2.7"
+            "items[0] to items[5] are on the list web, in force and kept (4 new, 2 renewed); of items[6] to items[8], and \
+             what is behind them, nothing is known to be: it would cut off 192.0.2.7"
         );
         // Of one piece there is nothing to say.
         let (client, _bodies) = api(vec![(409, problem)]);
