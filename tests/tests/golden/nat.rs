@@ -174,19 +174,19 @@ fn connections_that_stand_need_the_first_program_alone() {
         let tcp = |rig: &mut Rig, l4| says(&rig.run(&client_frame(vip, l4, b"x")).frame).ports.0;
         let (port, udp_port) = (tcp(&mut rig, L4::Syn(80)), tcp(&mut rig, L4::Udp(443)));
         rig.run(&from_backend(web, 8080, nat, port, false, b""));
-        rig.run(&from_backend(web, 443, nat, udp_port, true, b""));
         assert_eq!(tcp(&mut rig, L4::Ack(80)), port);
-
         let jump = MapData::from_pin(tables.join("JUMP")).unwrap();
         let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
+        // The last one, and the first one to go on: what UDP's entries note holds for seconds.
+        rig.run(&from_backend(web, 443, nat, udp_port, true, b""));
         jump.clear_index(&places::NAT).unwrap();
         let mut reply = from_backend(web, 8080, nat, port, false, b"reply");
         as_ack(&mut reply);
         for frame in [
-            client_frame(vip, L4::Ack(80), b"more"),
-            reply,
             client_frame(vip, L4::Udp(443), b"as long as TCP"),
             from_backend(web, 443, nat, udp_port, true, b"as long as TCP"),
+            client_frame(vip, L4::Ack(80), b"more"),
+            reply,
         ] {
             let got = rig.run(&frame);
             assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx), "{:?}", says(&frame));
