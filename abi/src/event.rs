@@ -99,7 +99,7 @@ impl Sampler {
         self.used = self.used.wrapping_add(1);
         if left <= RESERVE as i64 {
             // By an eighth; it stays odd, so that half of it is a whole number of packets.
-            self.window = window + 2 * (window / 16) + 2;
+            self.window = (window + 2 * (window / 16) + 2).min(Self::WIDEST - 1);
         }
         Some((window.div_ceil(2)).max(1) as u32)
     }

@@ -126,7 +126,7 @@ pub mod feature {
 pub mod behind {
     /// What is rare: ICMP, fragments, extension headers, what is too big or not served.
     pub const SECOND: u32 = 0;
-    /// Services whose backend is not simply the ring's.
+    /// Services whose backend is not simply the ring's, and packets that the first program does not forward.
     pub const CHOICE: u32 = 1;
     /// Translation of addresses and ports.
     pub const NAT: u32 = 2;

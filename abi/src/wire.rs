@@ -312,7 +312,7 @@ pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
 #[must_use]
 pub fn plain4(frame: &(impl Frame + ?Sized), l3: usize) -> u8 {
     let Some(h) = frame.header::<Ipv4>(l3) else { return 0 };
-    // Asked for here, where the bounds are at hand: whoever looks for it need not ask again.
+    // Where both are known to be there already, nothing is asked.
     if frame.header::<Tcp>(l3 + size_of::<Ipv4>()).is_none() {
         return 0;
     }

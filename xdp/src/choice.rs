@@ -1,11 +1,13 @@
 //! Packets for a service that wants more than its ring says ([`abi::choice`]), that not everybody may use, or that
-//! routes clients to groups of its backends ([`abi::routes`]);
-//! those of SCTP, whatever their service wants: the first program does not look at their ports.
+//! routes clients to groups of its backends ([`abi::routes`]). Whatever their service wants: packets of SCTP, at whose
+//! ports the first program does not look; those with two tags; and, without a tag, those with IPv4 options or with fewer
+//! bytes than a TCP header has.
 //!
 //! Whole packets of TCP, UDP and SCTP only: others go to [`crate::exception`].
 
 use abi::{
     choice::{Choice, NO_ID},
+    limits::behind,
     reason::Reason,
     server,
     table::{Frontend, Mode},
@@ -15,7 +17,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use crate::{
     behind::Program,
-    maps::{self, Maps},
+    maps::{self, Maps, feature},
     packet::Packet,
     place,
     stage::service,
@@ -38,9 +40,13 @@ impl Program for Chosen {
         Reason::NotIp
     }
 
-    /// A source that is refused here has had its second look.
+    /// A source that is refused here has had its second look. What goes to this machine is seen by the SYN proxy, where
+    /// there is one.
     #[inline(always)]
     fn onward(reason: Reason) -> Option<u32> {
+        if reason == Reason::DeliveredLocally && maps::has::<{ feature::SYN_PROXY }>() {
+            return Some(behind::SYN);
+        }
         (reason.is_exceptional() && reason != Reason::SourceRefused).then(|| place(reason))
     }
 }

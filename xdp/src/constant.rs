@@ -84,7 +84,7 @@ pub(crate) fn unknown(value: u32) -> u32 {
             options(pure, nomem, nostack, preserves_flags),
         );
     }
-    // SAFETY: as it was. Or the compiler would make 32 bits of it once more.
+    // SAFETY: a copy of 32 bits. Or the compiler would make 32 bits of it once more.
     unsafe { core::hint::assert_unchecked(copy >> 32 == 0) };
     copy as u32
 }

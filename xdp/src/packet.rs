@@ -116,6 +116,7 @@ impl Packet {
         if unsafe { bpf_xdp_adjust_head(self.ctx.ctx, -n) } != 0 {
             return Err(stop(Reason::AdjustFailed));
         }
+        self.checked = 0;
         let (data, end) = bounds(self.ctx.ctx);
         Room::new(data, end, len).ok_or_else(|| stop(Reason::AdjustFailed))
     }

@@ -26,6 +26,8 @@ impl Program for Proxy {
     fn look<const L3: usize, const V4: bool>(ctx: *mut xdp_md, _cpu: u32) -> u32 {
         let mut packet = Packet::new(XdpContext::new(ctx));
         let ip = if V4 { wire::ipv4(&packet, L3) } else { wire::ipv6(&packet, L3) };
+        // Asked for once more: not only the first program hands packets on.
+        let ip = ip.filter(|ip| is_for::<L3, V4>(&packet, ip));
         let answered = ip.and_then(|ip| run::<L3, V4>(&mut packet, &ip));
         answered.or_else(maps::handed_on).unwrap_or(Reason::NotOurs) as u32
     }

@@ -17,7 +17,7 @@ use std::{
 use abi::{
     limits::{
         ABI_VERSION, FLAT_BYTES, FLOWS, MAX_BACKENDS, MAX_BITMAPS, MAX_BLOCKS, MAX_BUCKETS,
-        MAX_BUCKETS6, MAX_EGRESS, MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS,
+        MAX_BUCKETS6, MAX_EGRESS, MAX_FILTER6, MAX_FRONTENDS, MAX_SLOTS, cpu_places,
     },
     reason::Reason,
     table::Counter,
@@ -393,8 +393,13 @@ pub(super) fn flows_for(wanted: &DesiredState) -> u32 {
 
 /// At most as many rows as can be counted, for each CPU has counters of its own.
 pub(super) fn counted(most: u32) -> u32 {
-    let rows = FLAT_BYTES / size_of::<Counter>() as u64 / u64::from(cpus());
-    most.min(rows as u32)
+    most.min(countable(cpus()))
+}
+
+/// Rows that a table of counters can have with so many CPUs.
+fn countable(cpus: u32) -> u32 {
+    let places = u64::from(cpu_places(cpus));
+    (FLAT_BYTES / size_of::<Counter>() as u64 / places) as u32
 }
 
 /// Room for what is wanted, and as much again as is likely to come.
@@ -462,6 +467,15 @@ mod tests {
             wanted.interfaces.push(Interface { select, xdp_mode: XdpMode::default(), roles });
             assert_eq!(flows_for(&wanted), rows);
             assert_eq!(capacity_for(&wanted, Needs::default()).unwrap().flows, rows);
+        }
+    }
+
+    #[test]
+    fn counters_of_all_places_for_cpus_fit() {
+        for cpus in [1, 2, 3, 6, 64, 96, 128] {
+            let bytes = |rows: u32| u64::from(rows) * u64::from(cpu_places(cpus)) * 32;
+            assert!(bytes(countable(cpus)) <= FLAT_BYTES, "{cpus} CPUs");
+            assert!(bytes(countable(cpus) + 1) > FLAT_BYTES, "{cpus} CPUs");
         }
     }
 

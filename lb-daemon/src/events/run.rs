@@ -74,7 +74,11 @@ fn grant(
     for ((stream, rate), weights) in streams.into_iter().zip(weights) {
         if rate == 0 {
             *weights = Weights::default();
-            (0..events.cpus()).for_each(|cpu| events.grant(cpu, stream, 0, 1));
+            for cpu in 0..events.cpus() {
+                seen.remove(&(cpu, stream as u32));
+                // Hardly any packet looks for a sample that it is not granted.
+                events.grant(cpu, stream, 0, u64::MAX);
+            }
             continue;
         }
         let ticks = (Duration::from_secs(1).as_millis() / TICK.as_millis()) as u64;

@@ -1,15 +1,19 @@
 //! The SYN proxy: SYNs for listeners of this machine are answered, byte by byte; everything else goes on as it came.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use abi::{limits::feature, reason::Reason, synproxy};
-use config::model::{Prefilter, SynProxy};
+use config::model::{Forwarding, Prefilter, SynProxy};
 use etherparse::{PacketBuilder, PacketHeaders, TcpHeader, TcpOptionElement, TransportHeader};
-use lb_daemon::{datapath::Op, plan::prefixes::Prefixes};
+use lb_daemon::{datapath::Op, nexthop::NextHop, plan::prefixes::Prefixes};
 use lb_tests::{
     lab::unique,
     netns::Namespace,
-    rig::{CLIENT_MAC, OUR_MAC, Rig},
+    rig::{CLIENT_MAC, INGRESS, OUR_MAC, Rig, service},
 };
 
 use crate::packets::{DROP, PASS, TX, v4, v6};
@@ -114,6 +118,41 @@ fn listeners() -> Vec<TcpListener> {
         all.push(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
     }
     all
+}
+
+/// Also when the program behind the first one finds out that a service is delivered here.
+#[test]
+fn a_syn_for_a_service_that_is_delivered_here_is_answered() {
+    machine("2")
+        .enter(|| {
+            let _listeners = listeners();
+            let features = feature::PREFILTER | feature::BALANCE | feature::SYN_PROXY;
+            let mut rig = Rig::new(features);
+            for ranges in [vec![], vec!["198.51.100.0/24".parse().unwrap()]] {
+                let mut web = service("web", &[HERE4], Forwarding::L2, &["10.0.1.12"]);
+                (web.ports[0].port, web.ports[0].last) = (PORT, PORT);
+                web.source_ranges = ranges;
+                rig.fill(vec![web], INGRESS, 1500);
+                let here = BTreeMap::from([("10.0.1.12".parse().unwrap(), NextHop::Local)]);
+                let ops = rig.planner.set_hops(&here, &rig.bpf, Duration::ZERO).unwrap();
+                rig.apply(&ops);
+                let (word, bit) = synproxy::place(PORT);
+                rig.apply(&[Op::SynPorts(word, 1 << bit)]);
+
+                let plain = syn(HERE4, PORT);
+                for tags in crate::vlan::TAGS.into_iter().chain([&[][..]]) {
+                    let mut frame = plain.clone();
+                    frame.splice(12..12, tags.iter().copied());
+                    let got = rig.run(&frame);
+                    assert_eq!((got.action, got.reason), (TX, Reason::SynAnswered), "{tags:?}");
+                }
+                let other = segment(HERE4, PORT, b"x", |tcp| tcp.ack = true);
+                assert_eq!(rig.run(&other).reason, Reason::DeliveredLocally);
+                rig.apply(&[Op::SynPorts(word, 0)]);
+                assert_eq!(rig.run(&plain).reason, Reason::DeliveredLocally);
+            }
+        })
+        .unwrap();
 }
 
 #[test]

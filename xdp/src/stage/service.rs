@@ -83,8 +83,8 @@ fn forwarded<const L3: usize, const V4: bool, const PLAIN: u8>(
     (row, frontend): (u32, &'static Frontend),
 ) -> Result<End, Reason> {
     if L3 == 22 || L3 == 14 && PLAIN == 0 {
-        // Two tags, or options in the IP header, or fewer bytes than a TCP header has: rare enough for the program behind
-        // to do all that follows, which would be made four times more.
+        // Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the
+        // program behind to do all that follows, which would be made four times more.
         return Err(stop(Reason::SourceRefused));
     }
     let mut named = None;
