@@ -316,7 +316,7 @@ fn a_daemon_killed_during_an_update_leaves_one_version() -> anyhow::Result<()> {
     expect_blocked(&edge, ODD)?;
 
     let mut left_old = 0;
-    for (round, percent) in (2..).zip([40, 60, 80, 90, 100]) {
+    for (round, percent) in (2..).zip([15, 50, 75, 90, 100]) {
         replace(round)?;
         // A part of the way, as far as can be told from outside.
         std::thread::sleep(whole * percent / 100);
