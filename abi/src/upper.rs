@@ -169,10 +169,11 @@ pub fn is_source_routed(
         if kind == LOOSE || kind == STRICT {
             return byte(2).is_none_or(|pointer| pointer <= len);
         }
-        if len == 0 {
+        let next = here + len as usize;
+        if len == 0 || next > header {
             return false;
         }
-        at = here + len as usize;
+        at = next;
         looked += 1;
     }
     false
@@ -257,7 +258,8 @@ mod tests {
         let routed = |options: &[u8]| {
             let mut b = [0u8; 60];
             b[20..20 + options.len()].copy_from_slice(options);
-            is_source_routed(&b[..], 0, 20 + options.len().next_multiple_of(4), |at| at)
+            // As the program bounds it.
+            is_source_routed(&b[..], 0, 20 + options.len().next_multiple_of(4), |at| at & 63)
         };
         for kind in [131, 137] {
             assert!(routed(&[kind, 7, 4, 10, 0, 0, 1]));
@@ -267,6 +269,10 @@ mod tests {
             assert!(!routed(&[0, kind, 7, 4]), "behind the end");
             assert!(!routed(&[148, 0, kind, 4]), "a length of nothing");
         }
+        assert!(
+            !routed(&[148, 66, 131, 7, 4, 0, 0, 0]),
+            "a length beyond the header, and round to 131"
+        );
         for other in [&[][..], &[1, 1, 1, 0], &[7, 7, 4, 10, 0, 0, 1], &[1; 40], &[148, 200, 0, 0]]
         {
             assert!(!routed(other), "{other:?}");

@@ -306,16 +306,12 @@ pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
     frame.header(l3).map(Rest::of6)
 }
 
-/// Protocol of a packet that is neither a fragment nor has options in its IPv4 header at `l3`, and is as long as TCP's
-/// is at least, which nearly all are; of others 0.
+/// Protocol of a packet that is neither a fragment nor has options in its IPv4 header at `l3`, as nearly all are; of
+/// others 0.
 #[inline(always)]
 #[must_use]
 pub fn plain4(frame: &(impl Frame + ?Sized), l3: usize) -> u8 {
     let Some(h) = frame.header::<Ipv4>(l3) else { return 0 };
-    // Where both are known to be there already, nothing is asked.
-    if frame.header::<Tcp>(l3 + size_of::<Ipv4>()).is_none() {
-        return 0;
-    }
     let [version_ihl] = h.version_ihl();
     if version_ihl != 0x45 || is_fragment(h) {
         return 0;

@@ -17,8 +17,10 @@ use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
     capture::{Capture, Checksums},
+    daemon::Daemon,
     edge::{
-        Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Specs, expect_all_answer, expect_answered, yaml,
+        Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Spec, Specs, expect_all_answer,
+        expect_answered, yaml,
     },
     eventually, http,
     lab::{
@@ -242,21 +244,28 @@ fn datagrams_in_fragments_between_families() -> anyhow::Result<()> {
     in_fragments(NAT_CROSSED, [SPARE_V4, SPARE_V6])
 }
 
+/// Of the services with fragments.
+const PORT: u16 = 9000;
+
+/// A daemon for such services, with the rights that the unit gives it: nothing that fragments need takes more.
+fn daemon(lab: &Lab, specs: &[Spec]) -> anyhow::Result<Daemon> {
+    let udp = format!("port: {PORT}, protocol: udp");
+    let mut lb = lab.daemon("lb", &yaml(specs).replace("port: 80, protocol: tcp", &udp))?;
+    lb.stop()?;
+    lb.clean_up()?;
+    lb.resume_with_rights_of_unit()?;
+    eventually(PATIENCE, || lb.ways_known())?;
+    Ok(lb)
+}
+
 fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
-    const PORT: u16 = 9000;
     let specs = specs();
     let nat = specs[0].forwarding == "nat";
     // A fragment grows by 28 bytes on its way from IPv4 to IPv6.
     let narrow = if specs[0].v6 { 1500 - 28 } else { 1500 };
     let lab = Lab::start()?;
     let decap = if nat { Vec::new() } else { lab.decap()? };
-    let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
-    let mut lb = lab.daemon("lb", &text)?;
-    // Nothing that fragments need takes more.
-    lb.stop()?;
-    lb.clean_up()?;
-    lb.resume_with_rights_of_unit()?;
-    eventually(PATIENCE, || lb.ways_known())?;
+    let lb = daemon(&lab, &specs)?;
     let mut echoes = Vec::new();
     for (n, name) in (1..).zip(WEBS) {
         // A reply is cut for the way back, which is narrower than this host's interface.
@@ -308,18 +317,12 @@ fn in_fragments(specs: Specs, vips: [&str; 2]) -> anyhow::Result<()> {
 /// what is for the balancer itself, which gets them whether their first one comes or not.
 #[test]
 fn fragments_of_replies_in_any_order() -> anyhow::Result<()> {
-    const PORT: u16 = 9000;
     const OWN: (&str, u16) = (BALANCER[0], 40_000);
     let mut specs = NAT();
     specs.truncate(1);
     specs[0].webs = vec![1];
     let lab = Lab::start()?;
-    let text = yaml(&specs).replace("port: 80, protocol: tcp", "port: 9000, protocol: udp");
-    let mut lb = lab.daemon("lb", &text)?;
-    lb.stop()?;
-    lb.clean_up()?;
-    lb.resume_with_rights_of_unit()?;
-    eventually(PATIENCE, || lb.ways_known())?;
+    let lb = daemon(&lab, &specs)?;
     let (client, web, host) = (lab.host("client")?, lab.host("web-1")?, lab.host("lb")?);
     let outcome = |name: &str| lb.metric(&format!("lb_fragments_early_total{{outcome=\"{name}\""));
     // A socket stays where it was made.

@@ -71,11 +71,11 @@ pub(crate) fn below<const END: u32>(mut value: u64) -> u64 {
 }
 
 /// `value`, of which the compiler knows nothing more: what follows from it is then computed, and not decided by the way
-/// that led here.
+/// that led here; and it is a register of its own, of which alone the verifier learns what is asked of it.
 #[inline(always)]
-pub(crate) fn unknown(value: u32) -> u32 {
+pub(crate) fn unknown(value: u32) -> u64 {
     let copy: u64;
-    // SAFETY: a copy. No instruction at all would be enough, but the kernel takes no two lines of source for one place.
+    // SAFETY: a copy. No instruction at all would be no place of its own, and the kernel takes no two lines for one.
     unsafe {
         core::arch::asm!(
             "{copy} = {value}",
@@ -86,12 +86,12 @@ pub(crate) fn unknown(value: u32) -> u32 {
     }
     // SAFETY: a copy of 32 bits. Or the compiler would make 32 bits of it once more.
     unsafe { core::hint::assert_unchecked(copy >> 32 == 0) };
-    copy as u32
+    copy
 }
 
 /// `value`, computed here and not where it is first wanted.
 #[inline(always)]
-pub(crate) fn early(mut value: u64) -> u64 {
+pub(crate) fn computed(mut value: u64) -> u64 {
     // SAFETY: a copy onto itself. As it is not said to be pure, it stays where it is.
     unsafe {
         core::arch::asm!(
@@ -108,7 +108,7 @@ pub(crate) fn early(mut value: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn stop(reason: Reason) -> Reason {
     core::hint::cold_path();
-    let number = unknown(reason as u32);
+    let number = unknown(reason as u32) as u32;
     // SAFETY: the number of a reason.
     unsafe { core::mem::transmute::<u32, Reason>(number) }
 }

@@ -28,7 +28,7 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
 
     /// A row that is known to be there: the verifier checks that it is.
     #[inline(always)]
-    fn place(&'static self, row: u64) -> *mut T {
+    pub(crate) fn place(&'static self, row: u64) -> *mut T {
         let mut place = self.0.get() as usize;
         // SAFETY: an addition. The compiler, which knows where the table is and takes it for one row long, cannot
         // know what comes of it.
@@ -66,31 +66,12 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
         unsafe { &*self.at_ptr(row) }
     }
 
-    /// A row whose number the verifier knows to be less than the table has.
-    #[inline(always)]
-    pub(crate) fn within(&'static self, row: u64) -> *mut T {
-        self.place(row)
-    }
-
     /// The number of a row, if the table has as many, as the verifier knows it to be less.
     #[inline(always)]
     fn bound(row: u32) -> Option<u64> {
-        let row = {
-            let compared: u64;
-            // SAFETY: a copy. What is compared is then the very register that is added; else the compiler may take
-            // another one with the same number in it, of which the verifier does not know that.
-            unsafe {
-                core::arch::asm!(
-                    "{compared} = {row}",
-                    compared = lateout(reg) compared,
-                    row = in(reg) u64::from(row),
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            // SAFETY: it is the copy of a number of 32 bits, of which the compiler knows no longer.
-            unsafe { core::hint::assert_unchecked(compared >> 32 == 0) };
-            compared
-        };
+        // What is compared is then the very register that is added; else the compiler may take another one with the same
+        // number in it, of which the verifier does not know that.
+        let row = constant::unknown(row);
         (row < constant::get::<ROWS>()).then_some(row)
     }
 

@@ -3,7 +3,7 @@
 //! Owns nothing but the order of things: run the pipeline, count its reason, turn the reason into an
 //! action. A packet's way: [`pipeline`] -> [`stage`]s -> one [`abi::reason::Reason`]. Some go on to another
 //! program ([`behind`]): what is for a VIP and cannot be forwarded as it stands to [`exception`], what is for a
-//! service that wants more than its ring says to [`choice`], what is translated to [`nat`], segments with a second
+//! service that wants more than its ring says, and the rarest of packets, to [`choice`], what is translated to [`nat`], segments with a second
 //! chance to [`chance`], those that open a connection to this machine to [`synproxy`].
 #![no_std]
 #![no_main]
@@ -76,7 +76,7 @@ pub fn lb_chance(ctx: XdpContext) -> u32 {
     behind::run::<chance::Chance>(ctx)
 }
 
-/// Packets for a service that wants more than its ring says, or that not everybody may use.
+/// Packets for a service that wants more than its ring says, or that not everybody may use; and the rarest of all others.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb_choice(ctx: XdpContext) -> u32 {

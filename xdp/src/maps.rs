@@ -284,18 +284,6 @@ pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
     FRONTENDS.get(row)
 }
 
-/// With its number, as the verifier knows it to be within bounds.
-#[inline(always)]
-pub(crate) fn frontend_at(row: u32) -> Option<(u32, &'static Frontend)> {
-    FRONTENDS.find(row)
-}
-
-/// As [`frontend_at`].
-#[inline(always)]
-pub(crate) fn backend_at(row: u32) -> Option<(u32, &'static Backend)> {
-    BACKENDS.find(row)
-}
-
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
     Some(EGRESS.at(row.into()))
@@ -465,7 +453,7 @@ pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
 #[inline(always)]
 pub(crate) fn count_number(cpu: u32, number: u32, bytes: u64) {
     let own = place_of(cpu) * u64::from(REASON_ROWS);
-    let row = REASON_COUNT.within(own | constant::below::<REASON_ROWS>(number.into()));
+    let row = REASON_COUNT.place(own | constant::below::<REASON_ROWS>(number.into()));
     // SAFETY: a row of the table; only this CPU writes this row, and a program is
     // not interrupted by another one of the same CPU.
     unsafe {
@@ -490,8 +478,8 @@ pub(crate) fn count_found(cpu: u32, frontend: u32, backend: u32, bytes: u64, ope
     let cpu = place_of(cpu);
     let frontends = constant::times::<{ rows(table("FRONTENDS")) }>(cpu);
     let backends = constant::times::<{ rows(table("BACKENDS")) }>(cpu);
-    let frontend = FRONTEND_COUNT.within(frontends + u64::from(frontend));
-    let backend = BACKEND_COUNT.within(backends + u64::from(backend));
+    let frontend = FRONTEND_COUNT.place(frontends + u64::from(frontend));
+    let backend = BACKEND_COUNT.place(backends + u64::from(backend));
     // SAFETY: as in `count_number`.
     unsafe {
         (*frontend).packets += 1;

@@ -22,7 +22,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use super::{
     L3, header,
     icmp::{About, about, is_message},
-    is_plain, parts, write,
+    parts, write,
 };
 use crate::{
     behind::{Program, answer},
@@ -134,7 +134,6 @@ impl Program for NatOther {
             (false, true) => parts::write::<V4>(&mut packet, &ip, onward),
             (true, true) => message::<V4>(&mut packet, &ip, onward),
             (true, false) => crossing_message::<V4>(&mut packet, &ip, onward),
-            (false, false) if is_plain::<V4>(&ip) => crossing::<V4>(&mut packet, &ip, onward),
             (false, false) => parts::cross::<V4>(&mut packet, &ip, onward),
         };
         let leave = |()| write::leave(&packet, onward.ifindex, onward.tags, bytes);
@@ -150,32 +149,6 @@ impl Program for NatOther {
     fn onward(reason: Reason) -> Option<u32> {
         matches!(reason, Reason::NatTagged).then_some(behind::NAT_TAGS)
     }
-}
-
-/// A segment or datagram in the other family.
-#[inline(always)]
-fn crossing<const V4: bool>(packet: &mut Packet, ip: &Ip, onward: &Onward) -> Result<(), Reason> {
-    let plain = header::<V4>();
-    let ports = packet.header::<Ports>(L3 + plain).ok_or(Reason::Truncated)?.both();
-    let old = address_sum(ip.src) + address_sum(ip.dst) + halves(u32::from_ne_bytes(ports));
-    let new = address_sum(onward.src) + address_sum(onward.dst) + halves(onward.ports);
-    // Length and protocol are the same numbers in either pseudo header.
-    let udp = ip.protocol == protocol::UDP;
-    write::transport::<V4>(packet, udp, onward.ports, old, new)?;
-    if V4 && udp {
-        checksum_made(packet, L3 + plain, onward)?;
-    }
-    let header = Header {
-        src: onward.src,
-        dst: onward.dst,
-        tos: ip.tos,
-        hops: ip.ttl.wrapping_sub(1),
-        protocol: ip.protocol,
-        len: (ip.total as u16).wrapping_sub(plain as u16),
-    };
-    packet.grow_head(if V4 { 20 } else { -20 })?;
-    put_link::<V4>(packet, onward)?;
-    put_ip::<V4>(packet, L3, &header)
 }
 
 /// Makes the checksum of a datagram over IPv4, which begins at `at`, if it has none: over IPv6 there has to be one.

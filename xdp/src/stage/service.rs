@@ -16,7 +16,7 @@ use abi::{
 
 use crate::{
     action,
-    constant::{self, early, stop},
+    constant::{self, computed, stop},
     maps::{self, Maps},
     nat::quick,
     packet::Packet,
@@ -130,7 +130,7 @@ fn named_at_once<const L3: usize, const V4: bool, const PLAIN: u8>(
     }
     let choice = Choice::read(&Maps, frontend)?;
     let id = server::quic_short(packet, L3 + if V4 { 20 } else { 40 }, choice.quic_len);
-    maps::backend_at(choice::named(&Maps, frontend, &choice, id))
+    Maps.backend_at(choice::named(&Maps, frontend, &choice, id))
 }
 
 /// Counts a packet that has been sent.
@@ -140,7 +140,7 @@ pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
         assert!(action(Reason::ForwardedTx) == Reason::ForwardedTx as u32 - 1);
         assert!(action(Reason::ForwardedRedirect) == Reason::ForwardedRedirect as u32 - 1);
     }
-    let number = constant::unknown(reason as u32);
+    let number = constant::unknown(reason as u32) as u32;
     maps::count_number(cpu, number, bytes);
     End::Sent(number - 1)
 }
@@ -181,7 +181,7 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     };
     // Not wanted before the frontend is known; but all else waits for it then.
     let (_, hash) = flow(ip, &transport);
-    let hash = early(hash);
+    let hash = computed(hash);
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
     if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
         return Ok((row, frontend, transport, hash));
@@ -207,7 +207,7 @@ fn any_port(ip: &Ip) -> Result<(u32, &'static Frontend), Reason> {
         return Err(Reason::SourceRefused);
     }
     let row = vip.any_port(ip.protocol).ok_or(Reason::NoService)?;
-    maps::frontend_at(row).ok_or(Reason::NoService)
+    Maps.frontend_at(row).ok_or(Reason::NoService)
 }
 
 /// What becomes of a packet whose ports are not looked at here.

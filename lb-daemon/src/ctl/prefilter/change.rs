@@ -270,13 +270,13 @@ fn changed(
     safety: &SafetyOptions,
 ) -> anyhow::Result<()> {
     let Changed { added, replaced, skipped, errors, .. } = serde_json::from_value(value.clone())?;
-    let (added, replaced, skipped) = (number(added), number(replaced), number(skipped));
-    let mut sentence = match &*replaced {
-        "0" => format!("{added} on the list {list}, in force"),
-        _ => format!("{added} on the list {list} and {replaced} renewed, in force"),
-    };
-    if skipped != "0" {
-        sentence.push_str(&format!("; {skipped} are wrong and left out:"));
+    let mut sentence = format!("{} on the list {list}", number(added));
+    if replaced > 0 {
+        sentence.push_str(&format!(" and {} renewed", number(replaced)));
+    }
+    sentence.push_str(", in force");
+    if skipped > 0 {
+        sentence.push_str(&format!("; {} are wrong and left out:", number(skipped)));
         errors.iter().for_each(|error| sentence.push_str(&format!("\n  {}", error.message)));
     }
     output.done(value, &sentence)?;
