@@ -15,7 +15,7 @@ use abi::{
     reason::Reason,
     reply,
     table::{Egress, HopWord},
-    wire::{self, Frame, Ip, Ports, Word, ethertype, protocol},
+    wire::{self, Frame, Ip, Word, ethertype, protocol},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 

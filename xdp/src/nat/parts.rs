@@ -377,5 +377,5 @@ fn transport(packet: &mut Packet, ip: &Ip, upper: &Upper, onward: &Onward) -> Re
     let old = address_sum(ip.src) + address_sum(ip.dst) + halves(ports);
     let new = address_sum(onward.src) + address_sum(onward.dst) + halves(onward.ports);
     let udp = upper.protocol == protocol::UDP;
-    write::transport_at(packet, upper.at, udp, onward.ports, old, new)
+    write::transport(packet, upper.at, udp, onward.ports, old, new)
 }

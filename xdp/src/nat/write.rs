@@ -136,21 +136,10 @@ pub(super) fn addresses6(h: &mut [u8; 40], src: Addr, dst: Addr) {
     h[32..40].copy_from_slice(&dst.lo().to_ne_bytes());
 }
 
-/// Ports and checksum; `old` and `new`: sums of what changes under it.
+/// Ports and checksum of a transport header that begins at `at`; `old` and `new`: sums of what changes
+/// under it.
 #[inline(always)]
-pub(super) fn transport<const V4: bool>(
-    packet: &mut Packet,
-    udp: bool,
-    ports: u32,
-    old: u32,
-    new: u32,
-) -> Result<(), Reason> {
-    transport_at(packet, L3 + header::<V4>(), udp, ports, old, new)
-}
-
-/// The same of a transport header that begins at `at`.
-#[inline(always)]
-pub(super) fn transport_at(
+pub(super) fn transport(
     packet: &mut Packet,
     at: usize,
     udp: bool,
