@@ -112,7 +112,12 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
 
     let known = [(1, Some(3.0)), (4096, None), (65_536, Some(3.5)), (524_288, Some(4.0))];
     for (flows, bar) in known {
-        rows.set(random.flows4(flows.min(effort.flows), &[vip4]), Shape::Segment)?;
+        let known = random.flows4(flows.min(effort.flows), &[vip4]);
+        if flows <= 65_536 {
+            tables.enter(Kind::Moving, &known)?;
+            tables.enter(Kind::ChanceMoving, &known)?;
+        }
+        rows.set(known, Shape::Segment)?;
         rows.row(KNOWN, Kind::One, bar);
         rows.row(KNOWN, Kind::Many, None).of_one = Some((Kind::One, 1.15));
         rows.row(KNOWN, Kind::Whole, None);

@@ -1,7 +1,7 @@
 //! The configurations that packets meet.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -200,6 +200,28 @@ impl Tables {
         send(&mut self.nat, &replies, Shape::Opening)?;
         send(&mut self.nat, flows, Shape::Segment)?;
         Ok(replies)
+    }
+
+    /// Has flows leave entries, where every slot moves: only so many are let in at once.
+    ///
+    /// # Errors
+    /// They get none.
+    pub(super) fn enter(&mut self, kind: Kind, flows: &[Flow]) -> anyhow::Result<()> {
+        let clients: HashSet<_> = flows.iter().map(|f| SocketAddr::new(f.src, f.port)).collect();
+        let rig = self.rig(kind);
+        for _ in 0..100 {
+            send(rig, flows, Shape::Segment)?;
+            let mut entered = 0;
+            rig.bpf.counters()?.connections(&mut |connection| {
+                entered += usize::from(clients.contains(&connection.client));
+                Visit::Keep
+            });
+            // Where too many are of one bucket, some give way.
+            if entered * 100 >= clients.len() * 99 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("flows get no entries")
     }
 
     /// VIPs of the many services; the first is [`VIP4`].
