@@ -40,7 +40,7 @@ pub const ROWS: u32 = 0x40;
 pub const FEATURES: u32 = 0x100;
 
 /// The flat tables.
-pub const TABLES: [&str; 16] = [
+pub const TABLES: [&str; 17] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -49,6 +49,7 @@ pub const TABLES: [&str; 16] = [
     "BACKENDS",
     "EGRESS",
     "FLOWS",
+    "FLOW_TAGS",
     "SUMMARY",
     "FINE4",
     "LINES",

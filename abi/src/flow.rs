@@ -1,6 +1,7 @@
 //! Connection entries: only flows that the ring would now send elsewhere have one.
 
 pub mod table;
+pub mod tag;
 
 use crate::{addr::Addr, hash::Tuple, limits::FRAGMENT_TIME_NS, table::shared};
 

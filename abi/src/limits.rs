@@ -5,7 +5,7 @@
 
 /// Version of the layout of everything pinned. A change of any shared struct, of a hash or of a
 /// reason's index bumps it; tables of another version are never reinterpreted.
-pub const ABI_VERSION: u32 = 23;
+pub const ABI_VERSION: u32 = 24;
 
 /// First word of the control table: `lb-xdp` and a check byte.
 pub const MAGIC: u64 = 0x6c62_2d78_6470_00a7;
@@ -32,7 +32,7 @@ pub const MAX_BITMAPS: u32 = 1 << 22;
 pub const MAX_FILTER6: u32 = 1 << 22;
 /// Buckets of the IPv6 prefix table, in each half.
 pub const MAX_BUCKETS6: u32 = 1 << 23;
-/// Entries of the flow table, where packets are balanced: 32 MiB. A power of two.
+/// Entries of the flow table, where packets are balanced: 32 MiB, and 4 MiB of their tags. A power of two.
 pub const FLOWS: u32 = 1 << 19;
 /// Entries of the table of peers that were translated for processes of this machine.
 pub const PEERS: u32 = 1 << 16;
@@ -68,8 +68,8 @@ pub const FRAGMENT_TIME_NS: u64 = 60_000_000_000;
 pub const ANSWER_INTERVAL_NS: u64 = 1_000_000;
 /// ... and this many at once.
 pub const ANSWER_BURST: u64 = 100;
-/// Flows that a CPU makes entries for: one in this time ...
-pub const ADMIT_INTERVAL_NS: u64 = 10_000;
+/// Flows that a CPU makes entries for: one in this time, 10 microseconds in parts of a second of which there are 2^32 ...
+pub const ADMIT_INTERVAL: u64 = (1 << 32) / 100_000;
 /// ... and this many at once. Others are sent by the ring alone.
 pub const ADMIT_BURST: u64 = 10_000;
 /// Bytes of a packet that is too big that its answer brings back.

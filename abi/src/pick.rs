@@ -6,7 +6,7 @@
 
 use crate::{
     addr::Addr,
-    flow::{FlowEntry, FlowKey},
+    flow::{FlowEntry, FlowKey, table::WAYS, tag::Tag},
     hash::{self, Tuple},
     limits::{ALTERNATES, MAX_PROBES},
     reason::Reason,
@@ -40,6 +40,22 @@ pub trait Tables {
     }
     /// The entry of a flow; `hash`: of its key ([`FlowKey::hash`]), or any other that is the same each time.
     fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry>;
+    /// The same for a flow that has looked for its tag before ([`tagged`]), and is left one.
+    #[inline(always)]
+    fn untagged(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry> {
+        self.flow(key, hash)
+    }
+    /// The tag of the row that is looked at as the `n`th for a flow's entry, if there are tags.
+    #[inline(always)]
+    fn tag(&self, hash: u64, n: u32) -> Tag {
+        let _ = (hash, n);
+        Tag::NONE
+    }
+    /// Seconds of the clock that tags are made by.
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        0
+    }
     /// Makes or replaces the entry of a flow; it may be lost, and older ones for it.
     fn remember(&self, key: &FlowKey, hash: u64, entry: &FlowEntry);
     /// Whether one more flow may have an entry now: bounded, so that a flood of new flows neither takes all
@@ -141,15 +157,61 @@ pub fn backend<'a, T: Tables>(
 /// The backend of all flows of a slot, where no entry can decide otherwise.
 #[inline(always)]
 pub fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Backend)> {
+    settled_at(tables, steady(tables, ring, hash)?)
+}
+
+/// The slot of a flow in a ring that does not take the place of one of another size.
+#[inline(always)]
+pub fn steady<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
     // In this order: what the first test leaves needs no mask.
     if ring.resizing {
         return None;
     }
-    let slot = own_slot(tables, ring, hash)?;
+    own_slot(tables, ring, hash)
+}
+
+/// [`settled`], of a slot.
+#[inline(always)]
+pub fn settled_at<T: Tables>(tables: &T, slot: Slot) -> Option<(u32, &Backend)> {
     if slot.current != slot.previous {
         return None;
     }
     tables.backend_at(slot.current).filter(|(_, backend)| backend.is_plain())
+}
+
+/// The backend of a flow that begins in such a slot, if it is up: no other one is looked for. The flow is to have an entry
+/// ([`keep`]).
+#[inline(always)]
+pub fn begins<T: Tables>(tables: &T, slot: Slot) -> Option<(u32, &Backend)> {
+    tables.backend_at(slot.current).filter(|(_, backend)| !backend.state().down)
+}
+
+/// Row of the backend that a flow's tag says, as [`known`] finds it by the entry, or [`Slot::NONE`]; `began`: of a
+/// connection that began earlier.
+#[inline(always)]
+pub fn tagged<T: Tables>(tables: &T, hash: u64, began: bool) -> u32 {
+    let now = tables.seconds();
+    let own = Tag::new(hash, 0, 0, now);
+    let mut n = 0;
+    while n < WAYS {
+        let tag = tables.tag(hash, n);
+        if tag.is_like(own)
+            && let Some((row, backend)) = tables.backend_at(tag.backend())
+            && is_tag(tag, hash, row, backend, now, began)
+        {
+            return row;
+        }
+        n += 1;
+    }
+    Slot::NONE
+}
+
+/// Whether a tag is that of a flow with this hash, and means the backend of this row, and that takes packets: what
+/// [`known`] finds by the entry. `now`: seconds of the programs' clock; `began`: of a connection that began earlier.
+#[inline(always)]
+#[must_use]
+pub fn is_tag(tag: Tag, hash: u64, row: u32, backend: &Backend, now: u32, began: bool) -> bool {
+    tag == Tag::new(hash, row, backend.epoch(), now) && backend.state().takes(began)
 }
 
 /// The row of that backend, or [`Slot::NONE`].
@@ -159,7 +221,8 @@ pub fn settled_row<T: Tables>(tables: &T, frontend: &Frontend, hash: u64) -> u32
 }
 
 /// The slow way: the slot is between two backends, or its backend is down or has just come back.
-/// Returns a backend row, or [`Slot::NONE`]. Of [`known`], [`fresh`] and [`keep`], which a program may call apart.
+/// Returns a backend row, or [`Slot::NONE`]. Of [`known`], [`fresh`] and [`keep`], which a program may call apart, and before
+/// them [`tagged`].
 #[inline(always)]
 pub fn unsettled<T: Tables>(
     tables: &T,
@@ -184,7 +247,7 @@ pub fn unsettled<T: Tables>(
 #[inline(always)]
 pub fn known<T: Tables>(tables: &T, key: &FlowKey, hash: u64, phase: Phase) -> u32 {
     if phase != Phase::Opening
-        && let Some(entry) = tables.flow(key, hash)
+        && let Some(entry) = tables.untagged(key, hash)
         && counts(tables, &entry, phase == Phase::Established)
     {
         return entry.backend();

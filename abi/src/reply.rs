@@ -169,7 +169,7 @@ pub const fn allow(kept: u64, now: u64) -> Option<u64> {
     allow_at(kept, now, ANSWER_INTERVAL_NS, ANSWER_BURST)
 }
 
-/// The same for one in `interval` nanoseconds, and `burst` at once.
+/// The same for one in `interval`, of whatever unit of time `now` is in, and `burst` at once.
 #[must_use]
 #[inline(always)]
 pub const fn allow_at(kept: u64, now: u64, interval: u64, burst: u64) -> Option<u64> {

@@ -14,9 +14,9 @@ use abi::{
     constants::{self, rows, table},
     early,
     event::{RING_BYTES, Sampler},
-    flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, table},
+    flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, table, tag::Tag},
     guard::{LIMIT_ROWS, Limit, MAX_LIMITS, RATE_SLOTS},
-    limits::{ADMIT_BURST, ADMIT_INTERVAL_NS, FRAGMENTS, REASON_ROWS, behind},
+    limits::{ADMIT_BURST, ADMIT_INTERVAL, FRAGMENTS, REASON_ROWS, behind},
     pick::Tables,
     reason::Reason,
     reply, synproxy,
@@ -36,7 +36,7 @@ use aya_ebpf::{
 
 use self::flows::Flows;
 pub(crate) use self::{
-    flows::{first as first_flow, put as put_key, remember_kept},
+    flows::{put_entry, remember_put},
     nat::{
         MOST_SUMMED, Out, first_way, fragment_aside, keep_first, keep_tags, kept_first, kept_flow,
         kept_tags, nat_address, nat_ports, next_id, note_tags, onward, out, put_flow, put_ip,
@@ -168,6 +168,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn untagged(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry> {
+        table::find_untagged(&Flows, key, hash, seconds())
+    }
+
+    #[inline(always)]
+    fn tag(&self, hash: u64, n: u32) -> Tag {
+        table::tag(&Flows, hash, n)
+    }
+
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        seconds()
+    }
+
+    #[inline(always)]
     fn remember(&self, key: &FlowKey, hash: u64, entry: &FlowEntry) {
         // Without an entry the ring decides.
         if let Some(row) = flows::claim(key, hash) {
@@ -181,7 +196,7 @@ impl Tables for Maps {
         let Some(kept) = ADMISSION.get_ptr_mut(0) else { return false };
         // SAFETY: the kernel's lookup returned this CPU's own element.
         let kept = unsafe { &mut *kept };
-        match reply::allow_at(kept[0], self.now(), ADMIT_INTERVAL_NS, ADMIT_BURST) {
+        match reply::allow_at(kept[0], moment(), ADMIT_INTERVAL, ADMIT_BURST) {
             Some(next) => {
                 kept[0] = next;
                 true
@@ -257,9 +272,15 @@ unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
 /// Seconds of a clock that costs next to nothing.
 #[inline(always)]
 pub(crate) fn seconds() -> u32 {
+    (moment() >> 32) as u32
+}
+
+/// The same in parts of a second, of which there are 2^32; it goes on by a tick of the kernel's.
+#[inline(always)]
+fn moment() -> u64 {
     // SAFETY: no arguments, no effect.
     let ticks = unsafe { bpf_jiffies64() };
-    (ticks.wrapping_mul(constant::get::<{ constants::TICK }>()) >> 32) as u32
+    ticks.wrapping_mul(constant::get::<{ constants::TICK }>())
 }
 
 /// Whether this instance does one of `BITS`; the verifier removes what it does not.

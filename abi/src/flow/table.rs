@@ -4,13 +4,17 @@
 //! cache line. Else it is in one of the other rows of the same bucket of [`WAYS`]; a lookup goes round, and ends at
 //! a row that nobody ever used. An entry is claimed by one compare-and-exchange of its state word and published by
 //! another; in a full bucket it takes the place of the one that was used longest ago. Nothing is moved or swept.
+//!
+//! Beside it is a table of tags ([`super::tag`]), which most lookups end at. Whoever claims or removes an entry takes
+//! away its tag afterwards, and whoever leaves one looks afterwards whether the entry is still the same: so one of the
+//! two sees the other, and no tag outlasts its entry.
 
-use super::{FlowEntry, FlowKey};
+use super::{FlowEntry, FlowKey, tag::Tag};
 use crate::table::{live, shared};
 
 /// Rows of a bucket.
 pub const WAYS: u32 = 8;
-/// Seconds by which the note of when an entry was used may be late: its cache line stays clean meanwhile.
+/// Seconds by which the note of when an entry was used may be late: its cache line stays clean meanwhile. A power of two.
 pub const UNNOTED: u32 = 16;
 /// Seconds by which an entry that was never used again counts as older than it is, so that a flood of flows that
 /// do not go on leaves those that do alone.
@@ -25,6 +29,10 @@ pub trait Rows {
     fn swap(&self, row: u32, old: Stamp, new: Stamp) -> bool;
     /// Stores the word at a byte offset of an entry.
     fn store(&self, row: u32, offset: usize, word: u64);
+    /// The tag of a row.
+    fn tag(&self, row: u32) -> Tag;
+    /// Replaces the tag of a row, if it still is `old`; in order, as [`Self::swap`].
+    fn swap_tag(&self, row: u32, old: Tag, new: Tag);
 }
 
 /// The state word of an entry.
@@ -120,6 +128,12 @@ impl Stamp {
         self.0 & Self::PROVEN == 0 || self.age(now) > UNNOTED
     }
 
+    /// Whether a tag may be left of it: not before it was used again.
+    #[inline(always)]
+    const fn may_have_tag(self) -> bool {
+        self.0 & Self::PROVEN != 0
+    }
+
     /// How much rather than others it gives way; 0: it does not.
     #[inline(always)]
     const fn rank(self, now: u32) -> u32 {
@@ -213,17 +227,39 @@ pub fn find<T: Rows>(table: &T, key: &FlowKey, hash: u64, now: u32) -> Option<Fl
     Some(value)
 }
 
-/// The entry of a key, if it is in the row of its own, as it nearly always is, and [`find`] has nothing to note.
+/// The entry of a key, which gets a tag. For flows that look for tags first: what they find here is an entry that has
+/// none, or none that holds any longer.
 #[inline(always)]
-pub fn first<T: Rows>(table: &T, key: &FlowKey, hash: u64, now: u32) -> Option<FlowEntry> {
-    let key = key.to_words();
-    let entry = table.row(row(hash, 0));
-    let stamp = entry.stamp();
-    if !stamp.stands() || stamp.is_late(now) || !entry.is_of(|word| key[word]) {
+pub fn find_untagged<T: Rows>(table: &T, key: &FlowKey, hash: u64, now: u32) -> Option<FlowEntry> {
+    let (at, stamp) = search(table, key, hash)?;
+    let entry = table.row(at);
+    let value = entry.value();
+    if !entry.stamp().is_same(stamp) {
         return None;
     }
-    let value = entry.value();
-    entry.stamp().is_same(stamp).then_some(value)
+    let tag = Tag::new(hash, value.backend(), value.epoch(), now);
+    // A flow may come here with a tag that holds, but not its backend.
+    if table.tag(at) != tag && table.swap(at, stamp, stamp.again(now)) {
+        leave(table, at, stamp, tag);
+    }
+    Some(value)
+}
+
+/// Leaves the tag of an entry that was just found in its state, and noted to have been used again.
+#[inline(always)]
+fn leave<T: Rows>(table: &T, at: u32, stamp: Stamp, tag: Tag) {
+    table.swap_tag(at, table.tag(at), tag);
+    if !table.row(at).stamp().is_same(stamp) {
+        core::hint::cold_path();
+        table.swap_tag(at, tag, Tag::NONE);
+    }
+}
+
+/// The tag of the row that is looked at as the `n`th for a flow with this hash: it is the flow's, if it equals the one that
+/// [`Tag::new`] makes of what it says.
+#[inline(always)]
+pub fn tag<T: Rows>(table: &T, hash: u64, n: u32) -> Tag {
+    table.tag(row(hash, n))
 }
 
 /// The row of a key's entry, and its state.
@@ -261,6 +297,10 @@ pub fn claim<T: Rows>(table: &T, key: &[u64; 5], hash: u64, now: u32) -> Option<
     if !table.swap(at, before, before.claimed(now)) {
         return None;
     }
+    if before.may_have_tag() {
+        core::hint::cold_path();
+        table.swap_tag(at, table.tag(at), Tag::NONE);
+    }
     let mut word = 0;
     while word < key.len() {
         table.store(at, Entry::KEY + 8 * word, live(&key[word]));
@@ -289,7 +329,8 @@ fn oldest<T: Rows>(table: &T, hash: u64, now: u32) -> Option<(u32, Stamp)> {
     oldest
 }
 
-/// Puts an entry in force in a row that was claimed.
+/// Puts an entry in force in a row that was claimed: by an exchange, though the row is nobody else's. Where a processor
+/// reorders stores, a plain one might be seen before what the entry says, and BPF has others from Linux 6.15 on only.
 #[inline(always)]
 pub fn publish<T: Rows>(table: &T, row: u32, value: &FlowEntry) {
     let [to, seen] = value.to_words();

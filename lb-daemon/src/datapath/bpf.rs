@@ -257,6 +257,7 @@ impl Bpf {
                 source.mapped("NAT_ADDRESSES")?,
                 source.mapped("BACKENDS")?,
                 source.mapped("FLOWS")?,
+                source.mapped("FLOW_TAGS")?,
             ),
         })
     }

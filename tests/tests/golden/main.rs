@@ -24,6 +24,7 @@ mod choice;
 mod events;
 mod guard;
 mod icmp;
+mod moving;
 mod nat;
 mod nat_damaged;
 mod nat_family;

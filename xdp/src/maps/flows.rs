@@ -3,6 +3,7 @@
 use abi::flow::{
     FlowEntry, FlowKey,
     table::{self, Entry, Rows, Stamp},
+    tag::Tag,
 };
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
@@ -12,6 +13,7 @@ use crate::flat::{Flat, flat};
 
 flat! {
     "FLOWS" FLOWS: Entry;
+    "FLOW_TAGS" FLOW_TAGS: u64;
 }
 
 /// The table, for [`abi::flow::table`].
@@ -37,29 +39,46 @@ impl Rows for Flows {
             FLOWS.at_ptr(row.into()).cast::<u8>().add(offset).cast::<u64>().write_volatile(word);
         }
     }
+
+    #[inline(always)]
+    fn tag(&self, row: u32) -> Tag {
+        // SAFETY: a row of the table; aligned; volatile because others store.
+        Tag::from_word(unsafe { FLOW_TAGS.at_ptr(row.into()).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_tag(&self, row: u32, old: Tag, new: Tag) {
+        // SAFETY: a row of the table; aligned.
+        unsafe { exchange(FLOW_TAGS.at_ptr(row.into()), old.to_word(), new.to_word()) };
+    }
 }
 
-/// A flow's entry, if it is where it nearly always is.
-#[inline(always)]
-pub(crate) fn first(key: &FlowKey, hash: u64) -> Option<FlowEntry> {
-    table::first(&Flows, key, hash, seconds())
-}
-
-/// A key that is put aside while a row is looked for.
+/// A key that is put aside while a row is looked for, and what its entry is to say.
 #[map(name = "FLOW_ASIDE")]
-static ASIDE: PerCpuArray<[u64; 5]> = PerCpuArray::with_max_entries(1, 0);
+static ASIDE: PerCpuArray<[u64; 7]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Puts a key aside.
 #[inline(always)]
-pub(crate) fn put(key: &FlowKey) {
+fn put(key: &FlowKey) {
     let Some(place) = ASIDE.get_ptr_mut(0) else { return };
+    // SAFETY: the kernel's lookup returned this CPU's own element, which begins with five words.
+    unsafe { place.cast::<[u64; 5]>().write(key.to_words()) };
+}
+
+/// Puts a key aside, and what its entry is to say.
+#[inline(always)]
+pub(crate) fn put_entry(key: &FlowKey, entry: &FlowEntry) {
+    let Some(place) = ASIDE.get_ptr_mut(0) else { return };
+    let ([a, b, c, d, e], [to, seen]) = (key.to_words(), entry.to_words());
     // SAFETY: the kernel's lookup returned this CPU's own element.
-    unsafe { place.write(key.to_words()) };
+    unsafe { place.write([a, b, c, d, e, to, seen]) };
 }
 
 #[inline(always)]
 fn kept() -> Option<&'static [u64; 5]> {
-    ASIDE.get(0)
+    let place = ASIDE.get_ptr_mut(0)?;
+    // SAFETY: as above; nobody writes it before it is read.
+    Some(unsafe { &*place.cast() })
 }
 
 /// Where a key's entry is.
@@ -76,13 +95,16 @@ pub(super) fn claim(key: &FlowKey, hash: u64) -> Option<u32> {
     found(flow_claim(hash))
 }
 
-/// Makes or replaces the entry of the key that was put aside.
+/// Makes or replaces the entry that was put aside.
 #[inline(always)]
-pub(crate) fn remember_kept(hash: u64, entry: &FlowEntry) {
+pub(crate) fn remember_put(hash: u64) {
     if let Some(key) = kept()
         && let Some(row) = table::claim(&Flows, key, hash, seconds())
+        && let Some(place) = ASIDE.get_ptr_mut(0)
     {
-        table::publish(&Flows, row, entry);
+        // SAFETY: as above; volatile, so that it is read now and takes no stack until then.
+        let [.., to, seen] = unsafe { place.read_volatile() };
+        table::publish(&Flows, row, &FlowEntry::from_words([to, seen]));
     }
 }
 

@@ -316,25 +316,59 @@ pub(crate) fn pick(
 ) -> Result<Picked, Reason> {
     let entropy = hash as u32;
     // As `pick::backend`; with that, all that follows would be compiled twice, and the program be longer than a jump.
-    if let Some((row, backend)) = pick::settled(&Maps, frontend.ring(), hash) {
+    let slot = pick::steady(&Maps, frontend.ring(), hash);
+    if let Some(slot) = slot
+        && let Some((row, backend)) = pick::settled_at(&Maps, slot)
+    {
         return Ok(Picked { row, backend, entropy });
     }
     core::hint::cold_path();
-    let row = moving(row, &tuple(ip, transport), hash, phase(ip, transport));
-    let (row, backend) = Maps.backend_at(row).ok_or_else(|| stop(Reason::NoBackend))?;
+    let (row, backend) = moving(row, slot, &tuple(ip, transport), hash, phase(ip, transport))
+        .ok_or_else(|| stop(Reason::NoBackend))?;
     Ok(Picked { row, backend, entropy })
 }
 
-/// As [`unsettled`]. Most flows have their entry at the first place, and need no call.
+/// As [`unsettled`], with its backend. A flow that goes on nearly always has a tag, and needs no call; one that begins needs
+/// a single one.
 #[inline(always)]
-fn moving(row: u32, tuple: &Tuple, hash: u64, phase: Phase) -> u32 {
-    if phase != Phase::Opening
-        && let Some(entry) = maps::first_flow(&FlowKey::new(tuple), hash)
-        && pick::counts(&Maps, &entry, phase == Phase::Established)
+fn moving(
+    row: u32,
+    slot: Option<Slot>,
+    tuple: &Tuple,
+    hash: u64,
+    phase: Phase,
+) -> Option<(u32, &'static Backend)> {
+    if phase != Phase::Opening {
+        if let Some(found) = first_tagged(slot, hash, phase == Phase::Established) {
+            return Some(found);
+        }
+    } else if let Some(slot) = slot
+        && let Some((to, backend)) = pick::begins(&Maps, slot)
     {
-        return entry.backend();
+        let rows = u64::from(row) | u64::from(to) << 32;
+        flow_keeps(rows, tuple.src.hi(), tuple.src.lo(), word(tuple, phase, false), hash);
+        return Some((to, backend));
     }
-    unsettled(row, tuple, hash, phase)
+    Maps.backend_at(unsettled(row, tuple, hash, phase))
+}
+
+/// The backend that a flow's tag says, if that is where it nearly always is.
+#[inline(always)]
+fn first_tagged(slot: Option<Slot>, hash: u64, began: bool) -> Option<(u32, &'static Backend)> {
+    let tag = Maps.tag(hash, 0);
+    let mut row = tag.backend();
+    // It is one of the slot's two, nearly always. That is guessed by the processor, which goes on with the number that
+    // it has at hand, while the tag may still be on its way from memory.
+    if let Some(Slot { current, previous }) = slot {
+        let (by_current, by_previous) = (constant::unknown(current), constant::unknown(previous));
+        if row == previous {
+            row = by_previous as u32;
+        } else if row == current {
+            row = by_current as u32;
+        }
+    }
+    let (row, backend) = Maps.backend_at(row)?;
+    pick::is_tag(tag, hash, row, backend, Maps.seconds(), began).then_some((row, backend))
 }
 
 /// What [`pick::unsettled`] says of a flow for the frontend of this row.
@@ -384,20 +418,31 @@ extern "C" fn flow_unsettled(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash
 #[inline(always)]
 fn entered_or_fresh(row: u32, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
     if phase_of(flow) != Phase::Opening {
+        let found = flow_tagged(flow, hash);
+        if found != Slot::NONE {
+            return found;
+        }
         let found = flow_known(row, src_hi, src_lo, flow, hash);
         if found != Slot::NONE {
             return found;
         }
     }
     let found = flow_fresh(row, flow, hash);
-    if found & REMEMBER != 0 && flow_admitted(row, src_hi, src_lo, flow) != 0 {
-        flow_kept(found as u32, hash);
+    if found & REMEMBER != 0 {
+        flow_keeps(u64::from(row) | found << 32, src_hi, src_lo, flow, hash);
     }
     found as u32
 }
 
 /// Beside a row: the flow is to have an entry.
 const REMEMBER: u64 = 1 << 32;
+
+/// [`pick::tagged`]. A global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_tagged(flow: u64, hash: u64) -> u32 {
+    pick::tagged(&Maps, hash, phase_of(flow) == Phase::Established)
+}
 
 /// [`pick::known`]. A global function, as the one above.
 #[inline(never)]
@@ -418,24 +463,19 @@ extern "C" fn flow_fresh(row: u32, flow: u64, hash: u64) -> u64 {
     u64::from(row) | if remember { REMEMBER } else { 0 }
 }
 
-/// The first half of [`pick::keep`]: whether a flow may have an entry; its key is put aside. A global function, as the
-/// one above.
+/// [`pick::keep`]; `rows`: of the frontend, and above it of the backend. A global function, as the one above.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn flow_admitted(row: u32, src_hi: u64, src_lo: u64, flow: u64) -> u32 {
-    let Some(frontend) = maps::frontend(row) else { return 0 };
+extern "C" fn flow_keeps(rows: u64, src_hi: u64, src_lo: u64, flow: u64, hash: u64) -> u32 {
+    let Some(frontend) = maps::frontend(rows as u32) else { return 0 };
+    if !Maps.admit() {
+        return 0;
+    }
+    let to = (rows >> 32) as u32;
+    let Some(backend) = Maps.backend(to) else { return 0 };
     let (tuple, ..) = of_word(flow, frontend, Addr::from_halves(src_hi, src_lo));
-    maps::put_key(&FlowKey::new(&tuple));
-    u32::from(Maps.admit())
-}
-
-/// The second half: the entry of the flow whose key was put aside; `row`: of the backend. A global function, as the one
-/// above.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn flow_kept(row: u32, hash: u64) -> u32 {
-    let Some(backend) = Maps.backend(row) else { return 0 };
-    maps::remember_kept(hash, &FlowEntry::new(row, backend.epoch()));
+    maps::put_entry(&FlowKey::new(&tuple), &FlowEntry::new(to, backend.epoch()));
+    maps::remember_put(hash);
     0
 }
 

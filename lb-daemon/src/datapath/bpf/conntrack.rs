@@ -9,7 +9,7 @@ use std::{
 
 use abi::{
     choice,
-    flow::{FlowEntry, FlowKey, Stage, table as flows},
+    flow::{FlowEntry, FlowKey, Stage, table as flows, tag::Tag},
     nat::{Entry, Phase, Stamp},
     table::{Backend, NatAddress},
     wire::protocol,
@@ -26,6 +26,7 @@ pub(super) struct Connections {
     addresses: Mapped<NatAddress>,
     backends: Mapped<Backend>,
     flows: Mapped<flows::Entry>,
+    tags: Mapped<u64>,
 }
 
 impl Connections {
@@ -34,8 +35,9 @@ impl Connections {
         addresses: Mapped<NatAddress>,
         backends: Mapped<Backend>,
         flows: Mapped<flows::Entry>,
+        tags: Mapped<u64>,
     ) -> Self {
-        Self { nat, addresses, backends, flows }
+        Self { nat, addresses, backends, flows, tags }
     }
 
     /// Shows every entry. Those that come or go meanwhile may be missed.
@@ -126,7 +128,10 @@ impl Connections {
                 };
                 let word = self.flows.word(row, flows::Entry::STATE);
                 // Another one's removal, or the next entry: either way it is gone.
-                let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed);
+                if word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed).is_ok() {
+                    // Afterwards, as whoever leaves a tag looks afterwards whether the entry stands.
+                    self.tags.store(row, 0, Tag::NONE.to_word());
+                }
             }
         }
     }

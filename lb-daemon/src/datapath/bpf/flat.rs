@@ -56,6 +56,7 @@ const KINDS: [Kind; constants::TABLES.len()] = kinds![
     "BACKENDS": Backend,
     "EGRESS": Egress,
     "FLOWS": Entry,
+    "FLOW_TAGS": u64,
     "SUMMARY": u64,
     "FINE4": u64,
     "LINES": Line,
@@ -83,7 +84,7 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "SLOTS" => slots,
         "BACKENDS" => backends,
         "EGRESS" => egress,
-        "FLOWS" => capacity.flows,
+        "FLOWS" | "FLOW_TAGS" => capacity.flows,
         // Two halves each. The first one whether or not there are entries: IPv6 prefixes have none.
         "SUMMARY" => summary::WORDS * 2,
         "FINE4" => (capacity.fine4() * 2).max(1),

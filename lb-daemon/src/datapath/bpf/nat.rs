@@ -22,7 +22,9 @@ impl Bpf {
         let Some(own) = &self.pins else { return Ok(()) };
         let nat = ["NAT", "NAT_CLIENTS", "NAT_VLANS"];
         let nat = nat.into_iter().filter(|_| needs.nat == self.capacity.nat);
-        for name in nat.chain((needs.flows == self.capacity.flows).then_some("FLOWS")) {
+        let flows =
+            ["FLOWS", "FLOW_TAGS"].into_iter().filter(|_| needs.flows == self.capacity.flows);
+        for name in nat.chain(flows) {
             let path = directory.join(name);
             let refused = |detail: String| BpfError::Pin { path: path.clone(), detail };
             std::fs::create_dir_all(directory).map_err(|e| refused(e.to_string()))?;
