@@ -14,7 +14,10 @@ use super::{L3, Segment, header, steer, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
-    stage::service::{frontend, permit, sendable, unsettled},
+    stage::{
+        moving::unsettled,
+        service::{frontend, permit, sendable},
+    },
 };
 
 /// Where a client's packets go, and the entry that is sought for them.

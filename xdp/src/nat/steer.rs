@@ -23,7 +23,7 @@ use super::{
 use crate::{
     behind::{Program, answer},
     maps::{self, Maps},
-    stage::service,
+    stage::{moving, service},
 };
 
 /// The program.
@@ -75,7 +75,7 @@ pub(super) fn route(
     if !how.opens() {
         // Of a connection from before the service wanted all this, or of none.
         let group = maps::frontend(own).ok_or(Reason::NatNoEntry)?;
-        let slow = || service::unsettled(own, &tuple, hash, Phase::Established);
+        let slow = || moving::unsettled(own, &tuple, hash, Phase::Established);
         let at = pick::backend(&Maps, group, hash, slow)?;
         return forth::fresh(ip, ports, udp, hash, frontend, at, false);
     }
