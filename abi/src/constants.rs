@@ -40,7 +40,7 @@ pub const ROWS: u32 = 0x40;
 pub const FEATURES: u32 = 0x100;
 
 /// The flat tables.
-pub const TABLES: [&str; 17] = [
+pub const TABLES: [&str; 22] = [
     "CONTROL",
     "VIPS",
     "BUCKETS",
@@ -50,6 +50,11 @@ pub const TABLES: [&str; 17] = [
     "EGRESS",
     "FLOWS",
     "FLOW_TAGS",
+    "NAT_FORTH",
+    "NAT_BACK",
+    "NAT_PATHS",
+    "NAT_ADDRESSES",
+    "WAYS",
     "SUMMARY",
     "FINE4",
     "LINES",

@@ -6,11 +6,13 @@
 //! knows the place at once; two connections with the same translated tuple would need the same place, and
 //! so cannot be. An entry is one cache line. It is claimed by one compare-and-exchange of its state
 //! word, published by a second store of it, and taken over when it has expired: nothing is ever moved or swept.
+//! What most packets of connections that stand go by is smaller than that: [`quick`].
 
 pub mod clients;
 mod entry;
 pub mod family;
 mod lookup;
+pub mod quick;
 mod rewrite;
 
 pub use entry::{Entry, Phase, Side, Stamp};

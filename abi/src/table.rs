@@ -477,6 +477,7 @@ impl Frontend {
     }
 
     /// Its key.
+    #[inline(always)]
     #[must_use]
     pub const fn key(&self) -> FrontendKey {
         FrontendKey { addr: self.addr, port_protocol: self.port_protocol }

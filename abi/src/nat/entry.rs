@@ -173,6 +173,25 @@ impl Stamp {
         self.phase_bits() == Phase::Never as u64
     }
 
+    /// Whether both sides have spoken, and neither has begun to end the connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_steady(self) -> bool {
+        self.phase_bits() == Self::steady(self.is_udp())
+    }
+
+    #[inline(always)]
+    const fn steady(udp: bool) -> u64 {
+        if udp { Phase::Answered as u64 } else { Phase::Established as u64 }
+    }
+
+    /// Whether it is of the same connection in the same phase.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_same(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> Self::PHASE == 0
+    }
+
     /// Whether it is UDP's.
     #[inline(always)]
     #[must_use]
@@ -203,7 +222,7 @@ impl Stamp {
     /// Seconds that it lives without a packet. RFC 5382 asks for 2 hours and 4 minutes for a connection that
     /// is established, and for 4 minutes while it opens or closes; a SYN that nobody answered gets less, so that
     /// a flood of them does not fill the table. RFC 4787 asks for 2 minutes for UDP. All these are met also by an
-    /// entry that lives a [`Stamp::UNSEEN`]th less.
+    /// entry that lives a [`Stamp::UNSEEN`]th less, or a unit of [`super::quick`].
     #[inline(always)]
     #[must_use]
     pub const fn lifetime(self) -> u32 {
@@ -211,7 +230,7 @@ impl Stamp {
             (0 | 2, _) => 0,
             (1, _) => 2,
             (3, true) => 30,
-            (4, true) => 124,
+            (4, true) => 128,
             (3 | 8, _) => 10,
             (4 | 6, _) => 248,
             (5, _) => 8_000,
@@ -240,7 +259,7 @@ impl Stamp {
     #[must_use]
     pub const fn stays(self, side: Side, flags: u8, now: u32) -> bool {
         let after = self.after(side, flags, now);
-        (after.0 ^ self.0) >> Self::PHASE == 0 && self.is_fresh(self.lifetime(), now)
+        after.is_same(self) && self.is_fresh(self.lifetime(), now)
     }
 
     #[inline(always)]

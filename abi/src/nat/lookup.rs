@@ -1,6 +1,9 @@
 //! Where a connection's entry is, and what is done when there is none.
 
-use super::entry::{Entry, Phase, Side, Stamp};
+use super::{
+    entry::{Entry, Phase, Side, Stamp},
+    quick,
+};
 use crate::addr::Addr;
 
 /// NAT ports that a connection may have.
@@ -20,6 +23,9 @@ pub trait Entries {
     fn write(&self, index: u32, entry: &Entry);
     /// Adds to the connections that are counted of a backend.
     fn count(&self, _backend: u32, _more: i64) {}
+    /// Takes away what else stands anywhere of the connection that an entry still says, although its state word has changed:
+    /// [`quick::forget`]. `udp`: what it is.
+    fn forget(&self, _index: u32, _udp: bool) {}
 }
 
 /// The range of NAT ports.
@@ -126,7 +132,7 @@ impl Flow {
 
     /// Whether this entry, with this state, is the connection's.
     #[inline(always)]
-    fn owns(&self, entry: &Entry, stamp: Stamp, nat: u16) -> bool {
+    pub(super) fn owns(&self, entry: &Entry, stamp: Stamp, nat: u16) -> bool {
         stamp.stands()
             && entry.ports() == self.all_ports(nat)
             && entry.client().lo() == self.client.lo()
@@ -291,6 +297,9 @@ fn claim<T: Entries>(
     if !table.swap(index, before, claimed) {
         return false;
     }
+    if !before.is_untouched() {
+        table.forget(index, before.is_udp());
+    }
     // What fell silent was not seen to end.
     if before.is_counted()
         && before.stands()
@@ -318,11 +327,12 @@ fn claim<T: Entries>(
     true
 }
 
-/// Whether a packet changes an entry's state, and [`note`] has to be called.
+/// Whether a packet changes an entry's state, or its use is to be noted, and [`note`] has to be called.
 #[inline(always)]
 #[must_use]
 pub fn changes(entry: &Entry, side: Side, flags: u8, now: u32) -> bool {
-    !entry.stamp().stays(side, flags, now)
+    let stamp = entry.stamp();
+    !stamp.stays(side, flags, now) || quick::is_due(entry, stamp, now)
 }
 
 /// Notes a packet in an entry's state.
@@ -338,6 +348,9 @@ pub fn note<T: Entries>(table: &T, index: u32, side: Side, flags: u8, now: u32) 
             return;
         }
         if table.swap(index, before, after) {
+            if before.is_steady() && !after.is_steady() {
+                table.forget(index, before.is_udp());
+            }
             let more = before.more(after);
             if more != 0 {
                 table.count(entry.backend(), more);

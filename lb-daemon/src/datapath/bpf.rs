@@ -28,6 +28,7 @@ pub use events::Events;
 use load::{Instance, instance, pinned_capacity};
 pub(crate) use mapped::Mapped;
 use mapped::bytes_of;
+use nat::Rows;
 use runs::Runs;
 pub use sock::Sock;
 
@@ -120,6 +121,8 @@ pub struct Bpf {
     nat: Mapped<Entry>,
     nat_clients: Mapped<clients::Bucket>,
     nat_vlans: Mapped<u64>,
+    nat_forth: Mapped<u64>,
+    nat_back: Mapped<u64>,
     nat_addresses: Mapped<NatAddress>,
     ways: Mapped<Way>,
     summary: Mapped<u64>,
@@ -177,6 +180,8 @@ impl Bpf {
             nat: source.mapped("NAT")?,
             nat_clients: source.mapped("NAT_CLIENTS")?,
             nat_vlans: source.mapped("NAT_VLANS")?,
+            nat_forth: source.mapped("NAT_FORTH")?,
+            nat_back: source.mapped("NAT_BACK")?,
             nat_addresses: source.mapped("NAT_ADDRESSES")?,
             ways: source.mapped("WAYS")?,
             summary: source.mapped("SUMMARY")?,
@@ -252,13 +257,15 @@ impl Bpf {
             rows: source.mapped("BACKENDS")?,
             admission: PerCpuArray::try_from(Map::PerCpuArray(source.open("ADMISSION")?))
                 .map_err(|_| BpfError::Map("ADMISSION"))?,
-            connections: Connections::new(
-                source.mapped("NAT")?,
-                source.mapped("NAT_ADDRESSES")?,
-                source.mapped("BACKENDS")?,
-                source.mapped("FLOWS")?,
-                source.mapped("FLOW_TAGS")?,
-            ),
+            connections: Connections {
+                nat: source.mapped("NAT")?,
+                rows: Rows { forth: source.mapped("NAT_FORTH")?, back: source.mapped("NAT_BACK")? },
+                seed: self.control.read(0).seed(),
+                addresses: source.mapped("NAT_ADDRESSES")?,
+                backends: source.mapped("BACKENDS")?,
+                flows: source.mapped("FLOWS")?,
+                tags: source.mapped("FLOW_TAGS")?,
+            },
         })
     }
 
@@ -326,6 +333,8 @@ impl Bpf {
             + self.nat.bytes()
             + self.nat_clients.bytes()
             + self.nat_vlans.bytes()
+            + self.nat_forth.bytes()
+            + self.nat_back.bytes()
             + self.summary.bytes()
             + self.fine4.bytes()
             + self.lines.bytes()

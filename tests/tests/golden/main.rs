@@ -30,6 +30,7 @@ mod nat_damaged;
 mod nat_family;
 mod nat_icmp;
 mod nat_parts;
+mod nat_rows;
 mod nat_steer;
 mod nat_vlan;
 mod odd;

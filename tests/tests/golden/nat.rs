@@ -179,6 +179,7 @@ fn connections_that_stand_need_the_first_program_alone() {
         let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
         // The last one, and the first one to go on: what UDP's entries note holds for seconds.
         rig.run(&from_backend(web, 443, nat, udp_port, true, b""));
+        assert_eq!(tcp(&mut rig, L4::Udp(443)), udp_port);
         jump.clear_index(&places::NAT).unwrap();
         let mut reply = from_backend(web, 8080, nat, port, false, b"reply");
         as_ack(&mut reply);
@@ -203,7 +204,7 @@ fn connections_that_stand_need_the_first_program_alone() {
 }
 
 /// A SYN with ACK, without SYN.
-fn as_ack(frame: &mut [u8]) {
+pub(crate) fn as_ack(frame: &mut [u8]) {
     let tcp = if frame[14] >> 4 == 4 { 34 } else { 54 };
     frame[tcp + 13] &= !2;
     let sum = u32::from(u16::from_be_bytes([frame[tcp + 16], frame[tcp + 17]])) + 2;

@@ -5,10 +5,11 @@ use abi::{
     choice::Tracking,
     constants,
     flow::{FragmentEntry, FragmentKey},
-    limits::{MAX_NAT_ADDRESSES, WAY_PROBES, WAYS},
+    limits::WAY_PROBES,
     nat::{
         Entries, Entry, Flow, Ports, Stamp,
         clients::{self, Clients},
+        quick::{Direction, Path, Paths, Row, Rows},
     },
     reason::Reason,
     table::{NatAddress, Way},
@@ -22,7 +23,20 @@ use aya_ebpf::{
 };
 
 use super::{Maps, exchange};
-use crate::{constant, events::bounded, nat::Onward};
+use crate::{
+    constant,
+    events::bounded,
+    flat::{Flat, flat},
+    nat::{Onward, rows},
+};
+
+flat! {
+    "NAT_FORTH" FORTH: u64;
+    "NAT_BACK" BACK: u64;
+    "NAT_PATHS" PATHS: Path;
+    "NAT_ADDRESSES" NAT_ADDRESSES: NatAddress;
+    "WAYS" WAY_TABLE: Way;
+}
 
 /// Connections behind NAT.
 #[map(name = "NAT")]
@@ -55,11 +69,6 @@ static FRAGMENT: PerCpuArray<Aside> = PerCpuArray::with_max_entries(1, 0);
 /// An IP header that is put aside.
 #[map(name = "NAT_HEADER")]
 static HEADER: PerCpuArray<Ip> = PerCpuArray::with_max_entries(1, 0);
-#[map(name = "NAT_ADDRESSES")]
-static NAT_ADDRESSES: Array<NatAddress> =
-    Array::with_max_entries(MAX_NAT_ADDRESSES, BPF_F_MMAPABLE);
-#[map(name = "WAYS")]
-static WAY_TABLE: Array<Way> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
 
 /// Entries of the NAT table, less one; the number is a power of two.
 #[inline(always)]
@@ -99,6 +108,61 @@ impl Entries for Maps {
     #[inline(always)]
     fn count(&self, backend: u32, more: i64) {
         self.add_active(backend, more);
+    }
+
+    #[inline(always)]
+    fn forget(&self, index: u32, udp: bool) {
+        rows::nat_forget(index, u32::from(udp));
+    }
+}
+
+/// A row of one of the two tables.
+#[inline(always)]
+fn row(to: Direction, row: u32) -> *mut u64 {
+    match to {
+        Direction::Forth => FORTH.at_ptr(row.into()),
+        Direction::Back => BACK.at_ptr(row.into()),
+    }
+}
+
+impl Rows for Maps {
+    #[inline(always)]
+    fn row(&self, to: Direction, number: u32) -> Row {
+        // SAFETY: a row of the table; aligned; volatile because other CPUs store.
+        Row::from_word(unsafe { row(to, number).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_row(&self, to: Direction, number: u32, old: Row, new: Row) -> bool {
+        // SAFETY: a row of the table; aligned.
+        unsafe { exchange(row(to, number), old.to_word(), new.to_word()) }
+    }
+}
+
+impl Paths for Maps {
+    #[inline(always)]
+    fn path(&self, number: u32) -> &Path {
+        PATHS.at(number.into())
+    }
+
+    #[inline(always)]
+    fn swap_path(&self, number: u32, old: u64, new: u64) -> bool {
+        // SAFETY: the first word of a row of the table; aligned.
+        unsafe { exchange(PATHS.at_ptr(number.into()).cast(), old, new) }
+    }
+
+    #[inline(always)]
+    fn write_path(&self, number: u32, path: &Path) {
+        let (from, to) = (core::ptr::from_ref(path).cast::<u64>(), PATHS.at_ptr(number.into()));
+        // SAFETY: a row of the table; both are aligned and of this many words. Volatile keeps the order, in which the
+        // first word comes last.
+        unsafe {
+            let mut word = size_of::<Path>() / 8;
+            while word > 0 {
+                word -= 1;
+                to.cast::<u64>().add(word).write_volatile(*from.add(word));
+            }
+        }
     }
 }
 
@@ -406,13 +470,13 @@ pub(crate) fn nat_ports() -> Ports {
 /// A NAT address.
 #[inline(always)]
 pub(crate) fn nat_address(row: u8) -> Option<Addr> {
-    NAT_ADDRESSES.get(u32::from(row)).map(|row| row.addr)
+    Some(NAT_ADDRESSES.at(row.into()).addr)
 }
 
 /// The interface of this number, if it is where it nearly always is.
 #[inline(always)]
 pub(crate) fn first_way(ifindex: u32) -> Option<&'static Way> {
-    WAY_TABLE.get(Way::place(ifindex, 0)).filter(|way| way.ifindex() == ifindex)
+    Some(WAY_TABLE.at(ifindex.into())).filter(|way| way.ifindex() == ifindex)
 }
 
 /// The interface of this number.
@@ -420,7 +484,7 @@ pub(crate) fn first_way(ifindex: u32) -> Option<&'static Way> {
 pub(crate) fn way(ifindex: u32) -> Option<&'static Way> {
     let mut n = 0;
     while n < WAY_PROBES {
-        let way = WAY_TABLE.get(Way::place(ifindex, n))?;
+        let way = WAY_TABLE.at(Way::place(ifindex, n).into());
         if way.ifindex() == ifindex {
             return Some(way);
         }

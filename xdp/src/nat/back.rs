@@ -16,7 +16,39 @@ use crate::{
     stage::service,
 };
 
-/// The entry of what a backend sends, if it has one: `ports` are those of backend and NAT address, as loaded.
+/// What a backend sends, as the tables know it.
+pub(super) struct Asked {
+    /// Of [`nat::pair`].
+    pub(super) pair: u64,
+    /// The NAT port, host byte order.
+    pub(super) port: u16,
+    pub(super) reply: Reply,
+}
+
+/// What to ask for, of what a backend sends: `ports` are those of backend and NAT address, as loaded. `None`: to no NAT
+/// port.
+#[inline(always)]
+pub(super) fn asked(src: Addr, dst: Addr, ports: u32, udp: bool) -> Option<Asked> {
+    let port = u16::from_be((ports >> 16) as u16);
+    if !maps::nat_ports().has(port) {
+        return None;
+    }
+    let pair = nat::pair(src, ports as u16, dst, udp, maps::seed());
+    let reply = Reply { index: nat::place(pair, port), ports, udp };
+    Some(Asked { pair, port, reply })
+}
+
+/// The entry of what a backend sends, if it has one.
+#[inline(always)]
+pub(super) fn found(src: Addr, dst: Addr, asked: &Reply) -> Option<(&'static Entry, Stamp)> {
+    let (entry, stamp) = nat::reply(&Maps, asked)?;
+    let backend = Maps.backend(entry.backend())?;
+    let address = maps::nat_address(stamp.address())?;
+    let own = backend.epoch() == entry.epoch() && backend.addr() == src && address == dst;
+    own.then_some((entry, stamp))
+}
+
+/// The same, and its place: `ports` are those of backend and NAT address, as loaded.
 #[inline(always)]
 pub(super) fn entry(
     src: Addr,
@@ -24,17 +56,9 @@ pub(super) fn entry(
     ports: u32,
     udp: bool,
 ) -> Option<(u32, &'static Entry, Stamp)> {
-    let port = u16::from_be((ports >> 16) as u16);
-    if !maps::nat_ports().has(port) {
-        return None;
-    }
-    let pair = nat::pair(src, ports as u16, dst, udp, maps::seed());
-    let asked = Reply { index: nat::place(pair, port), ports, udp };
-    let (entry, stamp) = nat::reply(&Maps, &asked)?;
-    let backend = Maps.backend(entry.backend())?;
-    let address = maps::nat_address(stamp.address())?;
-    let own = backend.epoch() == entry.epoch() && backend.addr() == src && address == dst;
-    own.then_some((asked.index, entry, stamp))
+    let asked = asked(src, dst, ports, udp)?;
+    let (entry, stamp) = found(src, dst, &asked.reply)?;
+    Some((asked.reply.index, entry, stamp))
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use abi::{
     wire::{Eth, Frame, Ip, Transport, tcp_flags},
 };
 
-use super::{L3, Segment, header, steer, write};
+use super::{L3, Segment, header, rows, steer, write};
 use crate::{
     maps::{self, Maps},
     packet::Packet,
@@ -153,10 +153,7 @@ pub(super) fn sought(
 ) -> Option<(Flow, Addr)> {
     let address_row = egress.nat(backend.addr().is_v4(), hash)?;
     let address = maps::nat_address(address_row)?;
-    let target = match frontend.target_port() {
-        0 => (ports >> 16) as u16,
-        target => target,
-    };
+    let target = target(frontend, ports);
     let flow = Flow {
         client: ip.src,
         vip: ip.dst,
@@ -167,6 +164,15 @@ pub(super) fn sought(
         pair: nat::pair(backend.addr(), target, address, udp, maps::seed()),
     };
     Some((flow, address))
+}
+
+/// The port at the backends of a packet with these ports, as it stands in a header.
+#[inline(always)]
+pub(super) fn target(frontend: &Frontend, ports: u32) -> u16 {
+    match frontend.target_port() {
+        0 => (ports >> 16) as u16,
+        target => target,
+    }
 }
 
 /// The entry of a route, which has a new one if the packet may open a connection.
@@ -211,6 +217,10 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     write::fits::<V4>(ip, backend.addr(), egress.mtu())?;
     write::crosses::<V4>(packet, ip, udp, backend.addr())?;
     let found = connected(packet, &route, STEERED, how, flags, tags)?;
+
+    if V4 && !STEERED && tags == 0 && rows::goes_on(udp, flags) {
+        rows::keep(&route, found, row, link(packet, 0)?);
+    }
 
     let bytes = packet.len() as u64 + u64::from(tags);
     let to = route.to(found);
@@ -281,5 +291,8 @@ extern "C" fn nat_search(how: u64, link: u64) -> u64 {
 pub(super) extern "C" fn nat_note(index: u64, what: u64, now: u64) -> u32 {
     let side = if what >> 8 == 0 { Side::Client } else { Side::Backend };
     nat::note(&Maps, index as u32, side, what as u8, now as u32);
+    if let Side::Backend = side {
+        rows::refresh(index as u32);
+    }
     0
 }

@@ -9,6 +9,7 @@ mod icmp;
 mod other;
 mod parts;
 pub(crate) mod quick;
+pub(crate) mod rows;
 mod steer;
 mod tags;
 mod write;

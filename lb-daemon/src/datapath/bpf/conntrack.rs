@@ -10,36 +10,29 @@ use std::{
 use abi::{
     choice,
     flow::{FlowEntry, FlowKey, Stage, table as flows, tag::Tag},
-    nat::{Entry, Phase, Stamp},
+    nat::{Entry, Phase, Stamp, quick},
     table::{Backend, NatAddress},
     wire::protocol,
 };
 use config::model::Protocol;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Mapped, load};
+use super::{Mapped, load, nat::Rows};
 use crate::conntrack::{Connection, Table, Visit};
 
 /// The tables of connections, and what their entries name.
 pub(super) struct Connections {
-    nat: Mapped<Entry>,
-    addresses: Mapped<NatAddress>,
-    backends: Mapped<Backend>,
-    flows: Mapped<flows::Entry>,
-    tags: Mapped<u64>,
+    pub(super) nat: Mapped<Entry>,
+    pub(super) rows: Rows,
+    /// Of the hash of flows.
+    pub(super) seed: u64,
+    pub(super) addresses: Mapped<NatAddress>,
+    pub(super) backends: Mapped<Backend>,
+    pub(super) flows: Mapped<flows::Entry>,
+    pub(super) tags: Mapped<u64>,
 }
 
 impl Connections {
-    pub(super) const fn new(
-        nat: Mapped<Entry>,
-        addresses: Mapped<NatAddress>,
-        backends: Mapped<Backend>,
-        flows: Mapped<flows::Entry>,
-        tags: Mapped<u64>,
-    ) -> Self {
-        Self { nat, addresses, backends, flows, tags }
-    }
-
     /// Shows every entry. Those that come or go meanwhile may be missed.
     pub(super) fn visit(&self, visit: &mut dyn FnMut(&Connection) -> Visit) {
         self.visit_nat(visit);
@@ -87,8 +80,12 @@ impl Connections {
             let same = stamp.stands() && stamp.turn() == turn;
             same.then(|| stamp.with_phase(Phase::Removed).to_word())
         };
-        // Somebody else's removal, or the next connection: either way it is gone.
-        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed);
+        // Else somebody else's removal, or the next connection: either way it is gone.
+        if let Ok(before) = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, removed) {
+            fence(Ordering::SeqCst);
+            let (entry, udp) = (self.nat.read(row), Stamp::from_word(before).is_udp());
+            quick::forget(&self.rows, row, &entry, udp, self.seed);
+        }
     }
 
     fn translated(&self, entry: &Entry, stamp: Stamp, now: u32) -> Option<Connection> {

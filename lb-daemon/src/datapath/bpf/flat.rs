@@ -12,10 +12,11 @@ use std::{
 use abi::{
     constants,
     flow::table::Entry,
-    limits::{LIST_ROWS, MAX_LISTS, REASON_ROWS, cpu_places},
+    limits::{LIST_ROWS, MAX_LISTS, MAX_NAT_ADDRESSES, REASON_ROWS, WAYS, cpu_places},
+    nat::quick::{self, PATHS},
     prefix::{Line, ListRow},
     summary,
-    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter},
+    table::{Backend, Bucket, Control, Counter, Egress, Frontend, NatAddress, ReasonCounter, Way},
 };
 use aya::maps::{MapData, MapInfo};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
@@ -57,6 +58,11 @@ const KINDS: [Kind; constants::TABLES.len()] = kinds![
     "EGRESS": Egress,
     "FLOWS": Entry,
     "FLOW_TAGS": u64,
+    "NAT_FORTH": u64,
+    "NAT_BACK": u64,
+    "NAT_PATHS": quick::Path,
+    "NAT_ADDRESSES": NatAddress,
+    "WAYS": Way,
     "SUMMARY": u64,
     "FINE4": u64,
     "LINES": Line,
@@ -85,6 +91,10 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "BACKENDS" => backends,
         "EGRESS" => egress,
         "FLOWS" | "FLOW_TAGS" => capacity.flows,
+        "NAT_FORTH" | "NAT_BACK" => quick::rows(capacity.nat),
+        "NAT_PATHS" => PATHS,
+        "NAT_ADDRESSES" => MAX_NAT_ADDRESSES,
+        "WAYS" => WAYS,
         // Two halves each. The first one whether or not there are entries: IPv6 prefixes have none.
         "SUMMARY" => summary::WORDS * 2,
         "FINE4" => (capacity.fine4() * 2).max(1),

@@ -2,12 +2,10 @@
 
 /// Maps that are pinned, and shared by every instance of the program, beside the flat tables
 /// ([`abi::constants::TABLES`]).
-pub(super) const MAPS: [&str; 20] = [
+pub(super) const MAPS: [&str; 18] = [
     "NAT",
     "NAT_CLIENTS",
     "NAT_VLANS",
-    "NAT_ADDRESSES",
-    "WAYS",
     "FRAGMENTS",
     "ADMISSION",
     "JUMP",

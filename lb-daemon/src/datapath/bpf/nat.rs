@@ -1,16 +1,49 @@
 //! The NAT table: rows that the daemon writes beside it, and what becomes of its entries when it is replaced.
 
-use std::{path::Path, sync::atomic::Ordering};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use abi::{
-    nat::{Entry, clients, place},
+    nat::{
+        Entry, clients, place,
+        quick::{self, Direction, Row},
+    },
     table::Way,
 };
 
 use aya::maps::MapData;
 
-use super::{super::Capacity, Bpf, BpfError, Tables};
+use super::{super::Capacity, Bpf, BpfError, Mapped, Tables};
 use crate::refusal::chain;
+
+/// The rows that packets of connections that stand go by.
+pub(super) struct Rows {
+    pub(super) forth: Mapped<u64>,
+    pub(super) back: Mapped<u64>,
+}
+
+impl Rows {
+    fn word(&self, to: Direction, row: u32) -> &AtomicU64 {
+        let table = match to {
+            Direction::Forth => &self.forth,
+            Direction::Back => &self.back,
+        };
+        table.word(row & (table.len - 1), 0)
+    }
+}
+
+impl quick::Rows for Rows {
+    fn row(&self, to: Direction, row: u32) -> Row {
+        Row::from_word(self.word(to, row).load(Ordering::Acquire))
+    }
+
+    fn swap_row(&self, to: Direction, row: u32, old: Row, new: Row) -> bool {
+        let (word, order) = (self.word(to, row), Ordering::SeqCst);
+        word.compare_exchange(old.to_word(), new.to_word(), order, order).is_ok()
+    }
+}
 
 impl Bpf {
     /// Pins the tables of connections in the directory of another set, which then has no others, if it wants them of the
@@ -20,7 +53,7 @@ impl Bpf {
     /// [`BpfError`].
     pub fn share_connections(&self, directory: &Path, needs: &Capacity) -> Result<(), BpfError> {
         let Some(own) = &self.pins else { return Ok(()) };
-        let nat = ["NAT", "NAT_CLIENTS", "NAT_VLANS"];
+        let nat = ["NAT", "NAT_CLIENTS", "NAT_VLANS", "NAT_FORTH", "NAT_BACK", "NAT_PATHS"];
         let nat = nat.into_iter().filter(|_| needs.nat == self.capacity.nat);
         let flows =
             ["FLOWS", "FLOW_TAGS"].into_iter().filter(|_| needs.flows == self.capacity.flows);
@@ -41,7 +74,7 @@ impl Bpf {
     }
 
     /// Copies connections into a table of another size; a table of the same size is shared. What opens
-    /// meanwhile is not in the new one.
+    /// meanwhile is not in the new one. The rows beside it are written by the packets that come next.
     pub(super) fn copy_nat(&self, old: &Self) {
         if self.capacity.nat == old.capacity.nat {
             return;
