@@ -31,6 +31,10 @@ pub const FILTER6_ROWS: u32 = 9;
 /// Buckets of the IPv6 prefix table in each half; a power of two.
 pub const BUCKET6_ROWS: u32 = 10;
 
+/// By how much the hash of an address is shifted for the offset in bytes of its word in the filter of VIPs ...
+pub const VIP_OFFSET_SHIFT: u32 = 12;
+/// ... and which bits of what comes of it count.
+pub const VIP_OFFSET_MASK: u32 = 13;
 /// Places for CPUs in the tables that each CPU has rows of its own in ([`crate::limits::cpu_places`]), less one.
 pub const CPU_MASK: u32 = 11;
 
@@ -118,7 +122,7 @@ mod tests {
     fn every_table_has_numbers_of_its_own() {
         for (at, name) in TABLES.iter().enumerate() {
             assert_eq!(table(name), at);
-            assert!(rows(at) > CPU_MASK && mask(at) < FEATURES);
+            assert!(rows(at) > VIP_OFFSET_MASK && mask(at) < FEATURES);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     limits::{ALTERNATES, MAX_PROBES},
     reason::Reason,
     spans,
-    table::{Backend, Bucket, Frontend, FrontendKey, Ring, Slot},
+    table::{Backend, Bucket, Frontend, FrontendKey, PlainRing, Ring, Slot},
 };
 
 /// Read access to the compiled tables, and the flow table.
@@ -82,13 +82,13 @@ pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
     tables.vip_bit(hash::vip(addr, salt))
 }
 
-/// Word and bit of an address in the filter of VIPs, by its [`hash::vip`]; `shift` is 64 less the binary logarithm of
+/// Word and bit, counted from the highest, of an address in the filter of VIPs, by its [`hash::vip`]; `shift` is 64 less the binary logarithm of
 /// the filter's bits.
 #[inline(always)]
 #[must_use]
 pub const fn vip_place(hash: u64, shift: u32) -> (u32, u64) {
     let place = hash >> (shift & 63);
-    ((place >> 6) as u32, 1 << (place & 63))
+    ((place >> 6) as u32, 1 << (63 - (place & 63)))
 }
 
 /// Finds the row of exactly this key.
@@ -168,6 +168,12 @@ pub fn steady<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
         return None;
     }
     own_slot(tables, ring, hash)
+}
+
+/// The same of a ring that alone decides.
+#[inline(always)]
+pub fn plain_slot<T: Tables>(tables: &T, ring: PlainRing, hash: u64) -> Option<Slot> {
+    tables.slot(ring.slot(hash)).map(Slot::from_word)
 }
 
 /// [`settled`], of a slot.

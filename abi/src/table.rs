@@ -129,19 +129,21 @@ pub struct FrontendKey {
     /// VIP, or an address of this machine for decapsulation.
     pub addr: Addr,
     /// Port as loaded from the header in the low half, protocol in bits 16..24, above them whether the port is
-    /// the first of a range.
+    /// the first of a range, and whether the address is of IPv6; of a group, its number.
     pub port_protocol: u32,
 }
 
 impl FrontendKey {
     const RANGE: u32 = 1 << 24;
+    const V6: u32 = 1 << 25;
     const GROUP: u32 = 1 << 31;
 
     /// From a port as loaded from a header (network byte order in memory).
     #[inline(always)]
     #[must_use]
     pub const fn raw(addr: Addr, port: u16, protocol: u8) -> Self {
-        Self { addr, port_protocol: port as u32 | (protocol as u32) << 16 }
+        let family = if addr.is_v4() { 0 } else { Self::V6 };
+        Self { addr, port_protocol: port as u32 | (protocol as u32) << 16 | family }
     }
 
     /// From a port in host byte order.
@@ -172,7 +174,13 @@ impl FrontendKey {
     #[inline(always)]
     #[must_use]
     pub const fn vip(addr: Addr) -> Self {
-        Self { addr, port_protocol: 0 }
+        Self::raw(addr, 0, 0)
+    }
+
+    /// Port as loaded from the header, and protocol.
+    #[must_use]
+    pub const fn port_and_protocol(&self) -> (u16, u8) {
+        (self.port_protocol as u16, (self.port_protocol >> 16) as u8)
     }
 
     /// The entry of an address at which tunnels of any kind end: protocol 255, which RFC 5237
@@ -204,7 +212,10 @@ pub struct Ring {
 }
 
 impl Ring {
-    const RESIZING: u64 = 1 << 63;
+    /// Of a frontend's word: more than a ring decides ([`Frontend::plain_ring`]). The highest bit, which is the quickest
+    /// to ask for.
+    const OTHER: u64 = 1 << 63;
+    const RESIZING: u64 = 1 << 62;
 
     /// One word.
     #[must_use]
@@ -220,9 +231,23 @@ impl Ring {
     pub const fn from_word(word: u64) -> Self {
         Self {
             offset: word as u32,
-            size: ((word & !Self::RESIZING) >> 32) as u32,
+            size: (word >> 32) as u32 & !(3 << 30),
             resizing: word & Self::RESIZING != 0,
         }
+    }
+}
+
+/// The word of a ring that alone decides where packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainRing(u64);
+
+impl PlainRing {
+    /// Index of the slot of a flow with this hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self, hash: u64) -> u32 {
+        let size = (self.0 >> 32) as u32;
+        (self.0 as u32).wrapping_add(crate::hash::slot(hash, size))
     }
 }
 
@@ -287,7 +312,8 @@ pub enum Mode {
 
 /// A row of the frontend table.
 ///
-/// Live words: `ring`, `old_ring`, `any`, `ranges`.
+/// Live words: `ring`, `old_ring`, `any`, `ranges`. A bit of `ring` says whether the other two count, and is set before
+/// one of them does and cleared after ([`Frontend::ring_word`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
@@ -331,7 +357,7 @@ impl Frontend {
             addr: key.addr,
             port_protocol: key.port_protocol,
             flags,
-            ring: 0,
+            ring: Ring::OTHER,
             old_ring: 0,
             any: 0,
             service,
@@ -343,7 +369,7 @@ impl Frontend {
     #[must_use]
     pub const fn service(key: FrontendKey, mode: Mode, ring: Ring, service: u64) -> Self {
         let mut row = Self::row(key, mode as u32, service);
-        row.ring = ring.to_word();
+        row.set_ring(ring);
         row
     }
 
@@ -471,6 +497,12 @@ impl Frontend {
     #[inline(always)]
     #[must_use]
     pub fn is(&self, key: &FrontendKey) -> bool {
+        if key.addr.is_v4() && key.port_protocol & FrontendKey::GROUP == 0 {
+            // The second word tells the family, too. As 32 bits, or the compiler compares twice as many.
+            // SAFETY: the last word of the address, aligned; volatile as in `live`.
+            let raw = unsafe { (&raw const self.addr).cast::<u32>().add(3).read_volatile() };
+            return raw == key.addr.as_v4_raw() && self.port_protocol == key.port_protocol;
+        }
         self.addr.lo() == key.addr.lo()
             && self.port_protocol == key.port_protocol
             && self.addr.hi() == key.addr.hi()
@@ -523,9 +555,10 @@ impl Frontend {
     #[inline(always)]
     #[must_use]
     pub fn is_ipip(&self) -> bool {
-        // SAFETY: as in `live`.
-        let flags = unsafe { core::ptr::read_volatile(&raw const self.flags) };
-        flags & Self::MODE == Mode::Ipip as u32
+        const { assert!(Self::VIP > 0xff && cfg!(target_endian = "little")) };
+        // SAFETY: as in `live`: the first byte, in which no flag stands.
+        let mode = unsafe { (&raw const self.flags).cast::<u8>().read_volatile() };
+        mode == Mode::Ipip as u8
     }
 
     /// Its ring, now.
@@ -533,6 +566,27 @@ impl Frontend {
     #[must_use]
     pub fn ring(&self) -> Ring {
         Ring::from_word(live(&self.ring))
+    }
+
+    /// The same, where nothing else has a say in where packets go or whether they may: neither the mode, nor what
+    /// [`Self::is_special`] tells of, nor an earlier ring; and there are slots. One bit says all of that.
+    #[inline(always)]
+    #[must_use]
+    pub fn plain_ring(&self) -> Option<PlainRing> {
+        let word = live(&self.ring);
+        if (word as i64) < 0 { None } else { Some(PlainRing(word)) }
+    }
+
+    /// The word of its ring as it has to be with what else the row says, for the daemon's store.
+    #[must_use]
+    pub const fn ring_word(&self) -> u64 {
+        let ring = Ring::from_word(self.ring);
+        let plain = ring.size != 0
+            && !ring.resizing
+            && self.is_simple()
+            && self.any == 0
+            && self.ranges == 0;
+        ring.to_word() | if plain { 0 } else { Ring::OTHER }
     }
 
     /// The ring before the last change of size.
@@ -553,11 +607,13 @@ impl Frontend {
     /// Replaces the sources that it takes packets from, or a VIP's ranges of ports.
     pub const fn set_ranges(&mut self, word: u64) {
         self.ranges = word;
+        self.ring = self.ring_word();
     }
 
     /// Replaces the ring.
     pub const fn set_ring(&mut self, ring: Ring) {
         self.ring = ring.to_word();
+        self.ring = self.ring_word();
     }
 
     /// Replaces the ring before the last change of size.
@@ -568,6 +624,7 @@ impl Frontend {
     /// Replaces the word of services with port 0.
     pub const fn set_any(&mut self, word: u64) {
         self.any = word;
+        self.ring = self.ring_word();
     }
 
     /// Stable number of the service's name.

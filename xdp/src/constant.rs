@@ -53,6 +53,21 @@ immediate! {
     times: "*=";
 }
 
+/// `value` shifted to the left by the low six bits of `places` (RFC 9669 section 4.1), which no mask need keep below 64.
+#[inline(always)]
+pub(crate) fn up(mut value: u64, places: u64) -> u64 {
+    // SAFETY: an operation on registers.
+    unsafe {
+        core::arch::asm!(
+            "{value} <<= {places}",
+            value = inout(reg) value,
+            places = in(reg) places,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    value
+}
+
 /// `value`, and no more of it than is less than `END`, a power of two: for the verifier, where the compiler knows that
 /// it is and would leave the operation out.
 #[inline(always)]

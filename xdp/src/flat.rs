@@ -29,6 +29,11 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
     /// A row that is known to be there: the verifier checks that it is.
     #[inline(always)]
     pub(crate) fn place(&'static self, row: u64) -> *mut T {
+        self.moved(row as usize * size_of::<T>())
+    }
+
+    #[inline(always)]
+    fn moved(&'static self, offset: usize) -> *mut T {
         let mut place = self.0.get() as usize;
         // SAFETY: an addition. The compiler, which knows where the table is and takes it for one row long, cannot
         // know what comes of it.
@@ -36,13 +41,26 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
             core::arch::asm!(
                 "{place} += {offset}",
                 place = inout(reg) place,
-                offset = in(reg) row as usize * size_of::<T>(),
+                offset = in(reg) offset,
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
         // SAFETY: no table is at 0, nor is what follows one.
         unsafe { core::hint::assert_unchecked(place != 0) };
         place as *mut T
+    }
+
+    /// A row that is known to be there, by its offset in bytes, which is a multiple of a row's.
+    #[inline(always)]
+    pub(crate) fn at_offset(&'static self, offset: u64) -> *mut T {
+        self.moved(offset as usize)
+    }
+
+    /// A row that is known to be there: the verifier checks that it is.
+    #[inline(always)]
+    pub(crate) fn known(&'static self, row: u64) -> &'static T {
+        // SAFETY: as in `at`.
+        unsafe { &*self.place(row) }
     }
 
     /// The first row, which every table has.

@@ -11,7 +11,7 @@ mod prefixes;
 
 use abi::{
     choice::Tracking,
-    constants::{self, rows, table},
+    constants::{self, mask, rows, table},
     early,
     event::{RING_BYTES, Sampler},
     flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, table, tag::Tag},
@@ -20,7 +20,9 @@ use abi::{
     pick::Tables,
     reason::Reason,
     reply, synproxy,
-    table::{Backend, Bucket, Control, Counter, Egress, Frontend, ReasonCounter, Unserved},
+    table::{
+        Backend, Bucket, Control, Counter, Egress, Frontend, HopWord, ReasonCounter, Unserved,
+    },
     upper::{Piece, Upper},
 };
 use aya_ebpf::{
@@ -124,10 +126,13 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn vip_bit(&self, hash: u64) -> bool {
-        let place = constant::shifted::<{ constants::VIP_SHIFT }>(hash);
+        let offset = constant::shifted::<{ constants::VIP_OFFSET_SHIFT }>(hash);
+        let word = VIPS.at_offset(constant::masked::<{ constants::VIP_OFFSET_MASK }>(offset));
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
-        let word = unsafe { VIPS.at_ptr(place >> 6).read_volatile() };
-        word >> (place & 63) & 1 != 0
+        let word = unsafe { word.read_volatile() };
+        let place = constant::shifted::<{ constants::VIP_SHIFT }>(hash);
+        // The bit is the highest one then, which is the quickest to ask for.
+        (constant::up(word, place) as i64) < 0
     }
 
     #[inline(always)]
@@ -142,7 +147,10 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn frontend_at(&self, row: u32) -> Option<(u32, &Frontend)> {
-        FRONTENDS.find(row)
+        let row = constant::masked::<{ mask(table("FRONTENDS")) }>(row.into());
+        // SAFETY: it was a number of 32 bits. Or the compiler would make 32 bits of it once more.
+        unsafe { core::hint::assert_unchecked(row >> 32 == 0) };
+        Some((row as u32, FRONTENDS.known(row)))
     }
 
     #[inline(always)]
@@ -307,7 +315,13 @@ pub(crate) fn frontend(row: u32) -> Option<&'static Frontend> {
 
 #[inline(always)]
 pub(crate) fn egress(row: u32) -> Option<&'static Egress> {
-    Some(EGRESS.at(row.into()))
+    Some(EGRESS.at(u64::from(row) + 1))
+}
+
+/// What a next hop names, or what is nobody's.
+#[inline(always)]
+pub(crate) fn egress_of(hop: HopWord) -> &'static Egress {
+    EGRESS.at(hop.place())
 }
 
 /// Goes on in another program, which reads the reason by [`handed_on`]. Comes back if there is none.
@@ -473,8 +487,15 @@ pub(crate) fn count_reason(cpu: u32, reason: Reason, bytes: u64) {
 /// The same for the number of a reason.
 #[inline(always)]
 pub(crate) fn count_number(cpu: u32, number: u32, bytes: u64) {
+    count_at(cpu, constant::below::<REASON_ROWS>(number.into()), bytes);
+}
+
+/// The same for a number that the verifier knows.
+#[inline(always)]
+pub(crate) fn count_at(cpu: u32, number: u64, bytes: u64) {
     let own = place_of(cpu) * u64::from(REASON_ROWS);
-    let row = REASON_COUNT.place(own | constant::below::<REASON_ROWS>(number.into()));
+    // Added: of an or with what is no constant the verifier of Linux 6.1 knows nothing.
+    let row = REASON_COUNT.place(own + number);
     // SAFETY: a row of the table; only this CPU writes this row, and a program is
     // not interrupted by another one of the same CPU.
     unsafe {

@@ -26,6 +26,8 @@ impl State {
         !self.down || (began && self.keeps)
     }
 
+    /// Down or recovering. The highest bit, which is the quickest to ask for.
+    const OTHER: u64 = 1 << 63;
     const DOWN: u64 = 1;
     const RECOVERING: u64 = 2;
     const KEEPS: u64 = 4;
@@ -43,6 +45,7 @@ impl State {
             | if self.down { Self::DOWN } else { 0 }
             | if self.keeps { Self::KEEPS } else { 0 }
             | if self.recovering { Self::RECOVERING } else { 0 }
+            | if self.down || self.recovering { Self::OTHER } else { 0 }
     }
 
     /// From one word.
@@ -54,13 +57,15 @@ impl State {
             keeps: word & Self::KEEPS != 0,
             recovering: word & Self::RECOVERING != 0,
             weight: (word >> Self::WEIGHT_SHIFT) as u16,
-            heir: ((word >> 32) as u32).checked_sub(1),
+            heir: ((word >> 32) as u32 & !(1 << 31)).checked_sub(1),
         }
     }
 }
 
 /// The way to a next hop: MAC, row of the egress table, and the family of the backend's address, in one word; 0 is
 /// unresolved, 1 is this machine.
+///
+/// Bits 48..57 are the row's place in the table, whose first one is nobody's and of zeros: no packet fits there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HopWord(u64);
 
@@ -106,6 +111,13 @@ impl HopWord {
     #[must_use]
     pub const fn egress(self) -> Option<u32> {
         ((self.0 >> 48 & 0x1ff) as u32).checked_sub(1)
+    }
+
+    /// Where that row stands, to be taken modulo the table's size; at 0 is nobody's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(self) -> u64 {
+        self.0 >> 48
     }
 
     /// Whether packets stay on this machine.
@@ -204,7 +216,7 @@ impl Backend {
     #[inline(always)]
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        live(&self.state) & (State::DOWN | State::RECOVERING) == 0
+        live(&self.state) as i64 >= 0
     }
 
     /// Connections, of a service that counts them: as the programs have it, which the daemon puts right now

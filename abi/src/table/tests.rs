@@ -14,7 +14,7 @@ fn words_round_trip() {
     }
     let slot = Slot { current: 7, previous: Slot::NONE };
     assert_eq!(Slot::from_word(slot.to_word()), slot);
-    for heir in [None, Some(0), Some(u32::MAX - 1)] {
+    for heir in [None, Some(0), Some((1 << 31) - 2)] {
         let state =
             State { down: true, keeps: heir.is_none(), recovering: false, weight: 300, heir };
         assert_eq!(State::from_word(state.to_word()), state);
@@ -22,7 +22,8 @@ fn words_round_trip() {
     let hop = HopWord::new([2, 0, 0, 1, 2, 3], 255, false);
     assert_eq!(hop.egress(), Some(255));
     assert_eq!(hop.mac(), [2, 0, 0, 1, 2, 3]);
-    assert_eq!(HopWord::UNRESOLVED.egress(), None);
+    assert_eq!(hop.place() & 0x1ff, 256, "at 0 is nobody's");
+    assert_eq!((HopWord::UNRESOLVED.egress(), HopWord::LOCAL.place()), (None, 0));
     assert_eq!(HopWord::new([0; 6], 0, true).egress(), Some(0));
 }
 
@@ -36,6 +37,63 @@ fn a_bucket_finds_its_entries_and_only_those() {
     assert_eq!(b.find(1), None);
     assert!(b.overflows());
     assert!(!Bucket::default().overflows());
+}
+
+/// One bit of the ring's word says whether the ring alone decides, whatever was set last.
+#[test]
+fn what_makes_a_ring_plain() {
+    let key = FrontendKey::new(Addr::v4(1), 443, 6);
+    let ring = Ring { offset: 5, size: 251, resizing: false };
+    for (mode, plain) in [
+        (Mode::L2, true),
+        (Mode::Ipip, true),
+        (Mode::Gue, true),
+        (Mode::Geneve, true),
+        (Mode::Nat, false),
+        (Mode::GueTwice, false),
+    ] {
+        assert_eq!(Frontend::service(key, mode, ring, 1).plain_ring().is_some(), plain, "{mode:?}");
+    }
+    let mut row = Frontend::service(key, Mode::Ipip, ring, 1);
+    assert_eq!(row.plain_ring().map(|ring| ring.slot(u64::MAX)), Some(5 + 250));
+    assert!(Frontend::vip(key.addr, None, None).plain_ring().is_none());
+    for (other, usual) in
+        [(Ring { resizing: true, ..ring }, ring), (Ring { size: 0, ..ring }, ring)]
+    {
+        row.set_ring(other);
+        assert!(row.plain_ring().is_none() && row.ring() == other);
+        row.set_ring(usual);
+        assert!(row.plain_ring().is_some() && row.ring() == usual);
+    }
+    row.set_ranges(7);
+    row.set_any(8);
+    row.set_ring(ring);
+    assert!(row.plain_ring().is_none() && row.is_special());
+    row.set_any(0);
+    assert!(row.plain_ring().is_none());
+    row.set_ranges(0);
+    assert!(row.plain_ring().is_some() && row.ring() == ring);
+}
+
+/// A key of one family is not a row's of the other, although what is compared of them is the same.
+#[test]
+fn families_are_told_apart() {
+    let v4 = Addr::v4(0x0a0b_0c0d);
+    let v6 = Addr::from_halves(0x1122, v4.lo());
+    let row =
+        |addr| Frontend::service(FrontendKey::new(addr, 443, 6), Mode::L2, Ring::default(), 1);
+    for (addr, other) in [(v4, v6), (v6, v4)] {
+        assert!(row(addr).is(&FrontendKey::new(addr, 443, 6)));
+        assert!(!row(addr).is(&FrontendKey::new(other, 443, 6)));
+        assert!(!row(addr).is(&FrontendKey::new(addr, 444, 6)));
+        assert!(Frontend::vip(addr, None, None).is(&FrontendKey::vip(addr)));
+        assert!(!Frontend::vip(addr, None, None).is(&FrontendKey::vip(other)));
+        assert_eq!(FrontendKey::new(addr, 443, 17).port_and_protocol(), (443u16.to_be(), 17));
+    }
+    assert!(
+        row(v6).is(&row(v6).key())
+            && !row(v6).is(&FrontendKey::new(Addr::from_halves(1, v4.lo()), 443, 6))
+    );
 }
 
 /// One byte image of each struct: what a pinned table of this version holds.
@@ -56,7 +114,7 @@ fn frozen_images() {
     let state = State { down: true, keeps: true, recovering: false, weight: 0x0201, heir: Some(4) };
     let b: [u8; 64] = bytes(Backend::new(key.addr, hop, state, 0x99, 0x0a0b_0c0d));
     assert_eq!(b[16..24], [2, 0, 0, 0, 0, 9, 2, 0]);
-    assert_eq!(b[24..32], [5, 0, 1, 2, 5, 0, 0, 0]);
+    assert_eq!(b[24..32], [5, 0, 1, 2, 5, 0, 0, 0x80]);
     assert_eq!(b[32..44], [0x99, 0, 0, 0, 0, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a]);
 
     let e: [u8; 64] =

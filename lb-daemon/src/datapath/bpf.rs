@@ -427,7 +427,7 @@ impl Tables for Bpf {
     }
 
     fn egress(&self, row: u32) -> Egress {
-        self.egress.read(row)
+        self.egress.read(row + 1)
     }
 
     fn nat_address(&self, row: u32) -> Addr {
@@ -485,9 +485,20 @@ impl Datapath for Bpf {
 }
 
 impl Bpf {
+    /// Stores a word of a frontend that the bit of its ring's word tells of: of a packet that comes between the two
+    /// stores, more is asked than is needed, never less.
+    fn store_special(&self, row: u32, offset: usize, word: u64, after: &Frontend) {
+        let ring = after.ring_word();
+        if after.plain_ring().is_none() {
+            self.frontends.store(row, Frontend::RING, ring);
+        }
+        self.frontends.store(row, offset, word);
+        self.frontends.store(row, Frontend::RING, ring);
+    }
+
     fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
         match *op {
-            Op::Egress(row, ref value) => self.egress.write(row, value),
+            Op::Egress(row, ref value) => self.egress.write(row + 1, value),
             Op::NatAddress(row, addr) => self.nat_addresses.write(row, &NatAddress { addr }),
             Op::Way(row, ref way) => self.write_way(row, way),
             Op::Backend(row, ref value) => self.backends.write(row, value),
@@ -504,19 +515,29 @@ impl Bpf {
             Op::Signature(index, word) => self.slots.store(index, 0, word),
             Op::Frontend(row, ref value) => self.frontends.write(row, value),
             Op::FrontendRing(row, ring) => {
-                self.frontends.store(row, Frontend::RING, ring.to_word());
+                let mut after = self.frontends.read(row);
+                after.set_ring(ring);
+                self.frontends.store(row, Frontend::RING, after.ring_word());
             }
             Op::FrontendOldRing(row, ring) => {
                 self.frontends.store(row, Frontend::OLD_RING, ring.to_word());
             }
-            Op::FrontendRanges(row, word) => self.frontends.store(row, Frontend::RANGES, word),
+            Op::FrontendRanges(row, word) => {
+                let mut after = self.frontends.read(row);
+                after.set_ranges(word);
+                self.store_special(row, Frontend::RANGES, word, &after);
+            }
             Op::Words { offset, ref words } => {
                 for (i, &word) in (offset..).zip(words) {
                     self.slots.word(i, 0).store(word, Ordering::Relaxed);
                 }
                 fence(Ordering::Release);
             }
-            Op::FrontendAny(row, word) => self.frontends.store(row, Frontend::ANY, word),
+            Op::FrontendAny(row, word) => {
+                let mut after = self.frontends.read(row);
+                after.set_any(word);
+                self.store_special(row, Frontend::ANY, word, &after);
+            }
             Op::VipWord(index, word) => self.vips.store(index, 0, word),
             Op::Bucket { index, way, word } => {
                 self.buckets.store(index, usize::from(way) * 8, word);

@@ -16,8 +16,8 @@ use super::{Full, Planner, Vip, buckets::Buckets, services};
 use crate::datapath::{Op, Tables};
 
 /// Port 0 of a protocol.
-const ANY_TCP: u32 = 6 << 16;
-const ANY_UDP: u32 = 17 << 16;
+const ANY_TCP: (u16, u8) = (0, 6);
+const ANY_UDP: (u16, u8) = (0, 17);
 
 /// What the row of an address as a whole should say.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Planner {
             for (key, &row) in &service.frontends {
                 let vip = wanted.entry(key.addr).or_default();
                 vip.is.0 = true;
-                match key.port_protocol {
+                match key.port_and_protocol() {
                     ANY_TCP => vip.any[0] = Some(row),
                     ANY_UDP => vip.any[1] = Some(row),
                     _ => {}

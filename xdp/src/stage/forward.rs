@@ -75,7 +75,7 @@ pub(crate) fn twice<const L3: usize, const V4: bool>(
 
 /// Without a way out: the backend is this machine, or its next hop is not known.
 #[inline(always)]
-const fn here(hop: HopWord) -> Result<Reason, Reason> {
+pub(crate) const fn here(hop: HopWord) -> Result<Reason, Reason> {
     if hop.is_local() { Ok(Reason::DeliveredLocally) } else { Err(Reason::NoNextHop) }
 }
 

@@ -42,10 +42,49 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     ip: &Ip,
 ) -> Result<End, End> {
     let (row, frontend, transport, hash) = find::<L3, V4, PLAIN>(packet, ip)?;
-    if !frontend.is_simple() {
-        return otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend));
+    if L3 == 22 || L3 == 14 && PLAIN == 0 {
+        // Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the
+        // program behind to do all that follows, which would be made four times more.
+        return Err(if frontend.is_simple() {
+            End::Of(stop(Reason::SourceRefused))
+        } else {
+            otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend))
+        });
     }
-    forwarded::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend)).map_err(End::Of)
+    sendable::<L3, V4>(packet, ip.protocol, ip.header).map_err(End::Of)?;
+    let slot = frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, hash));
+    let (backend_row, backend) = match slot.and_then(|slot| pick::settled_at(&Maps, slot)) {
+        Some(found) => found,
+        None => {
+            core::hint::cold_path();
+            let ip = &late::<V4>(ip);
+            other::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend), slot)?
+        }
+    };
+    forwarded::<L3, V4>(packet, &transport, hash as u32, (row, frontend), (backend_row, backend))
+        .map_err(End::Of)
+}
+
+/// The backend of a packet that more than a ring decides on.
+#[inline(always)]
+fn other<const L3: usize, const V4: bool, const PLAIN: u8>(
+    packet: &mut Packet,
+    ip: &Ip,
+    transport: &Transport,
+    hash: u64,
+    (row, frontend): (u32, &'static Frontend),
+    slot: Option<Slot>,
+) -> Result<(u32, &'static Backend), End> {
+    if !frontend.is_simple() {
+        return Err(otherwise::<L3, V4, PLAIN>(packet, ip, transport, hash, (row, frontend)));
+    }
+    if frontend.is_special() {
+        // Who may use it, and where its packets go, is the business of another program.
+        return named_at_once::<L3, V4, PLAIN>(packet, frontend)
+            .ok_or_else(|| End::Of(stop(Reason::SourceRefused)));
+    }
+    moving(row, slot, &tuple(ip, transport), hash, phase(ip, transport))
+        .ok_or_else(|| End::Of(stop(Reason::NoBackend)))
 }
 
 /// Behind NAT, or with a second chance.
@@ -56,17 +95,19 @@ fn otherwise<const L3: usize, const V4: bool, const PLAIN: u8>(
     transport: &Transport,
     hash: u64,
     (row, frontend): (u32, &'static Frontend),
-) -> Result<End, End> {
+) -> End {
     if frontend.mode() == Mode::Nat {
         let sent = translatable::<L3, PLAIN>()
             .then(|| quick::to_backend::<V4>(packet, ip, transport, hash, (row, frontend)));
-        return sent.flatten().ok_or(End::Of(Reason::NatNoEntry));
+        return sent.flatten().unwrap_or(End::Of(Reason::NatNoEntry));
     }
     if frontend.is_special() {
-        return Err(End::Of(Reason::SourceRefused));
+        return End::Of(Reason::SourceRefused);
     }
-    sendable::<L3, V4>(packet, ip.protocol, ip.header).map_err(End::Of)?;
-    Err(End::Of(Reason::SecondChance))
+    match sendable::<L3, V4>(packet, ip.protocol, ip.header) {
+        Ok(()) => End::Of(Reason::SecondChance),
+        Err(reason) => End::Of(reason),
+    }
 }
 
 /// Whether the first program may translate such packets.
@@ -76,44 +117,33 @@ fn translatable<const L3: usize, const PLAIN: u8>() -> bool {
     L3 == 14 && PLAIN != 0 && constant::get::<{ constants::NAT_MASK }>() != 0
 }
 
+/// Sends the packet to this backend, and counts it.
 #[inline(always)]
-fn forwarded<const L3: usize, const V4: bool, const PLAIN: u8>(
+fn forwarded<const L3: usize, const V4: bool>(
     packet: &mut Packet,
-    ip: &Ip,
     transport: &Transport,
-    hash: u64,
+    entropy: u32,
     (row, frontend): (u32, &'static Frontend),
+    (backend_row, backend): (u32, &'static Backend),
 ) -> Result<End, Reason> {
-    if L3 == 22 || L3 == 14 && PLAIN == 0 {
-        // Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the
-        // program behind to do all that follows, which would be made four times more.
-        return Err(stop(Reason::SourceRefused));
-    }
-    let mut named = None;
-    if frontend.is_special() {
-        named = named_at_once::<L3, V4, PLAIN>(packet, frontend);
-        if named.is_none() {
-            // Who may use it, and where its packets go, is the business of another program.
-            return Err(stop(Reason::SourceRefused));
-        }
-    }
-    sendable::<L3, V4>(packet, ip.protocol, ip.header)?;
-    let Picked { row: backend_row, backend, entropy } = match named {
-        Some((row, backend)) => Picked { row, backend, entropy: hash as u32 },
-        None => pick(ip, transport, hash, row, frontend)?,
-    };
     let bytes = packet.arrived();
-    let Some((hop, egress)) = forward::way(backend) else {
-        core::hint::cold_path();
-        let reason = forward::run::<L3, V4>(packet, frontend, backend, entropy)?;
-        maps::count_sent(maps::cpu(), row, backend_row, bytes, transport.opening);
-        return Err(reason);
-    };
-    let reason = if frontend.is_ipip() {
-        forward::tunnelled::<L3, V4>(packet, backend, hop, egress, entropy)?
+    let hop = backend.hop();
+    let egress = maps::egress_of(hop);
+    let sent = if frontend.is_ipip() {
+        forward::tunnelled::<L3, V4>(packet, backend, hop, egress, entropy)
     } else {
         let mode = frontend.mode();
-        forward::marked::<L3, V4>(packet, mode, backend, hop, egress, entropy)?
+        forward::marked::<L3, V4>(packet, mode, backend, hop, egress, entropy)
+    };
+    let reason = match sent {
+        Ok(reason) => reason,
+        // Where there is no way out, no packet fits.
+        Err(Reason::TooBig | Reason::NoNextHop) if hop.egress().is_none() => {
+            let reason = forward::here(hop)?;
+            maps::count_sent(maps::cpu(), row, backend_row, bytes, transport.opening);
+            return Err(reason);
+        }
+        Err(reason) => return Err(reason),
     };
     let cpu = maps::cpu();
     maps::count_found(cpu, row, backend_row, bytes, transport.opening);
@@ -142,9 +172,9 @@ pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
         assert!(action(Reason::ForwardedTx) == Reason::ForwardedTx as u32 - 1);
         assert!(action(Reason::ForwardedRedirect) == Reason::ForwardedRedirect as u32 - 1);
     }
-    let number = constant::unknown(reason as u32) as u32;
-    maps::count_number(cpu, number, bytes);
-    End::Sent(number - 1)
+    let number = constant::unknown(reason as u32);
+    maps::count_at(cpu, number, bytes);
+    End::Sent(number as u32 - 1)
 }
 
 /// Whether services may have this protocol.
@@ -172,10 +202,10 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
         return Err(End::Of(stop(Reason::NotOurs)));
     }
     if ip.fragment || !is_usual(ip.protocol) {
-        return Err(End::Of(refusal(ip)));
+        return Err(End::Of(refusal(&late::<V4>(ip))));
     }
     let Some(transport) = parse::<L3, V4>(packet, ip) else {
-        return Err(End::Of(match refusal(ip) {
+        return Err(End::Of(match refusal(&late::<V4>(ip)) {
             // A VIP's, of a protocol that has ports.
             Reason::VipOtherProtocol => Reason::Truncated,
             other => other,
@@ -188,6 +218,7 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
         return Ok((row, frontend, transport, hash));
     }
+    let ip = &late::<V4>(ip);
     if translatable::<L3, PLAIN>()
         && let Some(sent) = quick::to_client::<V4>(packet, ip, &transport)
     {
@@ -195,6 +226,17 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     }
     let (row, frontend) = any_port(ip).map_err(End::Of)?;
     Ok((row, frontend, transport, hash))
+}
+
+/// The same header, whose addresses are made of what was loaded here and not before: most packets need no more of them
+/// than that.
+#[inline(always)]
+fn late<const V4: bool>(ip: &Ip) -> Ip {
+    if !V4 {
+        return *ip;
+    }
+    let again = |addr: Addr| Addr::v4(constant::unknown(addr.as_v4_raw()) as u32);
+    Ip { src: again(ip.src), dst: again(ip.dst), ..*ip }
 }
 
 /// The service of a VIP's ports that have none of their own.
@@ -308,37 +350,27 @@ pub(crate) struct Picked {
     pub(crate) entropy: u32,
 }
 
-#[inline(always)]
-pub(crate) fn pick(
-    ip: &Ip,
-    transport: &Transport,
-    hash: u64,
-    row: u32,
-    frontend: &Frontend,
-) -> Result<Picked, Reason> {
-    let entropy = hash as u32;
-    // As `pick::backend`; with that, all that follows would be compiled twice, and the program be longer than a jump.
-    let slot = pick::steady(&Maps, frontend.ring(), hash);
-    if let Some(slot) = slot
-        && let Some((row, backend)) = pick::settled_at(&Maps, slot)
-    {
-        return Ok(Picked { row, backend, entropy });
-    }
-    core::hint::cold_path();
-    let (row, backend) = moving(row, slot, &tuple(ip, transport), hash, phase(ip, transport))
-        .ok_or_else(|| stop(Reason::NoBackend))?;
-    Ok(Picked { row, backend, entropy })
-}
-
 /// The same for a packet that the fast path does not take: by the entry of its flow, if the service keeps them, else
 /// by the ring of the group that its client is routed to, or of the service.
 #[inline(always)]
 pub(crate) fn pick_again(ip: &Ip, transport: &Transport, row: u32) -> Result<Picked, Reason> {
-    let (tuple, hash) = flow(ip, transport);
+    let tuple = tuple(ip, transport);
+    let ports = u64::from(tuple.ports) | u64::from(tuple.protocol) << 32;
+    let hash = flow_hash(ip.src.hi(), ip.src.lo(), ip.dst.hi(), ip.dst.lo(), ports);
     let flow = word(&tuple, phase(ip, transport), false);
     let row = flow_again(row, ip.src.hi(), ip.src.lo(), flow);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
     Ok(Picked { row, backend, entropy: hash as u32 })
+}
+
+/// [`hash::flow`], whose steps would take stack that the caller has not to spare; `ports`: the protocol above them. A
+/// global function, as the one above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn flow_hash(src_hi: u64, src_lo: u64, dst_hi: u64, dst_lo: u64, ports: u64) -> u64 {
+    let (src, dst) = (Addr::from_halves(src_hi, src_lo), Addr::from_halves(dst_hi, dst_lo));
+    let tuple = Tuple { src, dst, ports: ports as u32, protocol: (ports >> 32) as u8 };
+    hash::flow(&tuple, maps::seed())
 }
 
 /// A global function, as the one above.

@@ -311,19 +311,19 @@ fn a_third_full_most_are_in_their_own_row() {
     let memory = Memory::new(1 << 12);
     let count = (1 << 12) / 3;
     for n in 0..count {
-        assert!(memory.remember(&key(n), key(n).hash(1), 0, value(n)));
-        assert!(memory.get(&key(n), key(n).hash(1), 0).is_some());
+        assert!(memory.remember(&key(n), key(n).hash(3), 0, value(n)));
+        assert!(memory.get(&key(n), key(n).hash(3), 0).is_some());
     }
     let first = (0..count).filter(|n| {
-        let hash = key(*n).hash(1);
+        let hash = key(*n).hash(3);
         search(&memory, &key(*n), hash).unwrap().0 == row(hash, 0)
     });
     let first = first.count();
     assert!(first * 10 > count as usize * 8, "{first} of {count}");
     // And all have tags, once they have gone on.
     for n in 0..count {
-        assert_eq!(memory.packet(&key(n), key(n).hash(1), 0), Some(n));
-        assert_eq!(memory.tagged(key(n).hash(1), 0), Some(n));
+        assert_eq!(memory.packet(&key(n), key(n).hash(3), 0), Some(n));
+        assert_eq!(memory.tagged(key(n).hash(3), 0), Some(n));
     }
     assert_eq!(memory.standing().count(), count as usize, "and none had to give way");
 }

@@ -86,10 +86,11 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
     let rows = |name: &str| match name {
         "VIPS" => capacity.vip_words(),
         "BUCKETS" => buckets,
-        "FRONTENDS" => frontends,
+        "FRONTENDS" => frontends.next_power_of_two(),
         "SLOTS" => slots,
         "BACKENDS" => backends,
-        "EGRESS" => egress,
+        // One more than may be used, as the first one is nobody's, and a power of two.
+        "EGRESS" => egress * 2,
         "FLOWS" | "FLOW_TAGS" => capacity.flows,
         "NAT_FORTH" | "NAT_BACK" => quick::rows(capacity.nat),
         "NAT_PATHS" => PATHS,
@@ -100,7 +101,7 @@ pub(super) fn all(capacity: &Capacity, cpus: u32) -> Vec<Table> {
         "FINE4" => (capacity.fine4() * 2).max(1),
         "LINES" => (lines * 2).max(1),
         "LISTS" => MAX_LISTS + 1,
-        "FRONTEND_COUNT" => frontends * cpu_places(cpus),
+        "FRONTEND_COUNT" => frontends.next_power_of_two() * cpu_places(cpus),
         "BACKEND_COUNT" => backends * cpu_places(cpus),
         "LIST_COUNT" => LIST_ROWS * cpu_places(cpus),
         "REASON_COUNT" => REASON_ROWS * cpu_places(cpus),

@@ -93,7 +93,7 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
         frontends: entries("FRONTENDS")?,
         slots: entries("SLOTS")?,
         backends: entries("BACKENDS")?,
-        egress: entries("EGRESS")?,
+        egress: entries("EGRESS")? / 2,
         flows: entries("FLOWS")?,
         lines: entries("LINES")? / 2,
         bitmaps: entries("BITMAPS")? / 2,
@@ -120,6 +120,9 @@ fn numbers(capacity: &Capacity, control: &Control, features: u32, tables: &[Tabl
         (constants::SALT, control.salt()),
         (constants::SEED, control.seed()),
         (constants::VIP_SHIFT, capacity.vip_shift().into()),
+        // A word is of 8 bytes, and of 64 bits.
+        (constants::VIP_OFFSET_SHIFT, u64::from(capacity.vip_shift()) + 6 - 3),
+        (constants::VIP_OFFSET_MASK, u64::from(capacity.vip_words() - 1) * 8),
         (constants::TICK, tick()),
         (constants::NAT_MASK, (capacity.nat - 1).into()),
         (constants::NAT_PORTS, control.nat_ports().into()),
