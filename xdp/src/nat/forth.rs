@@ -2,7 +2,7 @@
 
 use abi::{
     addr::Addr,
-    hash::{self, Tuple},
+    hash::Tuple,
     nat::{self, Entries as _, Flow, Found, Side, To},
     pick::{self, Phase},
     reason::Reason,
@@ -16,7 +16,7 @@ use crate::{
     packet::Packet,
     stage::{
         moving::unsettled,
-        service::{frontend, permit, sendable},
+        service::{frontend, hash_of, permit, sendable},
     },
 };
 
@@ -109,7 +109,7 @@ pub(super) fn route(
     (service_row, frontend): (u32, &Frontend),
 ) -> Result<Route, Reason> {
     let tuple = Tuple { src: ip.src, dst: ip.dst, ports, protocol: ip.protocol };
-    let hash = hash::flow(&tuple, maps::seed());
+    let hash = hash_of(&tuple);
     let phase = match (udp, opening) {
         (true, _) => Phase::Unknown,
         (_, true) => Phase::Opening,

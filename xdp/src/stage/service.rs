@@ -355,16 +355,22 @@ pub(crate) struct Picked {
 #[inline(always)]
 pub(crate) fn pick_again(ip: &Ip, transport: &Transport, row: u32) -> Result<Picked, Reason> {
     let tuple = tuple(ip, transport);
-    let ports = u64::from(tuple.ports) | u64::from(tuple.protocol) << 32;
-    let hash = flow_hash(ip.src.hi(), ip.src.lo(), ip.dst.hi(), ip.dst.lo(), ports);
+    let hash = hash_of(&tuple);
     let flow = word(&tuple, phase(ip, transport), false);
     let row = flow_again(row, ip.src.hi(), ip.src.lo(), flow);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
     Ok(Picked { row, backend, entropy: hash as u32 })
 }
 
-/// [`hash::flow`], whose steps would take stack that the caller has not to spare; `ports`: the protocol above them. A
-/// global function, as the one above.
+/// [`hash::flow`] for callers that have no stack to spare for its steps: what a call takes is less.
+#[inline(always)]
+pub(crate) fn hash_of(tuple: &Tuple) -> u64 {
+    let Tuple { src, dst, ports, protocol } = *tuple;
+    let ports = u64::from(ports) | u64::from(protocol) << 32;
+    flow_hash(src.hi(), src.lo(), dst.hi(), dst.lo(), ports)
+}
+
+/// `ports`: the protocol above them. A global function, as the one above.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn flow_hash(src_hi: u64, src_lo: u64, dst_hi: u64, dst_lo: u64, ports: u64) -> u64 {
