@@ -31,12 +31,12 @@ pub const FILTER6_ROWS: u32 = 9;
 /// Buckets of the IPv6 prefix table in each half; a power of two.
 pub const BUCKET6_ROWS: u32 = 10;
 
+/// Places for CPUs in the tables that each CPU has rows of its own in ([`crate::limits::cpu_places`]), less one.
+pub const CPU_MASK: u32 = 11;
 /// By how much the hash of an address is shifted for the offset in bytes of its word in the filter of VIPs ...
 pub const VIP_OFFSET_SHIFT: u32 = 12;
 /// ... and which bits of what comes of it count.
 pub const VIP_OFFSET_MASK: u32 = 13;
-/// Places for CPUs in the tables that each CPU has rows of its own in ([`crate::limits::cpu_places`]), less one.
-pub const CPU_MASK: u32 = 11;
 
 /// From here on: how many rows a flat table has, and less one, where that is a mask; two for each of [`TABLES`].
 pub const ROWS: u32 = 0x40;

@@ -82,8 +82,8 @@ pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
     tables.vip_bit(hash::vip(addr, salt))
 }
 
-/// Word and bit, counted from the highest, of an address in the filter of VIPs, by its [`hash::vip`]; `shift` is 64 less the binary logarithm of
-/// the filter's bits.
+/// Word of an address in the filter of VIPs, and bit, counted from the highest, by its [`hash::vip`]; `shift` is 64 less
+/// the binary logarithm of the filter's bits.
 #[inline(always)]
 #[must_use]
 pub const fn vip_place(hash: u64, shift: u32) -> (u32, u64) {
@@ -157,20 +157,14 @@ pub fn backend<'a, T: Tables>(
 /// The backend of all flows of a slot, where no entry can decide otherwise.
 #[inline(always)]
 pub fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Backend)> {
-    settled_at(tables, steady(tables, ring, hash)?)
-}
-
-/// The slot of a flow in a ring that does not take the place of one of another size.
-#[inline(always)]
-pub fn steady<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
     // In this order: what the first test leaves needs no mask.
     if ring.resizing {
         return None;
     }
-    own_slot(tables, ring, hash)
+    settled_at(tables, own_slot(tables, ring, hash)?)
 }
 
-/// The same of a ring that alone decides.
+/// The slot of a flow in a ring that alone decides.
 #[inline(always)]
 pub fn plain_slot<T: Tables>(tables: &T, ring: PlainRing, hash: u64) -> Option<Slot> {
     tables.slot(ring.slot(hash)).map(Slot::from_word)
