@@ -148,6 +148,11 @@ fn clients_that_are_not_listed() {
             Reason::ForwardedTx => true,
             reason => {
                 assert_eq!((got.action, reason), (DROP, Reason::SourceRefused), "{client}");
+                // Nor is a stranger told that its packet had no hop left.
+                if !client.contains(':') {
+                    let last = frame4(client, VIP4, L4::Syn(80), 1, b"");
+                    assert_eq!(rig.run(&last).reason, Reason::SourceRefused, "{client}");
+                }
                 false
             }
         }

@@ -51,7 +51,8 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
             otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend))
         });
     }
-    sendable::<L3, V4>(packet, ip.protocol, ip.header).map_err(End::Of)?;
+    sendable::<L3, V4>(packet, ip.protocol, ip.header)
+        .map_err(|reason| End::Of(unsendable(frontend, reason)))?;
     let slot = frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, hash));
     let (backend_row, backend) = match slot.and_then(|slot| pick::settled_at(&Maps, slot)) {
         Some(found) => found,
@@ -63,6 +64,20 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     };
     forwarded::<L3, V4>(packet, &transport, hash as u32, (row, frontend), (backend_row, backend))
         .map_err(End::Of)
+}
+
+/// Why a packet that is not what its headers say, or may not go on, stays: where it has yet to be asked who may use the
+/// service, that is for the programs to say that ask it, or strangers would be answered.
+#[inline(always)]
+fn unsendable(frontend: &Frontend, reason: Reason) -> Reason {
+    core::hint::cold_path();
+    if frontend.mode() == Mode::Nat {
+        Reason::NatNoEntry
+    } else if frontend.is_special() {
+        Reason::SourceRefused
+    } else {
+        reason
+    }
 }
 
 /// The backend of a packet that more than a ring decides on.
