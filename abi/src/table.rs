@@ -170,6 +170,12 @@ impl FrontendKey {
         Self { addr, port_protocol: number | Self::GROUP }
     }
 
+    /// Whether it is a group's.
+    #[must_use]
+    pub const fn is_group(&self) -> bool {
+        self.port_protocol & Self::GROUP != 0
+    }
+
     /// The entry of the address as a whole: port 0, protocol 0.
     #[inline(always)]
     #[must_use]

@@ -3,10 +3,10 @@
 use anyhow::ensure;
 use lb_tests::{
     crowd::{self, Crowd},
-    edge::{self, Edge, IPIP, L2, PATIENCE, expect_all_answer, expect_answered, spec, yaml},
+    edge::{self, Edge, IPIP, L2, NAT, PATIENCE, expect_all_answer, expect_answered, spec, yaml},
     eventually,
     http::Kept,
-    lab::{IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4, at},
+    lab::{IPIP_V4, IPIP_V6, L2_V4, L2_V6, SPARE_V4, SPARE_V6, at},
     web,
 };
 
@@ -152,6 +152,59 @@ fn ten_thousand_connections_live_through_every_change() -> anyhow::Result<()> {
     crowd.expect_whole()?;
     edge.lb.silence();
     Ok(())
+}
+
+/// A group of servers that has all clients is taken out of the configuration, and its server becomes one of the others:
+/// connections with requests under way stay with it, over a restart as well. New ones go to all.
+fn a_group_goes(specs: edge::Specs, vips: [&str; 2]) -> anyhow::Result<()> {
+    crowd::raise_limit()?;
+    let mut services = specs();
+    for service in &mut services {
+        "    source_routes: [{prefixes: [0.0.0.0/0, \"::/0\"], group: old}]\n"
+            .clone_into(&mut service.more);
+    }
+    let grouped = yaml(&services)
+        .lines()
+        .map(|line| match line.contains("name: web-3,") {
+            true => line.replace('}', ", group: old}\n"),
+            false => format!("{line}\n"),
+        })
+        .collect::<String>();
+    let plain = yaml(&specs());
+    let mut edge = Edge::with(&specs())?;
+    edge.lb.change_config(&grouped)?;
+    eventually(PATIENCE, || edge.lb.ways_known())?;
+    for vip in vips {
+        let tally = edge.requests(vip, 20)?;
+        expect_answered(&tally);
+        assert!(tally.answers.keys().eq(["web-3"]), "{:?}", tally.answers);
+    }
+    let crowd = Crowd::start(edge.client()?, &vips, 2_000);
+    crowd.wait_rounds(1)?;
+
+    edge.lb.change_config(&plain)?;
+    crowd.wait_rounds(1)?;
+    for vip in vips {
+        expect_all_answer(&edge.requests(vip, 60)?);
+    }
+    edge.lb.kill9()?;
+    edge.lb.resume()?;
+    crowd.wait_rounds(1)?;
+    edge.lb.change_config(&plain.replace("name: web-1,", "name: web-1, weight: 50,"))?;
+    crowd.wait_rounds(1)?;
+    crowd.expect_whole()?;
+    edge.lb.silence();
+    Ok(())
+}
+
+#[test]
+fn a_group_goes_and_its_connections_stay() -> anyhow::Result<()> {
+    a_group_goes(IPIP, [IPIP_V4, IPIP_V6])
+}
+
+#[test]
+fn a_group_goes_and_its_connections_stay_behind_nat() -> anyhow::Result<()> {
+    a_group_goes(NAT, [SPARE_V4, SPARE_V6])
 }
 
 /// A file with a fault changes nothing, is named in the status with its place, and is forgotten when

@@ -85,26 +85,40 @@ impl Service {
         let part = |group: &str| {
             let own = self.backends.iter().filter(|b| b.group.as_deref() == Some(group));
             let own = own.map(|b| Backend { group: None, server_id: None, ..b.clone() });
-            let steering =
-                Steering { tcp_option: false, udp_header: false, quic_len: 0, ..self.steering };
-            Arc::new(Self {
-                name: self.part_name(group),
-                source: self.source.clone(),
-                addresses: self.addresses.clone(),
-                ports: self.ports.clone(),
-                forwarding: self.forwarding,
-                steering,
-                backends: own.collect(),
-                source_ranges: Vec::new(),
-                source_routes: Vec::new(),
-                parts: Vec::new(),
-                part_of: Some(PartOf { service: self.name.clone(), group: group.to_owned() }),
-                drain_timeout: self.drain_timeout,
-                health_check: self.health_check.clone(),
-            })
+            let part_of = PartOf { service: self.name.clone(), group: group.to_owned() };
+            let addresses = self.addresses.clone();
+            Arc::new(self.part(self.part_name(group), part_of, addresses, own.collect()))
         };
         self.parts = groups.into_iter().map(part).collect();
         self
+    }
+
+    /// A part with these backends.
+    #[must_use]
+    pub fn part(
+        &self,
+        name: String,
+        part_of: PartOf,
+        addresses: Vec<IpAddr>,
+        backends: Vec<Backend>,
+    ) -> Self {
+        let steering =
+            Steering { tcp_option: false, udp_header: false, quic_len: 0, ..self.steering };
+        Self {
+            name,
+            source: self.source.clone(),
+            addresses,
+            ports: self.ports.clone(),
+            forwarding: self.forwarding,
+            steering,
+            backends,
+            source_ranges: Vec::new(),
+            source_routes: Vec::new(),
+            parts: Vec::new(),
+            part_of: Some(part_of),
+            drain_timeout: self.drain_timeout,
+            health_check: self.health_check.clone(),
+        }
     }
 }
 

@@ -34,6 +34,14 @@ impl Planner {
                 members.extend(&part.members);
             }
         }
+        for part in self.services.values().filter(|part| part.ends.is_some()) {
+            let of = part.spec.as_ref().and_then(|spec| spec.part_of.as_ref());
+            if of.is_some_and(|of| of.service == spec.name) {
+                for (&address, &member) in &part.members {
+                    members.entry(address).or_insert(member);
+                }
+            }
+        }
         let old = service.choice;
         let words = words(spec, &members, |row| leaving(old, &members, row, tables));
         service.choice = old.put(words, &mut self.arena, tables, ops)?;
@@ -51,16 +59,23 @@ impl Planner {
         let mut done = Ok(());
         if let Some(spec) = service.spec.clone().filter(|spec| spec.steering.names_servers()) {
             done = self.put_choice(&mut service, &spec, tables, ops);
-            for (key, &row) in &service.frontends {
-                let routes = service.routes[ranges::family(key.addr.is_v4())];
-                let special = Frontend::special_word(service.choice.at(), routes.at());
-                if tables.frontend(row).any() != special {
-                    ops.push(Op::FrontendAny(row, special));
-                }
-            }
+            service.point(tables, ops);
         }
         self.services.insert(name, service);
         done
+    }
+}
+
+impl Planned {
+    /// Has the rows of a service point to its words where they are now.
+    pub(super) fn point(&self, tables: &dyn Tables, ops: &mut Vec<Op>) {
+        for (key, &row) in &self.frontends {
+            let routes = self.routes[ranges::family(key.addr.is_v4())];
+            let special = Frontend::special_word(self.choice.at(), routes.at());
+            if tables.frontend(row).any() != special {
+                ops.push(Op::FrontendAny(row, special));
+            }
+        }
     }
 }
 

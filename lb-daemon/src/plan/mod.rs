@@ -15,6 +15,7 @@ pub(crate) mod choice;
 mod hops;
 mod moved;
 pub mod nat;
+mod parts;
 pub mod prefixes;
 pub mod ranges;
 pub(crate) mod routes;
@@ -104,6 +105,8 @@ pub struct Planned {
     choice: words::Place,
     routes: routes::Pair,
     settle_at: Option<Duration>,
+    /// It is a part that nobody wants any more, and goes at this time.
+    ends: Option<Duration>,
 }
 
 /// A backend of a service.
@@ -282,10 +285,14 @@ impl Planner {
         // What leads to the part of a service leads to something that stands.
         changed.sort_by_key(|spec| spec.part_of.is_none());
         for name in gone {
-            self.remove_service(&name, tables, &mut buckets, &mut ops);
+            let Some((spec, ends)) = self.outlives(&name, wanted, tables, now) else {
+                self.remove_service(&name, tables, &mut buckets, &mut ops);
+                continue;
+            };
+            self.put_service(&spec, Some(ends), tables, now, &mut buckets, &mut ops)?;
         }
         for spec in changed {
-            self.put_service(spec, tables, now, &mut buckets, &mut ops)?;
+            self.put_service(spec, None, tables, now, &mut buckets, &mut ops)?;
         }
         let buckets_change = ops.iter().any(|op| matches!(op, Op::Bucket { .. }));
         let ranges = std::mem::take(&mut self.ranges_changed);
@@ -502,11 +509,12 @@ impl Planned {
             routes: routes::Pair::default(),
             // After adoption: slots may be moving, and nobody remembers since when.
             settle_at: Some(settle_at),
+            ends: None,
         }
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let leaving = self.members.values().filter_map(|m| m.leaving);
+        let leaving = self.members.values().filter_map(|m| m.leaving).chain(self.ends);
         let leaving = leaving.map(|t| self.settle_at.map_or(t, |s| s.max(t)));
         let recovering = self.members.values().filter_map(|m| m.recovering);
         leaving.chain(recovering).chain(self.settle_at).min()

@@ -31,9 +31,11 @@ pub(crate) fn room(spec: &Service) -> u64 {
     if words == 0 { 0 } else { words + 2 * u64::from(routes::HEAD) }
 }
 
-/// The words that routes want, of one family.
-pub(super) fn words(nets: &[Route], v4: bool) -> Vec<u64> {
-    let flat = flatten(nets, v4);
+/// First and last address, and port and protocol of the group's key.
+pub(super) type Range = (u128, u128, u32);
+
+/// The words of ranges of one family.
+pub(super) fn words(flat: &[Range], v4: bool) -> Vec<u64> {
     if flat.is_empty() {
         return Vec::new();
     }
@@ -42,16 +44,51 @@ pub(super) fn words(nets: &[Route], v4: bool) -> Vec<u64> {
         false => Addr::from(IpAddr::V6(n.into())),
     };
     let mut words = vec![flat.len() as u64];
-    for (first, last, group) in flat {
+    for &(first, last, port_protocol) in flat {
+        let group = FrontendKey { addr: Addr::default(), port_protocol };
         let (range, used) = routes::encode(address(first), address(last), group);
         words.extend_from_slice(&range[..used]);
     }
     words
 }
 
+/// The ranges that stand at a place.
+pub(super) fn standing(place: Place, v4: bool, tables: &dyn Tables) -> Vec<Range> {
+    let Some(at) = place.at() else { return Vec::new() };
+    let word = |i: u32| tables.slot(at + i);
+    let long = |i: u32| u128::from(word(i)) << 64 | u128::from(word(i + 1));
+    let starts = (routes::HEAD..place.len()).step_by(routes::words(v4) as usize);
+    let range = |i: u32| {
+        let group = word(i + routes::words(v4) - 1) as u32;
+        match v4 {
+            true => ((word(i) >> 32).into(), (word(i) as u32).into(), group),
+            false => (long(i), long(i + 2), group),
+        }
+    };
+    starts.map(range).collect()
+}
+
+/// Both, each of them sorted and disjoint; where both have an address, the first one counts.
+pub(super) fn behind(first: &[Range], second: &[Range]) -> Vec<Range> {
+    let mut all = first.to_vec();
+    for &(from, last, group) in second {
+        let mut next = Some(from);
+        let near = first.partition_point(|range| range.1 < from);
+        for range in first[near..].iter().take_while(|range| range.0 <= last) {
+            if let Some(free) = next.filter(|&free| free < range.0) {
+                all.push((free, range.0 - 1, group));
+            }
+            next = range.1.checked_add(1);
+        }
+        all.extend(next.filter(|&free| free <= last).map(|free| (free, last, group)));
+    }
+    all.sort_unstable();
+    all
+}
+
 /// Disjoint ranges, sorted, of one family: each with the group of the longest prefix that has it. Neighbours with the
 /// same group are one.
-fn flatten(nets: &[Route], v4: bool) -> Vec<(u128, u128, FrontendKey)> {
+pub(super) fn flatten(nets: &[Route], v4: bool) -> Vec<Range> {
     let number = |a: IpAddr| match a {
         IpAddr::V4(a) => u128::from(u32::from(a)),
         IpAddr::V6(a) => u128::from(a),
@@ -60,6 +97,7 @@ fn flatten(nets: &[Route], v4: bool) -> Vec<(u128, u128, FrontendKey)> {
         .iter()
         .filter(|(net, _)| net.addr().is_ipv4() == v4)
         .map(|&(net, group)| {
+            let group = group.port_protocol;
             (number(net.network()), net.prefix_len(), number(net.broadcast()), group)
         })
         .collect();
@@ -67,7 +105,7 @@ fn flatten(nets: &[Route], v4: bool) -> Vec<(u128, u128, FrontendKey)> {
 
     let mut flat = Flat::default();
     // Prefixes that have the next address, the longest one last.
-    let mut open: Vec<(u128, FrontendKey)> = Vec::new();
+    let mut open: Vec<(u128, u32)> = Vec::new();
     for (first, _, last, group) in all {
         while let Some(&(end, of)) = open.last().filter(|&&(end, _)| end < first) {
             flat.up_to(end, of);
@@ -88,14 +126,14 @@ fn flatten(nets: &[Route], v4: bool) -> Vec<(u128, u128, FrontendKey)> {
 
 #[derive(Default)]
 struct Flat {
-    ranges: Vec<(u128, u128, FrontendKey)>,
+    ranges: Vec<Range>,
     /// The first address that is not in a range yet; `None`: there is none.
     next: Option<u128>,
 }
 
 impl Flat {
     /// All from the next one to this one are the group's.
-    fn up_to(&mut self, last: u128, group: FrontendKey) {
+    fn up_to(&mut self, last: u128, group: u32) {
         let Some(first) = self.next.filter(|&next| next <= last) else { return };
         match self.ranges.last_mut() {
             Some(before) if before.2 == group && before.1.checked_add(1) == Some(first) => {
@@ -142,6 +180,8 @@ impl Planner {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -188,13 +228,39 @@ mod tests {
                             .iter()
                             .filter(|(net, _)| net.contains(&address))
                             .max_by_key(|(net, _)| net.prefix_len())
-                            .map(|(_, &n)| group(n));
+                            .map(|(_, &n)| group(n).port_protocol);
                         let found = flat.iter().find(|r| (r.0..=r.1).contains(&number)).map(|r| r.2);
                         prop_assert_eq!(found, longest, "{}", address);
                     }
                 }
                 let room = nets.keys().filter(|net| net.addr().is_ipv4() == v4).count() * 2;
                 prop_assert!(flat.len() <= room);
+            }
+        }
+
+        /// Against a look at both, address by address.
+        #[test]
+        fn a_range_behind_has_what_no_other_has(
+            nets in prop::collection::btree_map(net(), 0..3u32, 0..12),
+            others in prop::collection::btree_map(net(), 3..6u32, 0..12),
+        ) {
+            let routes = |nets: &BTreeMap<IpNet, u32>| -> Vec<Route> {
+                nets.iter().map(|(&net, &n)| (net, group(n))).collect()
+            };
+            for v4 in [true, false] {
+                let [first, second] = [&nets, &others].map(|nets| flatten(&routes(nets), v4));
+                let both = behind(&first, &second);
+                prop_assert!(both.windows(2).all(|pair| pair[0].1 < pair[1].0), "{both:x?}");
+                for lead in 0..=255u128 {
+                    for rest in [0, u128::MAX >> 8] {
+                        let bits = lead << 120 | rest;
+                        let number = if v4 { bits >> 96 } else { bits };
+                        let at = |ranges: &[Range]| {
+                            ranges.iter().find(|r| (r.0..=r.1).contains(&number)).map(|r| r.2)
+                        };
+                        prop_assert_eq!(at(&both), at(&first).or(at(&second)), "{:x}", number);
+                    }
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use abi::{
 use config::model::{BackendState, Forwarding, Port, Service};
 use siphasher::sip::SipHasher24;
 
-use super::{Full, Member, Planned, Planner, buckets::Buckets, ranges, routes, stable_id};
+use super::{Full, Member, Planned, Planner, buckets::Buckets, ranges, stable_id};
 use crate::{
     datapath::{Op, Tables},
     nexthop::NextHop,
@@ -22,9 +22,11 @@ use crate::{
 };
 
 impl Planner {
+    /// `ends`: of a part that is not wanted any more.
     pub(super) fn put_service(
         &mut self,
         spec: &Arc<Service>,
+        ends: Option<Duration>,
         tables: &dyn Tables,
         now: Duration,
         buckets: &mut Buckets,
@@ -37,6 +39,7 @@ impl Planner {
             (spec.name.as_str().into(), new)
         });
         let before = service.spec.replace(Arc::clone(spec));
+        service.ends = ends;
         let ranges = |spec: &Service| -> Vec<Port> {
             spec.ports.iter().filter(|port| port.is_range()).cloned().collect()
         };
@@ -52,15 +55,7 @@ impl Planner {
                 Ok(())
             })
             .and_then(|()| self.put_choice(&mut service, spec, tables, ops))
-            .and_then(|()| {
-                let nets = self.routes_of(spec);
-                for v4 in [true, false] {
-                    let place = &mut service.routes[ranges::family(v4)];
-                    let words = routes::words(&nets, v4);
-                    *place = place.put(words, &mut self.arena, tables, ops)?;
-                }
-                Ok(())
-            })
+            .and_then(|()| self.put_routes(&mut service, spec, tables, ops))
             .and_then(|()| self.put_frontends(&mut service, spec, tables, buckets, ops));
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
@@ -105,9 +100,12 @@ impl Planner {
         Ok(())
     }
 
-    /// Slots of a service's ring.
-    fn size_of(&self, spec: &Service) -> u32 {
-        ring_size(spec, self.table_size)
+    /// Slots of a service's ring; of one that goes, as they are.
+    fn size_of(&self, service: &Planned, spec: &Service) -> u32 {
+        match service.ends {
+            Some(_) if service.ring.size > 0 => service.ring.size,
+            _ => ring_size(spec, self.table_size),
+        }
     }
 
     fn put_ring(
@@ -122,7 +120,7 @@ impl Planner {
         // large as it is until then, and its slots move: a third one would make it the ring before.
         let size = match service.ring.resizing {
             true => service.ring.size,
-            false => self.size_of(spec),
+            false => self.size_of(service, spec),
         };
         let members = takers(spec);
         let signature = signature(self.seed, size, &members);
@@ -383,7 +381,7 @@ impl Planner {
                 service.old_ring = Ring::default();
             }
             if let Some(spec) = service.spec.clone()
-                && service.ring.size != self.size_of(&spec)
+                && service.ring.size != self.size_of(&service, &spec)
             {
                 done = self.put_ring(&mut service, &spec, tables, now, ops);
             }
@@ -409,8 +407,12 @@ impl Planner {
                 member.recovering = None;
             }
         }
+        let ended = service.settle_at.is_none() && service.ends.is_some_and(|t| t <= now);
         self.services.insert(Arc::clone(&name), service);
         self.restate(&name, tables, now, ops);
+        if ended {
+            done = done.and(self.end_part(&name, tables, ops));
+        }
         match whole.filter(|_| some_left) {
             Some(whole) => done.and(self.renumber(&whole, tables, ops)),
             None => done,

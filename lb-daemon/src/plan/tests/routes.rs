@@ -167,6 +167,111 @@ fn routes_come_and_go_and_other_flows_stay() {
     assert_eq!(rig.planner.used(), (0, 0, 0));
 }
 
+/// Connections of a group that is taken out stay until a drain is over, over restarts and other changes too; what begins
+/// meanwhile has another backend, and keeps it. Then nothing of the group is left.
+#[test]
+fn a_group_that_is_removed_drains() {
+    use BackendStateOf::Active;
+    let both = with_canary(&[1, 2, 3], &[(11, Active), (12, Active)]);
+    let without = || service("web", 1, &[80], &[1, 2, 3]);
+    // Its servers go, or become the service's own, and so does the whole of the address 192.0.2.0/24 but for a half.
+    let promoted = service("web", 1, &[80], &[1, 2, 3, 11, 12]);
+    let mut half = without();
+    let prefixes = vec!["192.0.2.128/25".parse().unwrap()];
+    half.source_routes.push(SourceRoute { prefixes, group: "b".to_owned() });
+    half.backends.push(Backend { group: Some("b".to_owned()), ..backend(21, 1, Active) });
+    for (after, restart) in [(without(), false), (without(), true), (promoted, true), (half, false)]
+    {
+        let mut rig = Rig::new();
+        rig.plan(&both, 0);
+        let before = all(&rig, Phase::Opening);
+        let others = rig.open(50);
+        let adopt = |rig: &mut Rig, at: u64| {
+            let now = Duration::from_secs(at);
+            rig.planner = Planner::adopt(&rig.fake, ["web"].into_iter(), now + DRAIN);
+            let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, now).unwrap();
+            rig.fake.apply(&ops).unwrap();
+        };
+        if restart {
+            adopt(&mut rig, 10);
+        }
+        let routed = after.source_routes.len();
+        let stay = if routed == 0 { 200 } else { 128 };
+        let new = wanted([after]);
+        rig.plan(&new, 10);
+        let check = |rig: &Rig| {
+            assert_eq!(all(rig, Phase::Established)[..stay], before[..stay], "{routed} {restart}");
+            assert_eq!(rig.go_on(50), others);
+            let late = client(200);
+            for n in 0..50 {
+                let got = rig.send_from(late, 1, 3000 + n, Phase::Opening).unwrap();
+                assert_eq!(got == ip(21), routed > 0, "{got}");
+                assert_eq!(rig.send_from(late, 1, 3000 + n, Phase::Established), Ok(got));
+            }
+        };
+        check(&rig);
+        assert_eq!(rig.plan(&new, 11), [], "all of it stands");
+        let opened: Vec<_> = (0..stay as u8)
+            .map(|n| (n, rig.send_from(client(n), 1, 2000, Phase::Opening).unwrap()))
+            .collect();
+        let go_on = |rig: &Rig| {
+            for &(n, server) in &opened {
+                assert_eq!(rig.send_from(client(n), 1, 2000, Phase::Established), Ok(server));
+            }
+        };
+        go_on(&rig);
+        if restart {
+            adopt(&mut rig, 20);
+            rig.plan(&new, 20);
+        }
+        rig.settle(69);
+        check(&rig);
+        go_on(&rig);
+        rig.settle(20 + 2 * DRAIN.as_secs());
+        rig.settle(20 + 4 * DRAIN.as_secs());
+        go_on(&rig);
+        assert!(rig.planner.next_deadline().is_none());
+        let mut fresh = Rig::new();
+        fresh.plan(&new, 0);
+        assert_eq!(rig.planner.used().0, fresh.planner.used().0);
+        assert_eq!(rig.planner.used().1, fresh.planner.used().1);
+        let names = |rig: &Rig| rig.planner.services().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&rig), names(&fresh));
+        rig.plan(&wanted([]), 1000);
+        rig.planner.release();
+        assert_eq!(rig.planner.used(), (0, 0, 0));
+    }
+}
+
+/// It comes back before its drain is over, or its service goes, or another address takes the place of its own.
+#[test]
+fn a_group_that_drains_comes_back_or_goes_with_its_service() {
+    use BackendStateOf::Active;
+    let both = with_canary(&[1, 2, 3], &[(11, Active), (12, Active)]);
+    let mut rig = Rig::new();
+    rig.plan(&both, 0);
+    let before = all(&rig, Phase::Opening);
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 10);
+    let during = |rig: &Rig, phase| -> Vec<IpAddr> {
+        (0..200u8).map(|n| rig.send_from(client(n), 1, 2000, phase).unwrap()).collect()
+    };
+    let opened = during(&rig, Phase::Opening);
+    rig.plan(&both, 20);
+    assert_eq!(all(&rig, Phase::Established), before);
+    assert_eq!(during(&rig, Phase::Established), opened);
+    rig.settle(20 + DRAIN.as_secs());
+    assert_eq!(all(&rig, Phase::Established), before);
+    assert!(all(&rig, Phase::Opening).iter().all(|b| [ip(11), ip(12)].contains(b)));
+
+    rig.plan(&wanted([service("web", 1, &[80], &[1, 2, 3])]), 200);
+    rig.plan(&wanted([service("web", 2, &[80], &[1, 2, 3])]), 210);
+    assert_eq!(rig.send_from(client(1), 1, 1000, Phase::Established), Err(Reason::NotOurs));
+    assert!(rig.planner.services().keys().all(|name| &**name == "web"));
+    rig.plan(&wanted([]), 220);
+    rig.planner.release();
+    assert_eq!(rig.planner.used(), (0, 0, 0));
+}
+
 /// A server that packets name is found whether it is in a group or not, and nobody once it has gone.
 #[test]
 fn servers_of_groups_have_numbers_until_they_have_gone() {
