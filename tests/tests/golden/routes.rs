@@ -263,8 +263,16 @@ fn routes_that_come_and_go() {
         }
         assert_eq!(all(&mut rig, "192.0.2", L4::Ack), others);
         assert!(all(&mut rig, "198.51.100", L4::Syn).iter().all(|&b| is_of(b, &CANARY)));
+        let canary = all(&mut rig, "198.51.100", L4::Ack);
+        assert!(canary.iter().all(|&b| is_of(b, &CANARY)));
         rig.fill(vec![without], INGRESS, 1500);
-        assert!(all(&mut rig, "198.51.100", L4::Syn).iter().all(|&b| is_of(b, &OWN)));
+        assert_eq!(all(&mut rig, "198.51.100", L4::Ack), canary, "it drains");
+        for n in 60..120 {
+            let client = format!("198.51.100.{n}");
+            let began = owner(&mut rig, &frame(&client, L4::Syn(80), b""));
+            assert!(is_of(began, &OWN));
+            assert_eq!(owner(&mut rig, &frame(&client, L4::Ack(80), b"")), began);
+        }
         assert_eq!(all(&mut rig, "192.0.2", L4::Ack), others);
     }
 }
