@@ -8,6 +8,7 @@ use crate::{
     addr::Addr,
     hash,
     pick::{self, Tables},
+    ranges, routes,
     table::{Frontend, FrontendKey, Kind, Ring, Slot, shared},
     wire::protocol,
 };
@@ -28,17 +29,35 @@ pub struct Peer {
 /// Where a new connection, or a datagram, of a process goes instead. `hash` spreads: a random number,
 /// or one that stays the same for what shall go to the same backend.
 ///
+/// `client` is the address that the socket is bound to, of either family; the unspecified one if it is bound to
+/// none: the kernel gives it one later, on the way to the backend, so that nobody knows it yet. Such a socket
+/// is everybody's: it may use a service, or is routed to a group of its backends, only where all clients are.
+///
 /// `None`: nothing is to be changed. That is so for whatever is not for a service, for a service none
 /// of whose backends is up and of the family of the address (a socket of one family cannot send to
-/// the other), and for one that only some sources may use: which address this one will have is not
-/// known yet.
+/// the other), and for one that this client may not use.
 #[inline(always)]
-pub fn translate<T: Tables>(tables: &T, peer: Peer, protocol: u8, hash: u64) -> Option<Peer> {
+pub fn translate<T: Tables>(
+    tables: &T,
+    client: Addr,
+    peer: Peer,
+    protocol: u8,
+    hash: u64,
+) -> Option<Peer> {
     let frontend = service(tables, peer, protocol)?;
-    if frontend.ranges() != 0 {
+    let v4 = peer.addr.is_v4();
+    // One of the other family is none: `::` of a socket that reaches IPv4 addresses in their mapped form.
+    let unknown = if v4 { Addr::v4(0) } else { Addr::default() };
+    let client = if client.is_v4() == v4 { client } else { unknown };
+    let (hi, lo) = (client.hi(), client.lo());
+    let sources = frontend.ranges();
+    if sources != 0 && !ranges::contains(tables, sources, hi, lo) {
         return None;
     }
-    let addr = backend(tables, frontend.ring(), hash, peer.addr.is_v4())?;
+    let group = routes::group(tables, frontend, hi, lo);
+    let group = tables.frontend(group).map_or(Ring::default(), Frontend::ring);
+    let addr =
+        backend(tables, group, hash, v4).or_else(|| backend(tables, frontend.ring(), hash, v4))?;
     let port = match frontend.target_port() {
         0 => peer.port,
         target => target,
@@ -139,6 +158,7 @@ mod tests {
     use super::*;
     use crate::{
         flow::{FlowEntry, FlowKey},
+        ranges::Ranges,
         table::{Backend, Bucket, HopWord, Mode, State},
     };
 
@@ -190,6 +210,7 @@ mod tests {
     }
 
     const VIP: &str = "203.0.113.10";
+    const UNBOUND: Addr = Addr::v4(0);
 
     /// `VIP` with port 80 to port 8080, and port 0 for UDP; two slots for each backend.
     fn tables(backends: &[(&str, bool)]) -> Vectors {
@@ -228,7 +249,7 @@ mod tests {
         let tables = tables(&[("10.0.0.1", false), ("10.0.0.2", false), ("10.0.0.3", false)]);
         let seen: BTreeSet<Addr> = hashes()
             .map(|hash| {
-                let to = translate(&tables, peer(VIP, 80), 6, hash).unwrap();
+                let to = translate(&tables, UNBOUND, peer(VIP, 80), 6, hash).unwrap();
                 assert_eq!(to.port, 8080u16.to_be());
                 to.addr
             })
@@ -240,7 +261,7 @@ mod tests {
     fn the_same_hash_goes_to_the_same_backend() {
         let tables = tables(&[("10.0.0.1", false), ("10.0.0.2", false)]);
         for hash in hashes() {
-            let to = |port| translate(&tables, peer(VIP, port), 17, hash).unwrap();
+            let to = |port| translate(&tables, UNBOUND, peer(VIP, port), 17, hash).unwrap();
             assert_eq!((to(53).addr, to(53).port), (to(99).addr, 53u16.to_be()));
         }
     }
@@ -250,10 +271,11 @@ mod tests {
         let up = ("10.0.0.3", false);
         let tables = tables(&[("10.0.0.1", true), ("2001:db8::2", false), up]);
         for hash in hashes() {
-            let to = translate(&tables, peer(VIP, 80), 6, hash);
+            let to = translate(&tables, UNBOUND, peer(VIP, 80), 6, hash);
             assert!(to.is_none_or(|to| to.addr == addr("10.0.0.3")), "{to:?}");
         }
-        let found = hashes().filter(|&h| translate(&tables, peer(VIP, 80), 6, h).is_some());
+        let found =
+            hashes().filter(|&h| translate(&tables, UNBOUND, peer(VIP, 80), 6, h).is_some());
         assert!(found.count() >= 60, "of 64, with {TRIES} tries and one backend in three");
     }
 
@@ -263,7 +285,7 @@ mod tests {
         let down = tables(&[("10.0.0.1", true)]);
         let none = tables(&[]);
         let mut ranges = tables(&[("10.0.0.1", false)]);
-        ranges.frontends[0].set_ranges(1);
+        ranges.frontends[0].set_ranges(Ranges { offset: 0, count: 0, only: true }.to_word());
         for (what, tables, to, protocol) in [
             ("another address", &up, peer("203.0.113.11", 80), 6),
             ("another port", &up, peer(VIP, 81), 6),
@@ -275,7 +297,61 @@ mod tests {
             ("no backend", &none, peer(VIP, 80), 6),
             ("a backend", &up, peer("10.0.0.1", 8080), 6),
         ] {
-            assert_eq!(translate(tables, to, protocol, 7), None, "{what}");
+            assert_eq!(translate(tables, UNBOUND, to, protocol, 7), None, "{what}");
+        }
+    }
+
+    /// A bound socket is the client that it says; one that is not is in no prefix but that of all clients. So it is with
+    /// `::` for a socket that reaches IPv4 by IPv6.
+    #[test]
+    fn clients_that_are_bound_go_by_their_prefixes() {
+        let group = FrontendKey::group(addr(VIP), 9);
+        // Who may use it, who is routed to the group, and whether the group is up.
+        let set = |sources: Option<(&str, &str)>, routed: (&str, &str), down: bool| {
+            let mut tables = tables(&[("10.0.0.1", false), ("10.0.9.1", down)]);
+            let ring = |slot: u32| Ring { offset: 3 + 2 * slot, size: 2, resizing: false };
+            tables.frontends[0].set_ring(ring(0));
+            let at = tables.slots.len() as u32;
+            let (range, used) = routes::encode(addr(routed.0), addr(routed.1), group);
+            tables.slots.push(1);
+            tables.slots.extend(&range[..used]);
+            tables.frontends[0].set_any(Frontend::special_word(None, Some(at)));
+            if let Some((first, last)) = sources {
+                let offset = tables.slots.len() as u32;
+                tables.slots.push(ranges::encode(addr(first), addr(last)).0[0]);
+                let only = Ranges { offset, count: 1, only: true };
+                tables.frontends[0].set_ranges(only.to_word());
+            }
+            let row = tables.frontends.len() as u32;
+            tables.frontends.push(Frontend::service(group, Mode::Ipip, ring(1), 3));
+            let mut words = tables.bucket.words();
+            words[row as usize] = Bucket::entry(group.hash(5).1, row);
+            tables.bucket = Bucket::from_words(words);
+            tables
+        };
+        let office = ("192.0.2.0", "192.0.2.255");
+        let all = ("0.0.0.0", "255.255.255.255");
+        let (own, theirs) = (Some("10.0.0.1"), Some("10.0.9.1"));
+        for (sources, routed, down, client, wanted) in [
+            (None, office, false, "192.0.2.7", theirs),
+            (None, office, false, "192.0.3.7", own),
+            (None, office, false, "0.0.0.0", own),
+            (None, office, false, "::", own),
+            (None, office, false, "2001:db8::1", own),
+            (None, office, true, "192.0.2.7", own),
+            (None, all, false, "0.0.0.0", theirs),
+            (None, all, false, "::", theirs),
+            (Some(office), all, false, "192.0.2.7", theirs),
+            (Some(office), all, false, "192.0.3.7", None),
+            (Some(office), all, false, "0.0.0.0", None),
+            (Some(all), office, false, "0.0.0.0", own),
+        ] {
+            let tables = set(sources, routed, down);
+            for hash in hashes() {
+                let to = translate(&tables, addr(client), peer(VIP, 80), 6, hash);
+                let to = to.map(|to| to.addr);
+                assert_eq!(to, wanted.map(addr), "{client}, {sources:?}, {routed:?}, {down}");
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use core::{marker::PhantomData, ptr::addr_of_mut};
 
 use abi::{addr::Addr, sock::Peer};
 use aya_ebpf::{
-    EbpfContext, bindings::bpf_sock_addr, helpers::generated::bpf_get_socket_cookie,
+    EbpfContext,
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::bpf_get_socket_cookie,
     programs::SockAddrContext,
 };
 
@@ -24,6 +26,28 @@ pub(crate) trait Sockaddr {
     /// # Safety
     /// As for [`Self::read`].
     unsafe fn write(raw: *mut bpf_sock_addr, addr: Addr);
+
+    /// Reads what the socket is bound to: unspecified, if it is not.
+    ///
+    /// # Safety
+    /// As for [`Self::read`].
+    unsafe fn bound(raw: *mut bpf_sock_addr) -> Addr;
+
+    /// Reads what a datagram is sent from, likewise.
+    ///
+    /// # Safety
+    /// As for [`Self::read`]; the program's kind is `sendmsg`.
+    unsafe fn sender(raw: *mut bpf_sock_addr) -> Addr;
+}
+
+/// The socket of a call.
+///
+/// # Safety
+/// `raw` is the context of a program.
+#[inline(always)]
+unsafe fn socket(raw: *mut bpf_sock_addr) -> *mut bpf_sock {
+    // SAFETY: the kernel's context, by the caller.
+    unsafe { addr_of_mut!((*raw).__bindgen_anon_1.sk).read_volatile() }
 }
 
 /// `sockaddr_in`.
@@ -42,6 +66,18 @@ impl Sockaddr for Inet4 {
     unsafe fn write(raw: *mut bpf_sock_addr, addr: Addr) {
         // SAFETY: as in `read`; the kernel lets programs write it.
         unsafe { addr_of_mut!((*raw).user_ip4).write_volatile(addr.as_v4_raw()) };
+    }
+
+    #[inline(always)]
+    unsafe fn bound(raw: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: as in `read`; the verifier knows the socket to be one.
+        Addr::v4(unsafe { addr_of_mut!((*socket(raw)).src_ip4).read_volatile() })
+    }
+
+    #[inline(always)]
+    unsafe fn sender(raw: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: as in `read`; programs of this kind have the field, by the caller.
+        Addr::v4(unsafe { addr_of_mut!((*raw).msg_src_ip4).read_volatile() })
     }
 }
 
@@ -63,6 +99,20 @@ impl Sockaddr for Inet6 {
         put(1, (addr.hi() >> 32) as u32);
         put(2, addr.lo() as u32);
         put(3, (addr.lo() >> 32) as u32);
+    }
+
+    #[inline(always)]
+    unsafe fn bound(raw: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: as for IPv4.
+        let word = |i: usize| unsafe { addr_of_mut!((*socket(raw)).src_ip6[i]).read_volatile() };
+        Addr::from_words(word(0), word(1), word(2), word(3))
+    }
+
+    #[inline(always)]
+    unsafe fn sender(raw: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: as for IPv4.
+        let word = |i: usize| unsafe { addr_of_mut!((*raw).msg_src_ip6[i]).read_volatile() };
+        Addr::from_words(word(0), word(1), word(2), word(3))
     }
 }
 
@@ -97,6 +147,20 @@ impl<F: Sockaddr> Call<F> {
             F::write(raw, peer.addr);
             addr_of_mut!((*raw).user_port).write_volatile(u32::from(peer.port));
         }
+    }
+
+    /// What the socket is bound to.
+    #[inline(always)]
+    pub(crate) fn bound(&self) -> Addr {
+        // SAFETY: as in `peer`.
+        unsafe { F::bound(self.ctx.sock_addr) }
+    }
+
+    /// What a datagram is sent from: for programs at `sendmsg` alone, the kernel refuses others.
+    #[inline(always)]
+    pub(crate) fn sender(&self) -> Addr {
+        // SAFETY: as in `peer`; a program of another kind is not loaded.
+        unsafe { F::sender(self.ctx.sock_addr) }
     }
 
     /// Transport of the socket.

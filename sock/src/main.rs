@@ -20,6 +20,7 @@ mod flat;
 mod maps;
 
 use abi::{
+    addr::Addr,
     hash,
     sock::{Peer, PeerEntry, PeerKey, translate},
 };
@@ -77,20 +78,20 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect<F: Sockaddr>(call: &Call<F>) -> i32 {
     let random = u64::from(maps::random());
-    redirect(call, random << 32 | random)
+    redirect(call, call.bound(), random << 32 | random)
 }
 
 /// Datagrams of one socket go to one backend, as long as the ring stays: they may be of one
 /// conversation.
 #[inline(always)]
 fn send<F: Sockaddr>(call: &Call<F>) -> i32 {
-    redirect(call, hash::again(call.cookie()))
+    redirect(call, call.sender(), hash::again(call.cookie()))
 }
 
 #[inline(always)]
-fn redirect<F: Sockaddr>(call: &Call<F>, hash: u64) -> i32 {
+fn redirect<F: Sockaddr>(call: &Call<F>, client: Addr, hash: u64) -> i32 {
     let service = call.peer();
-    if let Some(backend) = translate(&Maps, service, call.protocol(), hash) {
+    if let Some(backend) = translate(&Maps, client, service, call.protocol(), hash) {
         let key = PeerKey::new(call.cookie(), backend);
         maps::remember(&key, &PeerEntry::new(service));
         call.set_peer(backend);

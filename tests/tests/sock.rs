@@ -16,7 +16,7 @@ use std::{
 };
 
 use abi::table::State;
-use config::model::{Forwarding, Port, Protocol, Service};
+use config::model::{Forwarding, Port, Protocol, Service, SourceRoute};
 use lb_daemon::datapath::{Op, bpf::Sock};
 use lb_tests::{
     cgroup::Cgroup,
@@ -83,6 +83,14 @@ impl Scene {
         let mut command = client(kind, to);
         self.cgroup.put(&mut command);
         self.run(command)
+    }
+
+    /// The same for one that binds its socket to an address.
+    fn bound(&self, kind: &str, to: &str, source: &str) -> Vec<(SocketAddr, SocketAddr)> {
+        let mut command = client(kind, to);
+        command.arg(source);
+        self.cgroup.put(&mut command);
+        self.run(command).unwrap_or_else(|e| panic!("{kind} {to} from {source}: {e}"))
     }
 
     /// The same for a process that is not in the cgroup.
@@ -228,6 +236,62 @@ fn everything_else_is_left_alone() {
     assert!(scene.inside("tcp", &to).is_ok());
     scene.sock = None;
     unreachable(scene.inside("tcp", &to), "detached");
+}
+
+/// A socket that is bound to an address of a route's prefix has the backends of its group; any other socket has the
+/// service's own. Who may use a service is asked in the same way.
+#[test]
+fn sockets_that_are_bound_are_routed() {
+    const OURS: [&str; 2] = ["10.77.0.1", "2001:db8:77::1"];
+    let mut scene = Scene::new();
+    for other in ["10.77.0.2/24 dev eth0", "2001:db8:77::2/64 dev eth0 nodad"] {
+        scene.here.ip(&format!("addr add {other}")).unwrap();
+    }
+    let with = |name: &str, vip: &str, backends: &[&str], ours: &str, only: bool| {
+        let mut service = front(name, vip, backends);
+        service.backends[1].group = Some("canary".to_owned());
+        let prefixes = vec![ours.parse::<IpAddr>().unwrap().into()];
+        if only {
+            service.source_ranges.clone_from(&prefixes);
+        }
+        service.source_routes = vec![SourceRoute { prefixes, group: "canary".to_owned() }];
+        service
+    };
+    for only in [false, true] {
+        let four = with("four", VIP4, &BACKENDS4, OURS[0], only);
+        let six = with("six", VIP6, &BACKENDS6, OURS[1], only);
+        scene.rig.fill(vec![four, six], 1, 1500);
+        for kind in ["tcp", "udp", "datagrams"] {
+            for (to, ours, other, backends) in [
+                (format!("{VIP4}:{FRONT}"), OURS[0], "10.77.0.2", BACKENDS4),
+                (
+                    format!("[::ffff:{VIP4}]:{FRONT}"),
+                    "::ffff:10.77.0.1",
+                    "::ffff:10.77.0.2",
+                    BACKENDS4,
+                ),
+                (format!("[{VIP6}]:{FRONT}"), OURS[1], "2001:db8:77::2", BACKENDS6),
+            ] {
+                let answers = |said: Vec<(SocketAddr, SocketAddr)>, backend: &str| {
+                    assert!(!said.is_empty());
+                    for (peer, answer) in said {
+                        assert_eq!(peer.to_string(), to);
+                        assert_eq!(answer.ip().to_string(), backend, "{kind} {to}");
+                    }
+                };
+                for _ in 0..4 {
+                    answers(scene.bound(kind, &to, ours), backends[1]);
+                    if only {
+                        let error = scene.inside(kind, &to).unwrap_err();
+                        assert!(error.contains("unreachable"), "{kind} {to}: {error}");
+                        continue;
+                    }
+                    answers(scene.bound(kind, &to, other), backends[0]);
+                    answers(scene.inside(kind, &to).unwrap(), backends[0]);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! One conversation of one process, for `tests/sock.rs`: says a word, and prints whom it talks to
 //! as the process sees it, and the answer: `PEER ANSWER`.
 //!
-//! `sock-client tcp|udp|datagrams ADDRESS:PORT`: a TCP connection, a connected UDP socket, and one that
-//! is not connected and sends four datagrams.
+//! `sock-client tcp|udp|datagrams ADDRESS:PORT [SOURCE]`: a TCP connection, a connected UDP socket, and one that
+//! is not connected and sends four datagrams; bound to an address, if one is given.
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -18,9 +18,10 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let kind = arguments.next().context("which kind?")?;
     let to: SocketAddr = arguments.next().context("to whom?")?.parse().context("an address")?;
+    let source = arguments.next().map(|source| source.parse::<IpAddr>()).transpose()?;
     match kind.as_str() {
         "tcp" => {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            let mut stream = lb_tests::http::open(source, to, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let peer = stream.peer_addr()?;
             stream.write_all(b"hello")?;
@@ -30,7 +31,7 @@ fn main() -> anyhow::Result<()> {
             println!("{peer} {answer}");
         }
         "udp" => {
-            let socket = bound(to)?;
+            let socket = bound(source, to)?;
             socket.connect(to)?;
             socket.send(b"hello")?;
             let (from, answer) = receive(&socket)?;
@@ -39,7 +40,7 @@ fn main() -> anyhow::Result<()> {
             println!("{peer} {answer}");
         }
         "datagrams" => {
-            let socket = bound(to)?;
+            let socket = bound(source, to)?;
             for _ in 0..4 {
                 socket.send_to(b"hello", to)?;
                 let (from, answer) = receive(&socket)?;
@@ -51,8 +52,10 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bound(to: SocketAddr) -> anyhow::Result<UdpSocket> {
-    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+fn bound(source: Option<IpAddr>, to: SocketAddr) -> anyhow::Result<UdpSocket> {
+    let any =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((source.unwrap_or(any), 0))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
