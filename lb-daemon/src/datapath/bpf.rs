@@ -485,15 +485,11 @@ impl Datapath for Bpf {
 }
 
 impl Bpf {
-    /// Stores a word of a frontend that the bit of its ring's word tells of: of a packet that comes between the two
-    /// stores, more is asked than is needed, never less.
+    /// Stores a word of a frontend that the bit of its ring's word tells of.
     fn store_special(&self, row: u32, offset: usize, word: u64, after: &Frontend) {
-        let ring = after.ring_word();
-        if after.plain_ring().is_none() {
-            self.frontends.store(row, Frontend::RING, ring);
+        for (offset, word) in special_stores(offset, word, after) {
+            self.frontends.store(row, offset, word);
         }
-        self.frontends.store(row, offset, word);
-        self.frontends.store(row, Frontend::RING, ring);
     }
 
     fn carry_out(&mut self, op: &Op) -> Result<(), ApplyError> {
@@ -576,6 +572,16 @@ impl Bpf {
     }
 }
 
+/// The stores that put a word of a frontend in force, in their order: of a packet that comes between two of them, more is
+/// asked than is needed, never less.
+fn special_stores(offset: usize, word: u64, after: &Frontend) -> [(usize, u64); 2] {
+    let ring = (Frontend::RING, after.ring_word());
+    match after.plain_ring() {
+        None => [ring, (offset, word)],
+        Some(_) => [(offset, word), ring],
+    }
+}
+
 /// Waits until every program that runs now has ended: programs run in read-side critical sections, and
 /// this command is the kernel's `synchronize_rcu` (membarrier(2), `MEMBARRIER_CMD_GLOBAL`).
 pub fn grace() {
@@ -585,5 +591,58 @@ pub fn grace() {
     if failed {
         // With nohz_full CPUs the kernel refuses. A program runs for microseconds.
         std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use abi::table::{FrontendKey, Mode, Ring};
+
+    use super::*;
+
+    /// A packet that comes between two stores: its ring alone decides only where no other word says anything.
+    #[test]
+    fn a_ring_is_plain_only_while_nothing_else_counts() {
+        let ring = Ring { offset: 7, size: 251, resizing: false };
+        let of = |any: u64, ranges: u64| {
+            let key = FrontendKey::new(Addr::v4(1), 80, 6);
+            let mut frontend = Frontend::service(key, Mode::Ipip, ring, 1);
+            frontend.set_any(any);
+            frontend.set_ranges(ranges);
+            frontend
+        };
+        let plain = |word: u64| (word as i64) >= 0;
+        assert!(plain(of(0, 0).ring_word()), "the bit that is asked for");
+        for (any, ranges, offset, word) in [0, 5]
+            .into_iter()
+            .flat_map(|any| [0, 9].map(|ranges| (any, ranges)))
+            .flat_map(|(any, ranges)| {
+                [
+                    (Frontend::ANY, 0),
+                    (Frontend::ANY, 6),
+                    (Frontend::RANGES, 0),
+                    (Frontend::RANGES, 8),
+                ]
+                .map(|(offset, word)| (any, ranges, offset, word))
+            })
+        {
+            let mut stands = BTreeMap::from([
+                (Frontend::RING, of(any, ranges).ring_word()),
+                (Frontend::ANY, any),
+                (Frontend::RANGES, ranges),
+            ]);
+            let after = match offset {
+                Frontend::ANY => of(word, ranges),
+                _ => of(any, word),
+            };
+            for (at, value) in special_stores(offset, word, &after) {
+                stands.insert(at, value);
+                let other = stands[&Frontend::ANY] != 0 || stands[&Frontend::RANGES] != 0;
+                let ring = stands[&Frontend::RING];
+                assert!(!(plain(ring) && other), "{any} {ranges}: {offset} <- {word}: {stands:x?}");
+            }
+            assert_eq!(stands[&offset], word);
+            assert_eq!(stands[&Frontend::RING], after.ring_word());
+        }
     }
 }
