@@ -200,11 +200,7 @@ impl Lab {
     ///
     /// It does not become ready.
     pub fn daemon(&self, host: &str, yaml: &str) -> anyhow::Result<Daemon> {
-        let directory = self.directory.path().join(host).join("daemon");
-        fs::create_dir_all(&directory)?;
-        let config = directory.join("lb.yaml");
-        daemon::write_config(&config, yaml)?;
-        self.daemon_with(host, &config)
+        self.daemon_at(self.host(host)?, host, yaml)
     }
 
     /// Starts a daemon on a host with a configuration that is there already.
@@ -216,6 +212,24 @@ impl Lab {
         let directory = self.directory.path().join(host).join("daemon");
         let bpffs = self.bpffs.path.join(host);
         Daemon::start(self.host(host)?, &directory, &bpffs, config)
+    }
+
+    /// Starts a daemon on a host that is not the lab's own, for which nothing else is called `name`.
+    ///
+    /// # Errors
+    ///
+    /// It does not become ready.
+    pub fn daemon_at(
+        &self,
+        host: &Arc<Namespace>,
+        name: &str,
+        yaml: &str,
+    ) -> anyhow::Result<Daemon> {
+        let directory = self.directory.path().join(name).join("daemon");
+        fs::create_dir_all(&directory)?;
+        let config = directory.join("lb.yaml");
+        daemon::write_config(&config, yaml)?;
+        Daemon::start(host, &directory, &self.bpffs.path.join(name), &config)
     }
 
     /// Starts daemons on all servers that take encapsulated packets.

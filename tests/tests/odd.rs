@@ -20,7 +20,7 @@ use lb_tests::{
     daemon::Daemon,
     edge::{
         Edge, IPIP, L2, NAT, NAT_CROSSED, PATIENCE, Spec, Specs, expect_all_answer,
-        expect_answered, yaml,
+        expect_answered, spec, yaml,
     },
     eventually, http,
     lab::{
@@ -444,9 +444,16 @@ fn clients_behind_tags() -> anyhow::Result<()> {
     )
 }
 
-/// `seen`: how a capture says these tags.
-fn behind_tags(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
-    const REQUESTS: usize = 40;
+/// A client and a server in a VLAN of their own.
+struct Vlan {
+    _server: web::Web,
+    client: Tagged,
+    near: Tagged,
+    lab: Lab,
+}
+
+/// The client knows the way to these VIPs, of one family each, and the server has them.
+fn vlan_lab(tags: &'static [u8], vips: [&[&str]; 2]) -> anyhow::Result<Vlan> {
     let lab = Lab::start()?;
     let client = Tagged::start(&lab, "vlan-client", &TAGGED, tags)?;
     // A server is reached by the tags that a packet came with: this one is in the client's VLAN.
@@ -460,19 +467,27 @@ fn behind_tags(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
         "neigh replace {own4} lladdr {mac} dev eth0 nud permanent\n\
          neigh replace {own6} lladdr {mac} dev eth0 nud permanent"
     ))?;
-    for (via, vips) in BALANCER.iter().zip([[L2_V4, SPARE_V4], [L2_V6, SPARE_V6]]) {
-        client.host().ip(&format!(
-            "neigh replace {via} lladdr {balancer} dev eth0 nud permanent\n\
-             route add {} via {via}\nroute add {} via {via}",
-            vips[0], vips[1]
-        ))?;
-    }
     near.host().sysctl("ipv4/conf/all/arp_ignore", "1")?;
     near.host().sysctl("ipv4/conf/all/arp_announce", "2")?;
-    near.host().ip(&format!("addr add {L2_V4}/32 dev lo\naddr add {L2_V6}/128 dev lo nodad"))?;
+    for (via, vips) in BALANCER.iter().zip(vips) {
+        let neighbour = format!("neigh replace {via} lladdr {balancer} dev eth0 nud permanent");
+        client.host().ip(&neighbour)?;
+        for vip in vips {
+            client.host().ip(&format!("route add {vip} via {via}"))?;
+            let rest = if vip.contains(':') { "/128 dev lo nodad" } else { "/32 dev lo" };
+            near.host().ip(&format!("addr add {vip}{rest}"))?;
+        }
+    }
     let directory = lab.directory().join("vlan-web");
     let _server = web::Web::start(near.host(), &directory, "vlan-web")?;
+    Ok(Vlan { _server, client, near, lab })
+}
 
+/// `seen`: how a capture says these tags.
+fn behind_tags(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
+    const REQUESTS: usize = 40;
+    let vips: [&[&str]; 2] = [&[L2_V4, SPARE_V4], &[L2_V6, SPARE_V6]];
+    let Vlan { _server, client, near, lab } = vlan_lab(tags, vips)?;
     let mut specs = L2();
     for spec in &mut specs {
         spec.webs = vec![4];
@@ -523,6 +538,87 @@ fn behind_tags(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
         assert!(count(&at_web, &format!(" {balancer}.")) > 0, "{balancer}");
     }
     assert_eq!(count(&at_web, "vlan"), 0, "{at_web:?}");
+    lb.expect_quiet()
+}
+
+/// Tunnels to a server in the client's VLAN: the tags stand in front of the outer header as they came.
+#[test]
+fn tunnels_behind_tags() -> anyhow::Result<()> {
+    for (tags, seen) in [
+        (&[0x81, 0, 0x60, 7][..], "vlan 7, p 3, ethertype IPv"),
+        (
+            &[0x88, 0xa8, 0xe0, 100, 0x81, 0, 0x20, 8],
+            "vlan 100, p 7, ethertype 802.1Q (0x8100), vlan 8, p 1, ethertype IPv",
+        ),
+    ] {
+        tunnels_behind(tags, seen)?;
+    }
+    Ok(())
+}
+
+fn tunnels_behind(tags: &'static [u8], seen: &str) -> anyhow::Result<()> {
+    const REQUESTS: usize = 20;
+    let vips: [&[&str]; 2] = [&[IPIP_V4, SPARE_V4], &[IPIP_V6, SPARE_V6]];
+    let Vlan { _server, client, near, lab } = vlan_lab(tags, vips)?;
+    let yaml_of = |forwarding| {
+        let mut all = Vec::new();
+        // IPv4 and IPv6 in either.
+        for (name, vip, v6) in [
+            ("4-in-4", IPIP_V4, false),
+            ("6-in-6", IPIP_V6, true),
+            ("4-in-6", SPARE_V4, true),
+            ("6-in-4", SPARE_V6, false),
+        ] {
+            let mut spec = spec(name, vip, forwarding, v6);
+            spec.webs = vec![4];
+            all.push(spec);
+        }
+        yaml(&all)
+    };
+    let roles = "interfaces:\n  - {name: eth0, xdp_mode: generic, roles: [decap]}\n";
+    let decap = lab.daemon_at(near.host(), "vlan-web", roles)?;
+    let lb = lab.daemon("lb", &yaml_of("ipip"))?;
+    for (forwarding, signs) in [
+        ("ipip", ["proto IPIP", "next-header IPIP", "proto IPv6 (41)", "next-header IPv6"]),
+        ("gue", [".6080: "; 4]),
+        ("geneve", ["Geneve"; 4]),
+    ] {
+        if forwarding != "ipip" {
+            lb.change_config(&yaml_of(forwarding))?;
+        }
+        eventually(PATIENCE, || lb.ways_known())?;
+        let file = lab.directory().join(format!("{forwarding}.pcap"));
+        let capture = Capture::start(lab.fabric(), near.port(), "", &file)?;
+        for vip in vips.into_iter().flatten() {
+            let tally = http::requests(client.host(), at(vip, web::PORT), REQUESTS)?;
+            expect_answered(&tally);
+            assert_eq!(tally.answers.get("vlan-web"), Some(&(REQUESTS as u64)), "{vip}");
+        }
+        // tcpdump looks into all of them but GUE.
+        let is_to = |packet: &str, vip: &str| {
+            forwarding == "gue" || packet.contains(&format!(" > {vip}.80: "))
+        };
+        let tunnelled = |packet: &&String| signs.iter().any(|sign| packet.contains(sign));
+        // SYN, request and end of each, at least; and answers.
+        capture.until(|packets| {
+            for vip in vips.into_iter().flatten() {
+                let there = packets.iter().filter(tunnelled).filter(|p| is_to(p, vip)).count();
+                let least = if forwarding == "gue" { 4 * 3 * REQUESTS } else { 3 * REQUESTS };
+                ensure!(there >= least, "{forwarding} {vip}: {there} of {}", packets.len());
+                let back = packets.iter().filter(|p| p.contains(&format!(" {vip}.80 > "))).count();
+                ensure!(back >= 2 * REQUESTS, "{forwarding} {vip}: {back} back");
+            }
+            Ok(())
+        })?;
+        let packets = capture.packets()?;
+        let sums = Checksums::of(&packets);
+        assert_eq!(sums.wrong, Vec::<String>::new());
+        assert!(sums.right >= 4 * 2 * REQUESTS, "{} of {}", sums.right, packets.len());
+        for packet in packets.iter().filter(tunnelled) {
+            assert!(packet.contains(seen), "{packet}");
+        }
+    }
+    decap.expect_quiet()?;
     lb.expect_quiet()
 }
 
