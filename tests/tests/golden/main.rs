@@ -10,6 +10,7 @@ use abi::{
 use config::model::{Forwarding, Port, Protocol};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, VlanId};
 use lb_daemon::{datapath::Op, nexthop::NextHop};
+use lb_tests::lab::{BpfDirectory, unique};
 use lb_tests::rig::{
     CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, nat_capacity, service,
 };
@@ -83,6 +84,15 @@ fn the_verifier_has_room() {
         println!("{name}: {count} instructions");
         assert!((1..=most).contains(&count), "{name}: {count} instructions, bound {most}");
     }
+}
+
+#[test]
+fn the_verifier_takes_the_programs_at_the_socket() {
+    let pins = BpfDirectory::create(&unique()).unwrap();
+    let tables = pins.path().join("v0-0");
+    std::fs::create_dir(&tables).unwrap();
+    let rig = Rig::pinned(&tables);
+    assert!(rig.bpf.sock().is_ok());
 }
 
 #[test]

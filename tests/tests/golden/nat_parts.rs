@@ -199,7 +199,7 @@ fn what_may_be_the_hosts_own_is_not_lost() {
 }
 
 /// With these IPv4 options, of so many words.
-fn with_v4_options<const N: usize>(frame: &[u8], options: [u8; N]) -> Vec<u8> {
+pub(crate) fn with_v4_options<const N: usize>(frame: &[u8], options: [u8; N]) -> Vec<u8> {
     let mut out = frame.to_vec();
     let mut h = Ipv4Header::from_slice(&frame[14..]).unwrap().0;
     h.options = options.as_slice().try_into().unwrap();

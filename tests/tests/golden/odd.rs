@@ -8,6 +8,7 @@ use lb_daemon::datapath::Op;
 use lb_tests::rig::{CLIENT_MAC, INGRESS, OUR_MAC, Rig, service};
 
 use crate::{
+    nat_parts::with_v4_options,
     packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs, one_hop_later, v4, v6},
     rig,
 };
@@ -96,6 +97,33 @@ fn fragments_follow_the_first() {
     assert_eq!(rig.run(&gre[0]).reason, Reason::VipOtherProtocol);
     let closed = fragments(&frame4(CLIENT4, VIP4, L4::Udp(444), 64, &[5; 2000]), 7, 800);
     assert_eq!(rig.run(&closed[0]).reason, Reason::NoService);
+}
+
+/// A source route, loose or strict, is kept as any other option, with or without something left of it: the server has the
+/// VIP, and its stack says what becomes of the packet. Nobody is told that the route failed.
+#[test]
+fn source_routes_of_the_ip_header_are_the_servers_business() {
+    for forwarding in
+        [Forwarding::L2, Forwarding::Ipip, Forwarding::Gue, Forwarding::Geneve, Forwarding::Nat]
+    {
+        let mut rig = rig(forwarding, "10.0.1.11");
+        for kind in [131, 137] {
+            for pointer in [4, 8] {
+                let options = [kind, 7, pointer, 10, 9, 9, 9, 0];
+                let plain = frame4(CLIENT4, VIP4, L4::Syn(80), 64, b"hello");
+                let sent = with_v4_options(&plain, options);
+                let got = rig.run(&sent);
+                assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx), "{forwarding:?}");
+                let inner = &got.frame[got.frame.len() - (sent.len() - 14)..];
+                let (header, rest) = Ipv4Header::from_slice(inner).unwrap();
+                assert_eq!(header.options.as_slice(), options, "{forwarding:?}");
+                assert_eq!(header.header_checksum, header.calc_header_checksum());
+                assert_eq!((header.time_to_live, rest.len()), (63, 25));
+                let kept = if forwarding == Forwarding::Nat { 20..25 } else { 0..25 };
+                assert_eq!(rest[kept.clone()], sent[42..][kept], "{forwarding:?}");
+            }
+        }
+    }
 }
 
 #[test]
