@@ -22,7 +22,17 @@ pub enum Shape {
     Opening,
     /// UDP with a QUIC short header whose connection id names [`SERVER`]; IPv4 only.
     QuicShort,
+    /// A segment behind two VLAN tags; IPv4 only, and of one flow, for the frame writes others' addresses where they are
+    /// without tags.
+    Tagged,
+    /// A segment with four bytes of options in its IP header; likewise.
+    Options,
 }
+
+/// 802.1ad and 802.1Q.
+const TAGS: [u8; 8] = [0x88, 0xa8, 0, 100, 0x81, 0, 0, 7];
+/// Three that say nothing, and the end of the list.
+const OPTIONS: [u8; 4] = [1, 1, 1, 0];
 
 /// The server that connection ids name, in two bytes.
 pub const SERVER: u16 = 1;
@@ -52,10 +62,12 @@ impl Flow {
         frame.extend_from_slice(&CLIENT_MAC);
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(&mut frame, src, dst, shape),
-            (IpAddr::V6(src), IpAddr::V6(dst)) if shape != Shape::QuicShort => {
+            (IpAddr::V6(src), IpAddr::V6(dst))
+                if matches!(shape, Shape::Segment | Shape::Opening) =>
+            {
                 ipv6(&mut frame, src, dst);
             }
-            _ => panic!("a flow has one family, and QUIC is over IPv4"),
+            _ => panic!("a flow has one family, and this shape is over IPv4"),
         }
         frame.extend_from_slice(&self.port.to_be_bytes());
         frame.extend_from_slice(&self.to.to_be_bytes());
@@ -66,7 +78,7 @@ impl Flow {
                 frame.extend_from_slice(&SERVER.to_be_bytes());
                 frame.extend_from_slice(&[0; 8]);
             }
-            Shape::Segment | Shape::Opening => {
+            Shape::Segment | Shape::Opening | Shape::Tagged | Shape::Options => {
                 let flags = if shape == Shape::Opening { SYN } else { ACK };
                 frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
                 frame.extend_from_slice(&[0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
@@ -79,11 +91,17 @@ impl Flow {
 
 fn ipv4(frame: &mut Vec<u8>, src: Ipv4Addr, dst: Ipv4Addr, shape: Shape) {
     let protocol = if shape == Shape::QuicShort { 17 } else { 6 };
+    if shape == Shape::Tagged {
+        frame.extend_from_slice(&TAGS);
+    }
     frame.extend_from_slice(&[0x08, 0x00]);
     let at = frame.len();
-    frame.extend_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, TTL, protocol, 0, 0]);
+    let options: &[u8] = if shape == Shape::Options { &OPTIONS } else { &[] };
+    let (words, len) = (5 + options.len() as u8 / 4, 40 + options.len() as u8);
+    frame.extend_from_slice(&[0x40 | words, 0, 0, len, 0, 1, 0x40, 0, TTL, protocol, 0, 0]);
     frame.extend_from_slice(&src.octets());
     frame.extend_from_slice(&dst.octets());
+    frame.extend_from_slice(options);
     let check = !sum(&frame[at..]);
     frame[at + 10..at + 12].copy_from_slice(&check.to_be_bytes());
 }
@@ -104,13 +122,18 @@ fn sum(bytes: &[u8]) -> u16 {
     sum as u16
 }
 
+/// Bytes of the link header, tags included.
+fn link(frame: &[u8]) -> usize {
+    if frame[12..14] == TAGS[..2] { ETH + TAGS.len() } else { ETH }
+}
+
 /// What stands after the link header when the packet has been routed once.
 fn one_hop_later(sent: &[u8]) -> Vec<u8> {
-    let mut inner = sent[ETH..].to_vec();
-    if sent[12..14] == [8, 0] {
+    let mut inner = sent[link(sent)..].to_vec();
+    if inner[0] >> 4 == 4 {
         inner[8] -= 1;
         inner[10..12].fill(0);
-        let check = !sum(&inner[..20]);
+        let check = !sum(&inner[..usize::from(inner[0] & 15) * 4]);
         inner[10..12].copy_from_slice(&check.to_be_bytes());
     } else {
         inner[7] -= 1;
@@ -137,19 +160,23 @@ pub fn expect_routed(out: &[u8], sent: &[u8]) -> anyhow::Result<()> {
 pub fn expect_encapsulated(out: &[u8], sent: &[u8], shim: usize) -> anyhow::Result<()> {
     ensure!(out.len() > ETH + 20 && out[..6] == HOP_MAC && out[6..12] == OUR_MAC, "link header");
     let inner = one_hop_later(sent);
-    // Protocol and length, of every shape.
-    let (proto, length) = if sent[12..14] == [8, 0] { (4, 40) } else { (41, 60) };
+    let (proto, length) = match inner[0] >> 4 {
+        4 => (4, u16::from_be_bytes([inner[2], inner[3]])),
+        _ => (41, 40 + u16::from_be_bytes([inner[4], inner[5]])),
+    };
     let proto = if shim == 0 { proto } else { 17 };
     let length = length + shim as u16;
-    let l3 = &out[ETH..];
-    let rest = if out[12..14] == [8, 0] {
+    let at = link(sent);
+    ensure!(link(out) == at && out[12..at - 2] == sent[12..at - 2], "tags");
+    let (l3, kind) = (&out[at..], &out[at - 2..at]);
+    let rest = if kind == [8, 0] {
         ensure!(l3[0] == 0x45 && l3[9] == proto && sum(&l3[..20]) == 0xffff, "outer IPv4 header");
         let total = u16::from_be_bytes([l3[2], l3[3]]);
         ensure!(total == 20 + length, "outer length {total}");
         ensure!(l3[16] == 10, "outer destination");
         &l3[20..]
     } else {
-        ensure!(out[12..14] == [0x86, 0xdd] && l3[0] >> 4 == 6 && l3[6] == proto, "outer IPv6");
+        ensure!(kind == [0x86, 0xdd] && l3[0] >> 4 == 6 && l3[6] == proto, "outer IPv6");
         let total = u16::from_be_bytes([l3[4], l3[5]]);
         ensure!(total == length, "outer length {total}");
         l3.get(40..).context("the outer header is cut")?
@@ -219,6 +246,11 @@ mod tests {
         assert_eq!(v4[47], SYN);
         let v6 = flow("2001:db8::1", "2001:db8::2").frame(Shape::Segment);
         assert_eq!((v6.len(), v6[67]), (74, ACK));
+        let tagged = flow("192.0.2.1", "203.0.113.1").frame(Shape::Tagged);
+        assert_eq!((tagged.len(), link(&tagged), sum(&tagged[22..42])), (62, 22, 0xffff));
+        let long = flow("192.0.2.1", "203.0.113.1").frame(Shape::Options);
+        assert_eq!((long.len(), long[14], sum(&long[14..38])), (60, 0x46, 0xffff));
+        assert_eq!(long[40..42], [0, 80]);
     }
 
     #[test]

@@ -101,6 +101,8 @@ const REPLY: &str = "IPv4 TCP, reply of a known flow";
 const KNOWN6: &str = "IPv6 TCP, known flow";
 const NEW: &str = "IPv4 TCP SYN, new flow";
 const QUIC: &str = "IPv4 QUIC, short header";
+const TAGGED: &str = "IPv4 TCP, known flow, two VLAN tags";
+const OPTIONS: &str = "IPv4 TCP, known flow, IPv4 options";
 const OTHER: &str = "not for a service, passed up";
 
 /// Every row.
@@ -151,6 +153,11 @@ pub(super) fn all(effort: Effort, tables: &mut Tables) -> anyhow::Result<(Vec<Se
         rows.set(random.flows4(flows.min(effort.flows), &[vip4]), Shape::QuicShort)?;
         rows.row(QUIC, Kind::Quic, Some(4.0));
     }
+    // What the first program leaves to the one for choices.
+    rows.set(random.flows4(1, &[vip4]), Shape::Tagged)?;
+    rows.row(TAGGED, Kind::One, None);
+    rows.set(random.flows4(1, &[vip4]), Shape::Options)?;
+    rows.row(OPTIONS, Kind::One, None);
     // More flows than a run has packets: each packet is of a flow that was not seen before.
     rows.set(random.flows4(effort.packets.next_power_of_two() as usize, &[vip4]), Shape::Opening)?;
     rows.row(NEW, Kind::One, Some(4.0)).renew = true;
