@@ -42,9 +42,7 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     ip: &Ip,
 ) -> Result<End, End> {
     let (row, frontend, transport, hash) = find::<L3, V4, PLAIN>(packet, ip)?;
-    if L3 == 22 || L3 == 14 && PLAIN == 0 {
-        // Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the
-        // program behind to do all that follows, which would be made four times more.
+    if is_rare::<L3, PLAIN>() {
         return Err(if frontend.is_simple() {
             End::Of(stop(Reason::SourceRefused))
         } else {
@@ -64,6 +62,13 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     };
     forwarded::<L3, V4>(packet, &transport, hash as u32, (row, frontend), (backend_row, backend))
         .map_err(End::Of)
+}
+
+/// Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the program
+/// behind to do all that follows, which would be made four times more.
+#[inline(always)]
+const fn is_rare<const L3: usize, const PLAIN: u8>() -> bool {
+    L3 == 22 || L3 == 14 && PLAIN == 0
 }
 
 /// Why a packet that is not what its headers say, or may not go on, stays: where it has yet to be asked who may use the
@@ -118,6 +123,10 @@ fn otherwise<const L3: usize, const V4: bool, const PLAIN: u8>(
     }
     if frontend.is_special() {
         return End::Of(Reason::SourceRefused);
+    }
+    if !is_rare::<L3, PLAIN>() {
+        // That it is sendable has been asked.
+        return End::Of(Reason::SecondChance);
     }
     match sendable::<L3, V4>(packet, ip.protocol, ip.header) {
         Ok(()) => End::Of(Reason::SecondChance),
