@@ -12,13 +12,10 @@ use std::{
 };
 
 use abi::flow::FragmentKey;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::datapath::bpf::{Early, EarlyFrame};
+use crate::datapath::bpf::{Early, EarlyFrame, Programs, awaited};
 
 /// Fragments that wait at a time; others are left in the kernel's buffer, and dropped where that is full.
 const MOST: usize = 256;
@@ -89,9 +86,8 @@ pub async fn run(
     counts: Counts,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    // SAFETY: the ring buffer holds its descriptor open, the same one, for as long as it is there.
-    let early = unsafe { AsyncFd::register_with_interest(early, Interest::READABLE) };
-    let mut early = early.map_err(io::Error::from)?;
+    let mut early = awaited(early)?;
+    let mut programs = Programs::default();
     let mut waiting: Vec<Waiting> = Vec::new();
     let mut complained = false;
     loop {
@@ -106,7 +102,7 @@ pub async fn run(
             () = stop.cancelled() => {
                 // What may be the host's own is not lost with us.
                 for Waiting { frame, .. } in waiting.iter().filter(|one| one.frame.host) {
-                    let _ = pass(early.get_mut(), frame, &link(frame.ifindex), &root);
+                    let _ = pass(early.get_mut(), &mut programs, frame, &link(frame.ifindex), &root);
                 }
                 return Ok(());
             }
@@ -125,14 +121,15 @@ pub async fn run(
         }
         let now = Instant::now();
         waiting.retain_mut(|one| {
-            let again = |frame: &EarlyFrame| Early::again(frame, &link(frame.ifindex), &root);
+            let again = |frame: &EarlyFrame| programs.again(frame, &link(frame.ifindex), &root);
             let is_known = |datagram: &FragmentKey| early.get_ref().is_known(datagram);
             let mut outcome = one.outcome(now, is_known, again);
             if let Ok(Some(Outcome::Expired)) = outcome
                 && one.frame.host
             {
                 let frame = &one.frame;
-                let passed = pass(early.get_mut(), frame, &link(frame.ifindex), &root);
+                let passed =
+                    pass(early.get_mut(), &mut programs, frame, &link(frame.ifindex), &root);
                 outcome = passed.map(|()| Some(Outcome::Passed));
             }
             let outcome = outcome.unwrap_or_else(|error| {
@@ -145,9 +142,15 @@ pub async fn run(
 }
 
 /// Has the program pass a fragment on to this machine's stack, and those of its datagram that follow.
-fn pass(early: &mut Early, frame: &EarlyFrame, link: &Path, root: &Path) -> io::Result<()> {
+fn pass(
+    early: &mut Early,
+    programs: &mut Programs,
+    frame: &EarlyFrame,
+    link: &Path,
+    root: &Path,
+) -> io::Result<()> {
     early.note_own(&frame.datagram)?;
-    Early::again(frame, link, root)
+    programs.again(frame, link, root)
 }
 
 impl Waiting {

@@ -5,6 +5,7 @@
 //! release ordering. Decides nothing.
 
 mod active;
+mod awaited;
 mod conntrack;
 mod counters;
 mod early;
@@ -21,9 +22,10 @@ mod runs;
 mod sock;
 
 pub use active::Recount;
+pub use awaited::{HoldsRing, awaited};
 use conntrack::Connections;
 pub use counters::MappedCounters;
-pub use early::{Early, Frame as EarlyFrame};
+pub use early::{Early, Frame as EarlyFrame, Programs};
 pub use events::Events;
 use load::{Instance, instance, pinned_capacity};
 pub(crate) use mapped::Mapped;

@@ -45,7 +45,7 @@ pub use self::{
 };
 use super::image::{Op, Sizes, nets::room};
 use crate::{
-    datapath::bpf::{BpfError, Mapped, cpus},
+    datapath::bpf::{BpfError, HoldsRing, Mapped, cpus},
     refusal::chain,
 };
 
@@ -342,3 +342,5 @@ impl AsRawFd for NameSource {
         self.ring.as_raw_fd()
     }
 }
+
+impl HoldsRing for NameSource {}

@@ -18,12 +18,18 @@ use aya::{
     },
 };
 
-use super::{BpfError, load};
+use super::{BpfError, HoldsRing, load};
 
 /// The ring buffer, and where first fragments went.
 pub struct Early {
     ring: RingBuf<MapData>,
     first: HashMap<MapData, FragmentKey, FragmentEntry>,
+}
+
+/// The programs that frames are given to: the one that was asked for last is at hand.
+#[derive(Default)]
+pub struct Programs {
+    last: Option<(u32, Xdp)>,
 }
 
 /// A frame that waits.
@@ -78,15 +84,17 @@ impl Early {
         let entry = FragmentEntry::host(now()?);
         self.first.insert(datagram, entry, 0).map_err(io::Error::other)
     }
+}
 
+impl Programs {
     /// Gives a frame to the program of its interface, as if it had just come in: the kernel does what the program
     /// says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Documentation/bpf/bpf_prog_run.rst). `link` is the pinned link there, and
     /// its program is pinned below `root`.
     ///
     /// # Errors
     /// No program is attached there by now, or the kernel's.
-    pub fn again(frame: &Frame, link: &Path, root: &Path) -> io::Result<()> {
-        let program = program_of(link, root)?;
+    pub fn again(&mut self, frame: &Frame, link: &Path, root: &Path) -> io::Result<()> {
+        let program = self.program_of(link, root)?;
         let mut context = [0u8; 24];
         let length = (frame.bytes.len() as u32).to_ne_bytes();
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -100,6 +108,20 @@ impl Early {
         };
         program.test_run(options).map(drop).map_err(io::Error::other)
     }
+
+    /// The program of a pinned link, as it is now: there may be another one than the last time. To find it takes as many
+    /// calls as programs are pinned.
+    fn program_of(&mut self, link: &Path, root: &Path) -> io::Result<&mut Xdp> {
+        let pinned = PinnedLink::from_pin(link).map_err(io::Error::other)?;
+        let id = FdLink::from(pinned).info().map_err(io::Error::other)?.program_id();
+        let at_hand = self.last.take().filter(|(last, _)| *last == id);
+        let found = at_hand.or_else(|| Some((id, load::pinned_program(root, id)?)));
+        let found = found.ok_or_else(|| {
+            let (root, link) = (root.display(), link.display());
+            io::Error::other(format!("the program {id} of {link} is not pinned below {root}"))
+        })?;
+        Ok(&mut self.last.insert(found).1)
+    }
 }
 
 /// Nanoseconds since boot, as the program counts them.
@@ -108,18 +130,10 @@ fn now() -> io::Result<u64> {
     Ok(std::time::Duration::from(now).as_nanos() as u64)
 }
 
-/// The program of a pinned link.
-fn program_of(link: &Path, root: &Path) -> io::Result<Xdp> {
-    let pinned = PinnedLink::from_pin(link).map_err(io::Error::other)?;
-    let id = FdLink::from(pinned).info().map_err(io::Error::other)?.program_id();
-    load::pinned_program(root, id).ok_or_else(|| {
-        let (root, link) = (root.display(), link.display());
-        io::Error::other(format!("the program {id} of {link} is not pinned below {root}"))
-    })
-}
-
 impl AsRawFd for Early {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
 }
+
+impl HoldsRing for Early {}

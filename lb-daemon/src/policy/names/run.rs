@@ -9,7 +9,7 @@ use std::{
 
 use config::policy::{Group, Labels, NamePattern};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     sync::{mpsc, watch},
     time::Instant,
 };
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Known, Names, Result, Shared, asked::Asked, dns};
 use crate::{
     command::Command,
+    datapath::bpf::awaited,
     policy::{
         kernel::NameSource,
         state::{Place, Wanted},
@@ -74,8 +75,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let Some(source) = first(&mut sources, &cancel).await else { return };
-    // SAFETY: the ring buffer holds its descriptor open, the same one, for as long as it is there.
-    let source = match unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) } {
+    let source = match awaited(source) {
         Ok(source) => source,
         Err(error) => {
             tracing::error!(%error, "names are not learned from DNS");
