@@ -303,7 +303,13 @@ impl BpfDirectory {
     /// Not root, or there is one of this name.
     pub fn create(id: &str) -> anyhow::Result<Self> {
         let path = bpf_file_system()?.join(id);
-        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir(&path).with_context(|| {
+            format!(
+                "cannot make {}: is a BPF file system there? `mount -t bpf bpf {BPF_FS}` makes one; in a network \
+                 namespace, enter it with `nsenter --net=/run/netns/NAME`, for `ip netns exec` hides it",
+                path.display()
+            )
+        })?;
         Ok(Self { path })
     }
 

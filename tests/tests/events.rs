@@ -119,12 +119,15 @@ fn a_plan_counts_a_burst() -> anyhow::Result<()> {
         let plan = edge.lb.lbctl(&["-o", "json", "prefilter", "plan", OTHER])?;
         let plan: Value = serde_json::from_str(&plan)?;
         let number = |name: &str| plan[name].as_u64().with_context(|| format!("{name}: {plan}"));
-        ensure!((8000..8500).contains(&number("passed_packets")?), "{plan}");
+        // As many as came: a burst may lose some on its way, which is not what is asked here.
+        let came = edge.lb.metric("lb_datapath_packets_total{reason=\"no_service\"")? as u64;
+        ensure!(came > 4000, "{came} of 8000 packets came");
+        ensure!((came..came + 500).contains(&number("passed_packets")?), "{came}: {plan}");
         // A single packet of one tick and CPU stands for an eighth of what came there at most.
         let packets = number("would_drop_packets")?;
-        ensure!((2500..=8000).contains(&packets), "{plan}");
+        ensure!((came / 4..=came).contains(&packets), "{came}: {plan}");
         let (least, most) = (number("would_drop_least")?, number("would_drop_most")?);
-        ensure!((1..=packets).contains(&least) && (packets..8500).contains(&most), "{plan}");
+        ensure!((1..=packets).contains(&least) && (packets..came + 500).contains(&most), "{plan}");
         ensure!(plan["would_drop"][0]["source"] == OTHER, "{plan}");
         Ok(())
     })?;
