@@ -348,6 +348,49 @@ fn a_table_that_is_full_says_which() {
     assert_eq!(rig.planner.plan(&state, &rig.fake, Duration::ZERO), Err(Full("FRONTENDS")));
 }
 
+/// What a service wants beyond its ring is known to the next daemon as it stands, and given back with the service; words
+/// that make no sense are left alone and written anew.
+#[test]
+fn the_words_of_a_choice_are_adopted() {
+    let state = {
+        let mut web = service("web", 1, &[80, 443], &[1, 2, 3]);
+        web.steering.tcp_option = true;
+        web.steering.track = true;
+        for (id, backend) in (7..).zip(&mut web.backends) {
+            backend.server_id = Some(id);
+        }
+        wanted([web])
+    };
+    let choice_of = |rig: &Rig| {
+        let key = FrontendKey::new(vip(1).into(), 80, 6);
+        let frontend = rig.fake.frontend(rig.fake.find(&key).unwrap());
+        (frontend.choice().unwrap(), Choice::read(&rig.fake.view(), &frontend).unwrap())
+    };
+    let adopt = |rig: &mut Rig| {
+        rig.planner = Planner::adopt(&rig.fake, ["web"].into_iter(), Duration::ZERO);
+        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
+        rig.fake.apply(&ops).unwrap();
+    };
+    let mut rig = Rig::new();
+    rig.plan(&state, 0);
+    let (before, used) = (choice_of(&rig), rig.planner.used());
+    assert_eq!(before.1.ids, 10);
+    adopt(&mut rig);
+    assert_eq!(rig.planner.used(), used, "claimed once, though two rows name it");
+    assert_eq!(rig.plan(&state, 1), []);
+    assert_eq!(choice_of(&rig), before);
+
+    // As many ids as there are not words in the arena.
+    let at = before.0 + Choice::WORDS - 1;
+    rig.fake.apply(&[Op::Words { offset: at, words: vec![u64::from(u32::MAX)] }]).unwrap();
+    adopt(&mut rig);
+    rig.plan(&state, 2);
+    assert_eq!(choice_of(&rig).1, before.1);
+    rig.plan(&wanted([]), 3);
+    rig.planner.release();
+    assert_eq!(rig.planner.used(), (0, 0, 0));
+}
+
 fn arbitrary_state() -> impl Strategy<Value = DesiredState> {
     let one = (
         prop::sample::subsequence(vec![80u16, 443, 0], 1..=3),
