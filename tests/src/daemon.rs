@@ -151,6 +151,22 @@ impl Daemon {
         Ok(())
     }
 
+    /// CPU time that its threads have taken so far.
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let id = self.process.as_ref().context("not running")?.id();
+        let mut nanos = 0;
+        for task in fs::read_dir(format!("/proc/{id}/task"))?.flatten() {
+            // One may have ended meanwhile.
+            let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+            nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
     /// Kills it as the kernel would when memory is short.
     ///
     /// # Errors
