@@ -168,6 +168,8 @@ impl Bpf {
             capacity = pinned_capacity(dir)?;
             capacity.nat_ports = control.nat_ports();
         }
+        // As many as there will be: rows of counters are found by it.
+        capacity.frontends = capacity.frontends.next_power_of_two();
         let first = instance(capacity, &control, features, pins)?;
         let source = Source { pins, instance: &first };
         let bpf = Self {

@@ -9,12 +9,18 @@ use abi::{
 };
 use config::model::{Forwarding, Port, Protocol};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, VlanId};
-use lb_daemon::{datapath::Op, nexthop::NextHop};
+use lb_daemon::{
+    datapath::{Capacity, Op},
+    nexthop::NextHop,
+};
 use lb_tests::lab::{BpfDirectory, unique};
 use lb_tests::rig::{
-    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, nat_capacity, service,
+    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, capacity, nat_capacity, service,
 };
-
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use packets::{
     DROP, L4, PASS, REDIRECT, TX, VIP4, VIP6, frame4, frame6, macs, one_hop_later, v4, v6,
 };
@@ -319,6 +325,26 @@ fn a_backend_on_this_machine() {
         assert_eq!(front, back);
         rig.put(vec![service("web", &[VIP4, VIP6], forwarding, &["10.0.1.11"])]);
         assert_eq!(rig.run(&frames[0]).reason, Reason::DeliveredLocally);
+    }
+}
+
+/// Each CPU has rows of its own, and as many frontends as no power of two says are found there too.
+#[test]
+fn packets_are_counted_on_every_cpu() {
+    let mut rig = Rig::sized(Capacity { frontends: 1500, ..capacity() }, EVERYTHING);
+    rig.put(vec![service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.11"])]);
+    let here = std::collections::BTreeMap::from([("10.0.1.11".parse().unwrap(), NextHop::Local)]);
+    let ops = rig.planner.set_hops(&here, &rig.bpf, std::time::Duration::ZERO).unwrap();
+    rig.apply(&ops);
+    let frame = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, b"");
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for cpu in 0..cpus {
+        let mut this = CpuSet::new();
+        this.set(cpu).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &this).unwrap();
+        assert_eq!(rig.run(&frame).reason, Reason::DeliveredLocally);
+        let (front, back) = rig.counts("web");
+        assert_eq!((front.packets, back.packets), (cpu as u64 + 1, cpu as u64 + 1));
     }
 }
 
