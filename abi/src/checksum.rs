@@ -31,10 +31,19 @@ pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
 #[inline(always)]
 #[must_use]
 pub const fn one_hop_less(word: u32) -> u32 {
-    // The TTL is the lowest byte, the checksum the high half, one of which is added and once more if that overflows or
+    // The TTL is the lowest byte, the checksum the high half, to which one is added, and once more if that overflows or
     // comes to its other zero.
-    let word = word as u64 + 0xffff;
-    (word + ((word + 0x1_0000) >> 32 << 16)) as u32
+    match one_hop_less_at_once(word) {
+        Some(word) => word,
+        None => word.wrapping_add(0x1_ffff),
+    }
+}
+
+/// The same where nothing has to go round: all but two of 65,536.
+#[inline(always)]
+#[must_use]
+pub const fn one_hop_less_at_once(word: u32) -> Option<u32> {
+    if word < 0xfffe_0000 { Some(word + 0xffff) } else { None }
 }
 
 /// The complement of the ones' complement sum of words as they stand in memory.

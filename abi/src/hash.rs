@@ -23,10 +23,18 @@ pub struct Tuple {
     pub protocol: u8,
 }
 
-/// Hash of a flow. The high half picks the ring slot, the low half is entropy for outer headers.
+/// Hash of a flow. The high half picks the ring slot, the low half the row of an entry; [`entropy`] is for outer headers.
 #[inline(always)]
 #[must_use]
 pub const fn flow(t: &Tuple, seed: u64) -> u64 {
+    finished(mixed(t, seed))
+}
+
+/// [`flow`] but for its last step, which changes nothing in the high half: most packets need no more than that and the
+/// entropy.
+#[inline(always)]
+#[must_use]
+pub const fn mixed(t: &Tuple, seed: u64) -> u64 {
     // Which costs nothing where the protocol is known: the product is by another constant.
     let first = P2 ^ (t.protocol as u64 ^ TCP) << 1;
     let ports = (t.ports as u64) << 32;
@@ -47,8 +55,22 @@ pub const fn flow(t: &Tuple, seed: u64) -> u64 {
     }
     h = h.wrapping_mul(P1);
     h ^= h >> 32;
-    h = h.wrapping_mul(P3);
-    h ^ (h >> 32)
+    h.wrapping_mul(P3)
+}
+
+/// [`flow`], of what is [`mixed`].
+#[inline(always)]
+#[must_use]
+pub const fn finished(mixed: u64) -> u64 {
+    mixed ^ mixed >> 32
+}
+
+/// Entropy of a flow for outer headers, by its hash: the low half of what was [`mixed`], whose high bits depend on all of
+/// the tuple and the lower ones on less of it.
+#[inline(always)]
+#[must_use]
+pub const fn entropy(hash: u64) -> u32 {
+    finished(hash) as u32
 }
 
 /// IP protocol of most flows.

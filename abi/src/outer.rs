@@ -47,12 +47,18 @@ pub const fn overhead(mode: Mode, outer_v4: bool) -> u32 {
 
 const DF: u16 = 0x4000;
 
-/// The outer IPv4 header: `tos` from the inner packet, `len` of all with this header, `protocol` 4, 41 or 17, `entropy`
-/// the flow's.
+/// The first word of an IPv4 header without options, in host byte order: `tos`, and `len` of the packet.
 #[inline(always)]
 #[must_use]
-pub fn ipv4(egress: &Egress, dst: u32, len: u16, tos: u8, protocol: u8, entropy: u32) -> Outer4 {
-    let first = u32::from(u16::from_ne_bytes([0x45, tos])) | u32::from(len.to_be()) << 16;
+pub const fn first4(tos: u8, len: u16) -> u32 {
+    0x45 << 24 | (tos as u32) << 16 | len as u32
+}
+
+/// The outer IPv4 header: its `first` word ([`first4`]), `protocol` 4, 41 or 17, `entropy` the flow's.
+#[inline(always)]
+#[must_use]
+pub fn ipv4(egress: &Egress, dst: u32, first: u32, protocol: u8, entropy: u32) -> Outer4 {
+    let first = first.to_be();
     let second = u32::from(DF.to_be()) << 16;
     let third = u32::from(u16::from_ne_bytes([OUTER_TTL, protocol]));
     let src = egress.source4(entropy);
@@ -73,7 +79,7 @@ pub fn ipv6(
     next: u8,
     entropy: u32,
 ) -> Outer6 {
-    let first = (0x6000_0000 | u32::from(traffic_class) << 20 | (entropy & 0xf_ffff)).to_be();
+    let first = (0x6000_0000 | u32::from(traffic_class) << 20 | entropy >> 12).to_be();
     let second =
         u32::from(inner_len.to_be()) | u32::from(u16::from_ne_bytes([next, OUTER_TTL])) << 16;
     [
@@ -85,11 +91,11 @@ pub fn ipv6(
     ]
 }
 
-/// UDP's header: the source port carries 14 bits of the flow's entropy, in the dynamic range (RFC
+/// UDP's header: the source port carries the 14 highest bits of the flow's entropy, in the dynamic range (RFC
 /// 6335).
 #[inline(always)]
 const fn udp(port: u16, len: u16, entropy: u32) -> [u32; 2] {
-    let source = 0xc000 | (entropy & 0x3fff) as u16;
+    let source = 0xc000 | (entropy >> 18) as u16;
     [source.to_be() as u32 | (port.to_be() as u32) << 16, len.to_be() as u32]
 }
 
@@ -156,7 +162,7 @@ mod tests {
         #[test]
         fn every_outer_ipv4_header_has_a_right_checksum(src: [u8; 4], bits in 0u8..=16, dst: u32, len: u16, tos: u8, entropy: u32) {
             let e = Egress::new(1, [0; 6], 1500, Some((src, bits)), None);
-            let b = bytes4(ipv4(&e, dst, len, tos, PROTO_IPV4, entropy));
+            let b = bytes4(ipv4(&e, dst, first4(tos, len), PROTO_IPV4, entropy));
             prop_assert_eq!(checksum::fold(checksum::sum(&b)), 0xffff);
             prop_assert_eq!(u16::from_be_bytes([b[2], b[3]]), len);
             prop_assert_eq!((b[0], b[1], b[6], b[8], b[9]), (0x45, tos, 0x40, 64, 4));
@@ -190,9 +196,9 @@ mod tests {
             }
             out
         };
-        let g = bytes(&gue(60, PROTO_IPV6, 0xffff_0123));
+        let g = bytes(&gue(60, PROTO_IPV6, 0x048c_ffff));
         assert_eq!(g[..12], [0xc1, 0x23, 0x17, 0xc0, 0, 72, 0, 0, 0, 41, 0, 0]);
-        let g = bytes(&geneve(60, [0x86, 0xdd], 0xffff_0123));
+        let g = bytes(&geneve(60, [0x86, 0xdd], 0x048c_ffff));
         assert_eq!(g, [0xc1, 0x23, 0x17, 0xc1, 0, 76, 0, 0, 0, 0, 0x86, 0xdd, 0, 0, 0, 0]);
     }
 
@@ -206,7 +212,7 @@ mod tests {
         for (o, w) in b.chunks_exact_mut(8).zip(words) {
             o.copy_from_slice(&w.to_ne_bytes());
         }
-        assert_eq!(b[..8], [0x6b, 0x9d, 0x12, 0x34, 0, 60, 4, 64]);
+        assert_eq!(b[..8], [0x6b, 0x9a, 0xbc, 0xd1, 0, 60, 4, 64]);
         assert_eq!(b[8..22], src.octets()[..14]);
         assert_eq!(b[24..40], "2001:db8::99".parse::<Ipv6Addr>().unwrap().octets());
     }

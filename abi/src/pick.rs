@@ -38,6 +38,11 @@ pub trait Tables {
     fn backend_at(&self, row: u32) -> Option<(u32, &Backend)> {
         self.backend(row).map(|backend| (row, backend))
     }
+    /// The backend row of a slot that has not moved, by the slot's word ([`Slot::to_word`]), if there is such a row.
+    #[inline(always)]
+    fn backend_of(&self, word: u64) -> Option<(u32, &Backend)> {
+        if word >> 32 == 0 { self.backend_at(word as u32) } else { None }
+    }
     /// The entry of a flow; `hash`: of its key ([`FlowKey::hash`]), or any other that is the same each time.
     fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry>;
     /// The same for a flow that has looked for its tag before ([`tagged`]), and is left one.
@@ -161,22 +166,19 @@ pub fn settled<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<(u32, &Ba
     if ring.resizing {
         return None;
     }
-    settled_at(tables, own_slot(tables, ring, hash)?)
+    settled_at(tables, own_word(tables, ring, hash)?)
 }
 
-/// The slot of a flow in a ring that alone decides.
+/// Word of the slot of a flow in a ring that alone decides.
 #[inline(always)]
-pub fn plain_slot<T: Tables>(tables: &T, ring: PlainRing, hash: u64) -> Option<Slot> {
-    tables.slot(ring.slot(hash)).map(Slot::from_word)
+pub fn plain_slot<T: Tables>(tables: &T, ring: PlainRing, hash: u64) -> Option<u64> {
+    tables.slot(ring.slot(hash))
 }
 
-/// [`settled`], of a slot.
+/// [`settled`], of a slot's word.
 #[inline(always)]
-pub fn settled_at<T: Tables>(tables: &T, slot: Slot) -> Option<(u32, &Backend)> {
-    if slot.current != slot.previous {
-        return None;
-    }
-    tables.backend_at(slot.current).filter(|(_, backend)| backend.is_plain())
+pub fn settled_at<T: Tables>(tables: &T, word: u64) -> Option<(u32, &Backend)> {
+    tables.backend_of(word).filter(|(_, backend)| backend.is_plain())
 }
 
 /// The backend of a flow that begins in such a slot, if it is up: no other one is looked for. The flow is to have an entry
@@ -366,11 +368,15 @@ fn serves<T: Tables>(tables: &T, row: u32) -> bool {
 
 #[inline(always)]
 pub(crate) fn own_slot<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<Slot> {
+    own_word(tables, ring, hash).map(Slot::from_word)
+}
+
+#[inline(always)]
+fn own_word<T: Tables>(tables: &T, ring: Ring, hash: u64) -> Option<u64> {
     if ring.size == 0 {
         return None;
     }
-    let index = ring.offset.wrapping_add(hash::slot(hash, ring.size));
-    tables.slot(index).map(Slot::from_word)
+    tables.slot(ring.offset.wrapping_add(hash::slot(hash, ring.size)))
 }
 
 #[cfg(test)]

@@ -271,17 +271,23 @@ impl Slot {
     /// Stands for no backend.
     pub const NONE: u32 = u32::MAX;
 
-    /// One word.
+    /// A slot without a backend.
+    pub const EMPTY: Self = Self { current: Self::NONE, previous: Self::NONE };
+
+    /// One word: the current row, and in the high half in which bits the previous one differs. So a slot that has not
+    /// moved is its row, and one comparison says both that and whether there is such a row.
+    #[inline(always)]
     #[must_use]
     pub const fn to_word(self) -> u64 {
-        self.previous as u64 | (self.current as u64) << 32
+        self.current as u64 | ((self.current ^ self.previous) as u64) << 32
     }
 
     /// From one word.
     #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
-        Self { current: (word >> 32) as u32, previous: word as u32 }
+        let current = word as u32;
+        Self { current, previous: current ^ (word >> 32) as u32 }
     }
 }
 

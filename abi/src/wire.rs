@@ -278,26 +278,29 @@ pub struct Rest {
     pub ttl: u8,
     /// As [`Ip::total`].
     pub total: u32,
+    /// The first word of the header, in host byte order: of IPv4 all of the above but the TTL.
+    pub first: u32,
 }
 
 impl Rest {
     #[inline(always)]
-    const fn of4(h: &Ipv4) -> Self {
-        let ([tos], [ttl, _]) = (h.tos(), h.ttl_protocol());
-        Self { tos, ttl, total: u16::from_be_bytes(h.total_length()) as u32 }
+    const fn of4(h: &Ipv4, first: [u8; 4]) -> Self {
+        let (first, [ttl, _]) = (u32::from_be_bytes(first), h.ttl_protocol());
+        Self { tos: (first >> 16) as u8, ttl, total: first & 0xffff, first }
     }
 
     #[inline(always)]
     const fn of6(h: &Ipv6) -> Self {
-        let (tos, [ttl]) = ((u32::from_be_bytes(h.first()) >> 20) as u8, h.hop_limit());
-        Self { tos, ttl, total: u16::from_be_bytes(h.payload_length()) as u32 + 40 }
+        let (first, [ttl]) = (u32::from_be_bytes(h.first()), h.hop_limit());
+        let total = u16::from_be_bytes(h.payload_length()) as u32 + 40;
+        Self { tos: (first >> 20) as u8, ttl, total, first }
     }
 }
 
 /// That of an IPv4 header at `l3`. `None`: it is cut short.
 #[inline(always)]
 pub fn rest4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
-    frame.header(l3).map(Rest::of4)
+    Some(Rest::of4(frame.header(l3)?, frame.header::<Ports>(l3)?.both()))
 }
 
 /// That of an IPv6 header at `l3`. `None`: it is cut short.
@@ -334,7 +337,7 @@ pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
     if version_ihl >> 4 != 4 || version_ihl & 15 < 5 {
         return None;
     }
-    let Rest { tos, ttl, total } = Rest::of4(h);
+    let Rest { tos, ttl, total, .. } = Rest::of4(h, frame.header::<Ports>(l3)?.both());
     let [_, protocol] = h.ttl_protocol();
     Some(Ip {
         src: Addr::v4(u32::from_ne_bytes(h.src())),
@@ -355,7 +358,7 @@ pub fn ipv6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
     if u32::from_be_bytes(h.first()) >> 28 != 6 {
         return None;
     }
-    let Rest { tos, ttl, total } = Rest::of6(h);
+    let Rest { tos, ttl, total, .. } = Rest::of6(h);
     let [protocol] = h.next();
     Some(Ip {
         src: Addr::from_bytes(h.src()),
@@ -379,6 +382,13 @@ pub mod tcp_flags {
     pub const RST: u8 = 0x04;
     /// ACK.
     pub const ACK: u8 = 0x10;
+
+    /// Whether a segment with these flags opens a connection: SYN without ACK.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(flags: u8) -> bool {
+        flags & (SYN | ACK) == SYN
+    }
 }
 
 /// SCTP chunk types (RFC 9260 section 3.2).
@@ -430,7 +440,7 @@ pub fn transport(frame: &(impl Frame + ?Sized), l4: usize, protocol: u8) -> Opti
     if protocol == protocol::TCP {
         let h: &Tcp = frame.header(l4)?;
         let [flags] = h.flags();
-        let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+        let opening = tcp_flags::opens(flags);
         Some(Transport { ports: u32::from_ne_bytes(h.ports()), opening })
     } else if protocol == protocol::SCTP {
         let h: &Sctp = frame.header(l4)?;

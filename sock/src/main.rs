@@ -6,7 +6,7 @@
 //! refuses anything.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, asm_goto_with_outputs)]
 #![expect(missing_docs, reason = "the macro makes items that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches them")]
 

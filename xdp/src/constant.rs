@@ -143,3 +143,21 @@ pub(crate) fn has<const BITS: u32>() -> bool {
     }
     any != 0
 }
+
+/// `value`, if it is less than constant `N`: in a register of which the verifier knows that, and which alone is used then. A
+/// copy that was put aside before would be of no use to it.
+#[inline(always)]
+pub(crate) fn less<const N: u32>(value: u64) -> Option<u64> {
+    let less: u64;
+    // SAFETY: a branch.
+    unsafe {
+        core::arch::asm!(
+            "if {value} >= {placeholder} goto {no}",
+            value = inout(reg) value => less,
+            placeholder = const NARROW | N,
+            no = label { return None },
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    Some(less)
+}

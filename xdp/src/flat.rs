@@ -86,17 +86,17 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
 
     /// The number of a row, if the table has as many, as the verifier knows it to be less.
     #[inline(always)]
-    fn bound(row: u32) -> Option<u64> {
-        // What is compared is then the very register that is added; else the compiler may take another one with the same
-        // number in it, of which the verifier does not know that.
-        let row = constant::unknown(row);
-        (row < constant::get::<ROWS>()).then_some(row)
+    fn bound(row: u64) -> Option<u64> {
+        let row = constant::less::<ROWS>(row)?;
+        // SAFETY: there are no tables of more rows. Or the compiler would make 32 bits of it once more.
+        unsafe { core::hint::assert_unchecked(row >> 32 == 0) };
+        Some(row)
     }
 
     /// A row, if the table has as many.
     #[inline(always)]
     pub(crate) fn get_ptr(&'static self, row: u32) -> Option<*mut T> {
-        Self::bound(row).map(|row| self.place(row))
+        Self::bound(row.into()).map(|row| self.place(row))
     }
 
     /// A row, if the table has as many.
@@ -108,6 +108,12 @@ impl<T: Copy, const ROWS: u32, const MASK: u32> Flat<T, ROWS, MASK> {
     /// A row, if the table has as many, and its number, which the verifier knows to be less.
     #[inline(always)]
     pub(crate) fn find(&'static self, row: u32) -> Option<(u32, &'static T)> {
+        self.find_wide(row.into())
+    }
+
+    /// The same for a number of 64 bits that nobody has made one of 32 bits yet.
+    #[inline(always)]
+    pub(crate) fn find_wide(&'static self, row: u64) -> Option<(u32, &'static T)> {
         let row = Self::bound(row)?;
         // SAFETY: as in `at`.
         Some((row as u32, unsafe { &*self.place(row) }))

@@ -7,7 +7,7 @@
 //! chance to [`chance`], those that open a connection to this machine to [`synproxy`].
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, asm_goto_with_outputs)]
 #![expect(missing_docs, reason = "the xdp macro makes an item that cannot carry any")]
 #![expect(unreachable_pub, reason = "the kernel is who reaches it")]
 

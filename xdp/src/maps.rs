@@ -171,6 +171,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn backend_of(&self, word: u64) -> Option<(u32, &Backend)> {
+        BACKENDS.find_wide(word)
+    }
+
+    #[inline(always)]
     fn flow(&self, key: &FlowKey, hash: u64) -> Option<FlowEntry> {
         table::find(&Flows, key, hash, seconds())
     }
@@ -490,9 +495,35 @@ pub(crate) fn count_number(cpu: u32, number: u32, bytes: u64) {
     count_at(cpu, constant::below::<REASON_ROWS>(number.into()), bytes);
 }
 
+/// The same for a number that is known: its place in the rows of a CPU is then part of each instruction.
+#[inline(always)]
+pub(crate) fn count_known<const REASON: u32>(cpu: u32, bytes: u64) {
+    const { assert!(REASON < REASON_ROWS) };
+    let own = REASON_COUNT.place(place_of(cpu) * u64::from(REASON_ROWS));
+    // SAFETY: as in `count_at`. Not said to be pure, and of other numbers for another reason: or the compiler would make
+    // one way for all reasons, and compute the place.
+    unsafe {
+        core::arch::asm!(
+            "{word} = *(u64 *)({own} + {packets})",
+            "{word} += 1",
+            "*(u64 *)({own} + {packets}) = {word}",
+            "{word} = *(u64 *)({own} + {bytes_at})",
+            "{word} += {bytes}",
+            "*(u64 *)({own} + {bytes_at}) = {word}",
+            own = in(reg) own,
+            bytes = in(reg) bytes,
+            word = out(reg) _,
+            packets = const REASON as usize * size_of::<ReasonCounter>(),
+            bytes_at = const REASON as usize * size_of::<ReasonCounter>()
+                + core::mem::offset_of!(ReasonCounter, bytes),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
 /// The same for a number that the verifier knows.
 #[inline(always)]
-pub(crate) fn count_at(cpu: u32, number: u64, bytes: u64) {
+fn count_at(cpu: u32, number: u64, bytes: u64) {
     let own = place_of(cpu) * u64::from(REASON_ROWS);
     // Added: of an or with what is no constant the verifier of Linux 6.1 knows nothing.
     let row = REASON_COUNT.place(own + number);

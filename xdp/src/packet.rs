@@ -1,8 +1,9 @@
 //! The frame: the only place with raw packet pointers.
 
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ptr};
 
 use abi::{
+    addr::Addr,
     checksum,
     limits::OUTER_TTL,
     reason::Reason,
@@ -23,8 +24,8 @@ use crate::constant::stop;
 /// the compiler believes otherwise.
 pub(crate) struct Packet {
     ctx: XdpContext,
-    data: usize,
-    end: usize,
+    data: *mut u8,
+    end: *mut u8,
     /// Bytes that are known to be there: a constant wherever it is not 0.
     checked: usize,
 }
@@ -32,7 +33,7 @@ pub(crate) struct Packet {
 impl Packet {
     #[inline(always)]
     pub(crate) fn new(ctx: XdpContext) -> Self {
-        let mut packet = Self { ctx, data: 0, end: 0, checked: 0 };
+        let mut packet = Self { ctx, data: ptr::null_mut(), end: ptr::null_mut(), checked: 0 };
         packet.bound();
         packet
     }
@@ -49,11 +50,36 @@ impl Packet {
     /// [`Self::unchecked`]. Both stand in one function, or `checked` is no constant.
     #[inline(always)]
     pub(crate) fn check<const N: usize>(&mut self) -> bool {
-        if self.data + N > self.end {
+        if self.data.wrapping_add(N) > self.end {
             return false;
         }
         self.checked = N;
         true
+    }
+
+    /// The addresses of an IPv4 header at `L3`, which has been checked, as they stand there: loaded here, and by no one
+    /// before, who would have to keep them until now.
+    #[inline(always)]
+    pub(crate) fn addresses<const L3: usize>(&self) -> Option<(Addr, Addr)> {
+        if L3 + 20 > self.checked {
+            return None;
+        }
+        let (src, dst): (u64, u64);
+        // SAFETY: loads of what was checked. They are not said to be pure, so they stay here.
+        unsafe {
+            core::arch::asm!(
+                "{src} = *(u32 *)({data} + {src_at})",
+                "{dst} = *(u32 *)({data} + {dst_at})",
+                data = in(reg) self.data,
+                src = out(reg) src,
+                dst = lateout(reg) dst,
+                src_at = const L3 + 12,
+                dst_at = const L3 + 16,
+                options(readonly, nostack, preserves_flags),
+            );
+            core::hint::assert_unchecked(src >> 32 == 0 && dst >> 32 == 0);
+        }
+        Some((Addr::v4(src as u32), Addr::v4(dst as u32)))
     }
 
     /// Ends what [`Self::check`] began.
@@ -65,7 +91,7 @@ impl Packet {
     /// Bytes of the linear part as it arrived.
     #[inline(always)]
     pub(crate) fn arrived(&self) -> u64 {
-        (self.end - self.data) as u64
+        self.len() as u64
     }
 
     /// Whether `bytes` lie within the frame, all its buffers counted. Costs a call only when they do
@@ -124,13 +150,15 @@ impl Packet {
     /// `N` bytes at `offset`, to be written.
     #[inline(always)]
     pub(crate) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
-        let start = self.data + offset;
-        if offset + N > self.checked && start + N > self.end {
+        let start = self.data.wrapping_add(offset);
+        if offset + N > self.checked && start.wrapping_add(N) > self.end {
             return None;
         }
+        // SAFETY: no frame is at 0, nor is what is in it.
+        unsafe { core::hint::assert_unchecked(!start.is_null()) };
         // SAFETY: the check above, or an earlier one, keeps `start..start + N` inside the frame; the exclusive borrow
         // of `self` keeps every other access and `grow_head` out while it lives.
-        Some(unsafe { &mut *(start as *mut [u8; N]) })
+        Some(unsafe { &mut *start.cast::<[u8; N]>() })
     }
 
     /// The context, for a function that looks at the packet anew.
@@ -246,28 +274,28 @@ impl Packet {
 
 /// The bounds of the frame, now.
 #[inline(always)]
-fn bounds(ctx: *mut xdp_md) -> (usize, usize) {
+fn bounds(ctx: *mut xdp_md) -> (*mut u8, *mut u8) {
     // SAFETY: the context is the one the program was called with; volatile keeps the compiler from taking these for
     // values read before the head moved. No frame is at 0.
     unsafe {
         let data = (&raw const (*ctx).data).read_volatile() as usize;
         let end = (&raw const (*ctx).data_end).read_volatile() as usize;
         core::hint::assert_unchecked(data != 0);
-        (data, end)
+        (data as *mut u8, end as *mut u8)
     }
 }
 
 /// The first bytes of a frame, whose bounds have been checked once, to be written at places that are constants.
 pub(crate) struct Room<'a> {
-    start: usize,
+    start: *mut u8,
     len: usize,
     frame: PhantomData<&'a mut Packet>,
 }
 
 impl Room<'_> {
     #[inline(always)]
-    fn new(data: usize, end: usize, len: usize) -> Option<Self> {
-        (data + len <= end).then_some(Self { start: data, len, frame: PhantomData })
+    fn new(data: *mut u8, end: *mut u8, len: usize) -> Option<Self> {
+        (data.wrapping_add(len) <= end).then_some(Self { start: data, len, frame: PhantomData })
     }
 
     /// Writes a word.
@@ -277,8 +305,35 @@ impl Room<'_> {
         if at + size_of::<T>() <= self.len {
             // SAFETY: `Packet::room` checked that `len` bytes are inside the frame, which nobody else has while the
             // borrow lives.
-            unsafe { ((self.start + at) as *mut T).write_unaligned(word) };
+            unsafe { self.start.wrapping_add(at).cast::<T>().write_unaligned(word) };
         }
+    }
+
+    /// The byte before the last of those at `SEEN` behind all headers that were put in front; 0 for no `SEEN`.
+    #[inline(always)]
+    pub(crate) fn seen<
+        const L3: usize,
+        const OUTER: usize,
+        const SHIM: usize,
+        const SEEN: usize,
+    >(
+        &self,
+    ) -> u8 {
+        if SEEN == 0 || L3 + OUTER + SHIM + SEEN > self.len {
+            return 0;
+        }
+        let byte: u64;
+        // SAFETY: a load of what was checked, and not said to be pure: or its place would be computed.
+        unsafe {
+            core::arch::asm!(
+                "{byte} = *(u8 *)({start} + {at})",
+                start = in(reg) self.start,
+                byte = lateout(reg) byte,
+                at = const L3 + OUTER + SHIM + SEEN - 1,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        byte as u8
     }
 
     /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as they stand in the
@@ -308,18 +363,20 @@ impl Frame for Packet {
     #[inline(always)]
     fn header<T: Wire>(&self, offset: usize) -> Option<&T> {
         const { assert!(align_of::<T>() == 1) };
-        let start = self.data + offset;
-        if offset + T::LEN > self.checked && start + T::LEN > self.end {
+        let start = self.data.wrapping_add(offset);
+        if offset + T::LEN > self.checked && start.wrapping_add(T::LEN) > self.end {
             return None;
         }
+        // SAFETY: no frame is at 0, nor is what is in it.
+        unsafe { core::hint::assert_unchecked(!start.is_null()) };
         // SAFETY: the check above, or an earlier one, keeps the header inside the frame; `T: Wire` has alignment 1 and
         // no invalid bit patterns; `grow_head`, the only call that moves the frame, takes
         // `&mut self` and so cannot run while this borrow lives.
-        Some(unsafe { &*(start as *const T) })
+        Some(unsafe { &*start.cast::<T>() })
     }
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end - self.data
+        self.end as usize - self.data as usize
     }
 }

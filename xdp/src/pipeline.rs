@@ -149,6 +149,7 @@ fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
     ip: &Ip,
 ) -> End {
     if maps::has::<{ feature::PREFILTER }>() {
+        let ip = &addressed::<L3, V4>(packet, ip);
         let (flags, cpu) = (maps::flags(), maps::cpu());
         if prefilter::blocks::<L3, V4>(packet, ip, flags, cpu) {
             return End::Of(Reason::Blocked);
@@ -161,6 +162,7 @@ fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
         events::passed(packet, cpu);
     }
     if maps::has::<{ feature::DECAP }>() {
+        let ip = &addressed::<L3, V4>(packet, ip);
         let tunnel = decap::tunnel::<L3>(packet, ip);
         if tunnel != Tunnel::None
             && let Some(reason) = decap::run::<L3>(packet, ip, tunnel)
@@ -169,7 +171,18 @@ fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
         }
     }
     if maps::has::<{ feature::BALANCE }>() {
+        let ip = &addressed::<L3, V4>(packet, ip);
         return service::run::<L3, V4, PLAIN>(packet, ip);
     }
     End::Of(Reason::NotOurs)
+}
+
+/// The same header, whose addresses are loaded once more: what a stage that this instance has not would keep them for is
+/// removed, but not that they are kept.
+#[inline(always)]
+fn addressed<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Ip {
+    match packet.addresses::<L3>() {
+        Some((src, dst)) if V4 => Ip { src, dst, ..*ip },
+        _ => *ip,
+    }
 }

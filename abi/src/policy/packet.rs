@@ -137,7 +137,7 @@ pub fn head(frame: &(impl Frame + ?Sized), l3: usize, v4: bool) -> Option<Head> 
             let tcp: &Tcp = frame.header(at)?;
             let [flags] = tcp.flags();
             head.ports = u32::from_ne_bytes(tcp.ports());
-            head.opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+            head.opening = tcp_flags::opens(flags);
         }
         _ => transport(frame, at, &mut head)?,
     }

@@ -295,10 +295,10 @@ impl Egress {
             src4: base4,
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
-            room4: if src4.is_some() { mtu } else { 0 },
+            room4: if src4.is_some() { mtu.saturating_sub(20) } else { 0 },
             src_mac: u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], flags[0], flags[1]]),
             nat: 0,
-            room6: if src6.is_some() { mtu } else { 0 },
+            room6: if src6.is_some() { mtu.saturating_sub(40) } else { 0 },
             reserved: 0,
         }
     }

@@ -12,8 +12,16 @@ fn words_round_trip() {
         let ring = Ring { offset: 0xfff_ffff, size: 1_048_573, resizing };
         assert_eq!(Ring::from_word(ring.to_word()), ring);
     }
-    let slot = Slot { current: 7, previous: Slot::NONE };
-    assert_eq!(Slot::from_word(slot.to_word()), slot);
+    for slot in [
+        Slot { current: 7, previous: Slot::NONE },
+        Slot { current: 0, previous: 7 },
+        Slot { current: Slot::NONE, previous: 7 },
+        Slot::EMPTY,
+    ] {
+        assert_eq!(Slot::from_word(slot.to_word()), slot);
+    }
+    assert_eq!(Slot { current: 7, previous: 7 }.to_word(), 7);
+    assert!(Slot { current: 7, previous: 6 }.to_word() > u64::from(Slot::NONE));
     for heir in [None, Some(0), Some((1 << 31) - 2)] {
         let state =
             State { down: true, keeps: heir.is_none(), recovering: false, weight: 300, heir };
@@ -121,7 +129,7 @@ fn frozen_images() {
         bytes(Egress::new(3, [2, 0, 0, 0, 0, 1], 1500, Some(([10, 0, 0, 1], 8)), None));
     assert_eq!(e[16..24], [3, 0, 0, 0, 0xdc, 5, 0, 0]);
     assert_eq!(e[24..32], [10, 0, 0, 0, 0, 0, 0, 255], "entropy bits are cleared from the base");
-    assert_eq!(e[36..48], [0xdc, 5, 0, 0, 2, 0, 0, 0, 0, 1, 1, 0]);
+    assert_eq!(e[36..48], [0xc8, 5, 0, 0, 2, 0, 0, 0, 0, 1, 1, 0]);
     assert_eq!(e[52..56], [0; 4], "no source, no room");
 
     let c: [u8; 64] = bytes(Control::new(3, 4, 5, 6));
@@ -129,7 +137,7 @@ fn frozen_images() {
     assert_eq!(
         c[24..56],
         [
-            24, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0,
+            25, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0,
             0, 0, 0
         ]
     );

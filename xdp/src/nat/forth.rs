@@ -202,7 +202,7 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     cpu: u32,
 ) -> Result<Reason, Reason> {
     let Segment { ports, flags, udp } = segment;
-    let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    let opening = tcp_flags::opens(flags);
     let (row, frontend) = service(ip, ports, opening)?;
     sendable::<L3, V4>(packet, ip.protocol, header::<V4>())?;
     let how = How::new(maps::seconds(), udp || opening);

@@ -119,7 +119,7 @@ fn request<const V4: bool>(
 ) -> Result<(), Reason> {
     let segment = parse_at(packet, upper.at, upper.protocol).ok_or(Reason::NatRefused)?;
     let Segment { ports, flags, udp } = segment;
-    let opening = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    let opening = tcp_flags::opens(flags);
     let (row, frontend) = forth::service(ip, ports, opening)?;
     sendable(packet, ip, upper)?;
     let how = How::new(maps::seconds(), udp || opening);

@@ -10,11 +10,11 @@ use abi::{
     outer::{self, GENEVE_SHIM, GUE_SHIM},
     reason::Reason,
     table::{Backend, Egress, Frontend, HopWord, Mode},
-    wire::{Ipv4, Rest, ethertype, protocol},
+    wire::{Rest, ethertype, protocol},
 };
 
 use crate::{
-    constant::stop,
+    constant::{stop, unknown},
     maps,
     packet::{Packet, Room},
 };
@@ -59,12 +59,12 @@ pub(crate) fn twice<const L3: usize, const V4: bool>(
 ) -> Result<Reason, Reason> {
     let Some((hop, egress)) = way(backend) else { return here(backend.hop()) };
     if hop.is_v4() {
-        let mut room = encap4::<L3, V4, SHIM4>(packet, backend, hop, egress, entropy)?;
+        let mut room = encap4::<L3, V4, SHIM4, 0>(packet, backend, hop, egress, entropy)?;
         let at = L3 + 20 + GUE_SHIM;
         room.put(at, chance::one_hop(true));
         room.put(at + 4, other.as_v4_raw());
     } else {
-        let mut room = encap6::<L3, V4, SHIM6>(packet, backend, hop, egress, entropy)?;
+        let mut room = encap6::<L3, V4, SHIM6, 0>(packet, backend, hop, egress, entropy)?;
         let at = L3 + 40 + GUE_SHIM;
         room.put(at, chance::one_hop(false));
         room.put(at + 4, other.hi());
@@ -110,70 +110,89 @@ pub(crate) fn over<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     match mode {
-        Mode::Ipip => tunnelled::<L3, V4>(packet, backend, hop, egress, entropy),
-        mode => marked::<L3, V4>(packet, mode, backend, hop, egress, entropy),
+        Mode::Ipip => {
+            tunnelled::<L3, V4, 0>(packet, backend, hop, egress, entropy).map(|sent| sent.reason)
+        }
+        mode => {
+            marked::<L3, V4, 0>(packet, mode, backend, hop, egress, entropy).map(|sent| sent.reason)
+        }
     }
 }
 
-/// The same of modes other than [`Mode::Ipip`].
+/// A packet that is on its way.
+pub(crate) struct Sent {
+    pub(crate) reason: Reason,
+    /// A byte of it that was asked for, else 0.
+    pub(crate) byte: u8,
+}
+
+/// The same of modes other than [`Mode::Ipip`]. `SEEN`: the byte of the packet as it came, from its IP header on and less
+/// one, that whoever sends it wants to know then, and not to keep until then; it has been checked that it is there. 0:
+/// none.
 #[inline(always)]
-pub(crate) fn marked<const L3: usize, const V4: bool>(
+pub(crate) fn marked<const L3: usize, const V4: bool, const SEEN: usize>(
     packet: &mut Packet,
     mode: Mode,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<Reason, Reason> {
-    match mode {
+) -> Result<Sent, Reason> {
+    let byte = match mode {
         Mode::L2 => {
             fits(&packet.rest::<L3, V4>()?, 0, egress)?;
             decrement_ttl::<L3, V4>(packet)?;
             let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
             macs(link, hop, egress);
+            match SEEN {
+                0 => 0,
+                seen => packet.bytes_mut::<1>(L3 + seen - 1).ok_or(Reason::Truncated)?[0],
+            }
         }
-        Mode::Gue => encap::<L3, V4, GUE_SHIM>(packet, backend, hop, egress, entropy)?,
-        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM>(packet, backend, hop, egress, entropy)?,
+        Mode::Gue => encap::<L3, V4, GUE_SHIM, SEEN>(packet, backend, hop, egress, entropy)?,
+        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM, SEEN>(packet, backend, hop, egress, entropy)?,
         // Other programs see to these.
         Mode::Ipip | Mode::GueTwice => return Err(Reason::SecondChance),
         Mode::Nat => return Err(Reason::NatNoEntry),
-    }
+    };
 
-    Ok(packet.send(egress.ifindex()))
+    Ok(Sent { reason: packet.send(egress.ifindex()), byte })
 }
 
 /// The same of [`Mode::Ipip`].
 #[inline(always)]
-pub(crate) fn tunnelled<const L3: usize, const V4: bool>(
+pub(crate) fn tunnelled<const L3: usize, const V4: bool, const SEEN: usize>(
     packet: &mut Packet,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<Reason, Reason> {
-    encap::<L3, V4, 0>(packet, backend, hop, egress, entropy)?;
-    Ok(packet.send(egress.ifindex()))
+) -> Result<Sent, Reason> {
+    let byte = encap::<L3, V4, 0, SEEN>(packet, backend, hop, egress, entropy)?;
+    Ok(Sent { reason: packet.send(egress.ifindex()), byte })
 }
 
 /// `SHIM`: bytes between the outer IP header and the inner one, which tell the encapsulation.
 #[inline(always)]
-fn encap<const L3: usize, const V4: bool, const SHIM: usize>(
+fn encap<const L3: usize, const V4: bool, const SHIM: usize, const SEEN: usize>(
     packet: &mut Packet,
     backend: &Backend,
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<(), Reason> {
+) -> Result<u8, Reason> {
+    // Each for itself: the byte's place is a constant then.
     if hop.is_v4() {
-        encap4::<L3, V4, SHIM>(packet, backend, hop, egress, entropy)?;
+        let room = encap4::<L3, V4, SHIM, SEEN>(packet, backend, hop, egress, entropy)?;
+        Ok(room.seen::<L3, 20, SHIM, SEEN>())
     } else {
-        encap6::<L3, V4, SHIM>(packet, backend, hop, egress, entropy)?;
+        let room = encap6::<L3, V4, SHIM, SEEN>(packet, backend, hop, egress, entropy)?;
+        Ok(room.seen::<L3, 40, SHIM, SEEN>())
     }
-    Ok(())
 }
 
 #[inline(always)]
-fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize>(
+fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize, const SEEN: usize>(
     packet: &'a mut Packet,
     backend: &Backend,
     hop: HopWord,
@@ -181,15 +200,21 @@ fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize>(
     entropy: u32,
 ) -> Result<Room<'a>, Reason> {
     let rest = packet.rest::<L3, V4>()?;
-    has_room(&rest, 20 + SHIM as u32, egress, true)?;
+    has_room(&rest, SHIM as u32, egress, true)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    let mut room = packet.grown(20 + SHIM as i32, L3 + 20 + SHIM)?;
+    let mut room = packet.grown(20 + SHIM as i32, L3 + 20 + SHIM + SEEN)?;
     // Not earlier: what it is made of would have to be kept over the call.
     let dst = backend.addr().as_v4_raw();
-    let len = (20 + SHIM as u32 + rest.total) as u16;
-    let header = outer::ipv4(egress, dst, len, rest.tos, next::<V4, SHIM>(), entropy);
+    let longer = 20 + SHIM as u32;
+    let first = match (V4, SEEN) {
+        (true, 0) => outer::first4(0, longer as u16) + (rest.first & 0x00ff_ffff),
+        // Of packets that have no options, so that most of the inner word is the outer one's.
+        (true, _) => rest.first + longer,
+        (false, _) => outer::first4(rest.tos, (longer + rest.total) as u16),
+    };
+    let header = outer::ipv4(egress, dst, first, next::<V4, SHIM>(), entropy);
     room.link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV4);
     let mut word = 0;
     while word < header.len() {
@@ -201,7 +226,7 @@ fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize>(
 }
 
 #[inline(always)]
-fn encap6<'a, const L3: usize, const V4: bool, const SHIM: usize>(
+fn encap6<'a, const L3: usize, const V4: bool, const SHIM: usize, const SEEN: usize>(
     packet: &'a mut Packet,
     backend: &Backend,
     hop: HopWord,
@@ -209,11 +234,11 @@ fn encap6<'a, const L3: usize, const V4: bool, const SHIM: usize>(
     entropy: u32,
 ) -> Result<Room<'a>, Reason> {
     let rest = packet.rest::<L3, V4>()?;
-    has_room(&rest, 40 + SHIM as u32, egress, false)?;
+    has_room(&rest, SHIM as u32, egress, false)?;
     decrement_ttl::<L3, V4>(packet)?;
     let tags = packet.tags::<L3>().ok_or(Reason::Truncated)?;
 
-    let mut room = packet.grown(40 + SHIM as i32, L3 + 40 + SHIM)?;
+    let mut room = packet.grown(40 + SHIM as i32, L3 + 40 + SHIM + SEEN)?;
     let len = (rest.total + SHIM as u32) as u16;
     let header = outer::ipv6(egress, backend.addr(), len, rest.tos, next::<V4, SHIM>(), entropy);
     room.link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV6);
@@ -269,10 +294,10 @@ fn fits(rest: &Rest, outer: u32, egress: &Egress) -> Result<(), Reason> {
     if rest.total + outer > egress.mtu() { Err(Reason::TooBig) } else { Ok(()) }
 }
 
-/// The same with an outer header of this family.
+/// The same with an outer IP header of this family and a shim.
 #[inline(always)]
-fn has_room(rest: &Rest, outer: u32, egress: &Egress, v4: bool) -> Result<(), Reason> {
-    if rest.total + outer <= egress.room(v4) {
+fn has_room(rest: &Rest, shim: u32, egress: &Egress, v4: bool) -> Result<(), Reason> {
+    if rest.total + shim <= egress.room(v4) {
         return Ok(());
     }
     Err(stop(if egress.has_source(v4) { Reason::TooBig } else { Reason::NoNextHop }))
@@ -309,10 +334,13 @@ pub(crate) fn put_macs(link: &mut [u8; 12], dst: (u32, u16), src: [u8; 6]) {
 #[inline(always)]
 fn decrement_ttl<const L3: usize, const V4: bool>(packet: &mut Packet) -> Result<(), Reason> {
     if V4 {
-        const _: () = assert!(size_of::<Ipv4>() == 20);
-        let h = packet.bytes_mut::<20>(L3).ok_or(Reason::Truncated)?;
-        let word = u32::from_ne_bytes([h[8], h[9], h[10], h[11]]);
-        h[8..12].copy_from_slice(&checksum::one_hop_less(word).to_ne_bytes());
+        let word = packet.bytes_mut::<4>(L3 + 8).ok_or(Reason::Truncated)?;
+        let before = u32::from_ne_bytes(*word);
+        let less = checksum::one_hop_less_at_once(before).unwrap_or_else(|| {
+            core::hint::cold_path();
+            unknown(checksum::one_hop_less(before)) as u32
+        });
+        *word = less.to_ne_bytes();
     } else {
         let h = packet.bytes_mut::<8>(L3).ok_or(Reason::Truncated)?;
         h[7] -= 1;

@@ -18,7 +18,7 @@ use crate::{
 #[inline(always)]
 pub(super) fn moving(
     row: u32,
-    slot: Option<Slot>,
+    slot: Slot,
     tuple: &Tuple,
     hash: u64,
     phase: Phase,
@@ -27,9 +27,7 @@ pub(super) fn moving(
         if let Some(found) = first_tagged(slot, hash, phase == Phase::Established) {
             return Some(found);
         }
-    } else if let Some(slot) = slot
-        && let Some((to, backend)) = pick::begins(&Maps, slot)
-    {
+    } else if let Some((to, backend)) = pick::begins(&Maps, slot) {
         let rows = u64::from(row) | u64::from(to) << 32;
         flow_keeps(rows, tuple.src.hi(), tuple.src.lo(), word(tuple, phase, false), hash);
         return Some((to, backend));
@@ -39,18 +37,17 @@ pub(super) fn moving(
 
 /// The backend that a flow's tag says, if that is where it nearly always is.
 #[inline(always)]
-fn first_tagged(slot: Option<Slot>, hash: u64, began: bool) -> Option<(u32, &'static Backend)> {
+fn first_tagged(slot: Slot, hash: u64, began: bool) -> Option<(u32, &'static Backend)> {
     let tag = Maps.tag(hash, 0);
     let mut row = tag.backend();
     // It is one of the slot's two, nearly always. That is guessed by the processor, which goes on with the number that
     // it has at hand, while the tag may still be on its way from memory.
-    if let Some(Slot { current, previous }) = slot {
-        let (by_current, by_previous) = (constant::unknown(current), constant::unknown(previous));
-        if row == previous {
-            row = by_previous as u32;
-        } else if row == current {
-            row = by_current as u32;
-        }
+    let Slot { current, previous } = slot;
+    let (by_current, by_previous) = (constant::unknown(current), constant::unknown(previous));
+    if row == previous {
+        row = by_previous as u32;
+    } else if row == current {
+        row = by_current as u32;
     }
     let (row, backend) = Maps.backend_at(row)?;
     pick::is_tag(tag, hash, row, backend, Maps.seconds(), began).then_some((row, backend))

@@ -10,7 +10,7 @@ use abi::{
     reason::Reason,
     routes, server,
     table::{Backend, Frontend, FrontendKey, Mode, Slot},
-    wire::{self, Frame, Ip, Transport, protocol},
+    wire::{self, Frame, Ip, Transport, protocol, tcp_flags},
 };
 
 use crate::{
@@ -41,27 +41,46 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     packet: &mut Packet,
     ip: &Ip,
 ) -> Result<End, End> {
-    let (row, frontend, transport, hash) = find::<L3, V4, PLAIN>(packet, ip)?;
+    let (row, frontend, mixed) = find::<L3, V4, PLAIN>(packet, ip)?;
     if is_rare::<L3, PLAIN>() {
         return Err(if frontend.is_simple() {
             End::Of(stop(Reason::SourceRefused))
         } else {
+            let transport = again::<L3, V4>(packet, ip)?;
+            let hash = hash::finished(mixed);
             otherwise::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend))
         });
     }
     sendable::<L3, V4>(packet, ip.protocol, ip.header)
         .map_err(|reason| End::Of(unsendable(frontend, reason)))?;
-    let slot = frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, hash));
-    let (backend_row, backend) = match slot.and_then(|slot| pick::settled_at(&Maps, slot)) {
+    let word = frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, mixed));
+    let word = word.unwrap_or(Slot::EMPTY.to_word());
+    let (backend_row, backend) = match pick::settled_at(&Maps, word) {
         Some(found) => found,
         None => {
             core::hint::cold_path();
-            let ip = &late::<V4>(ip);
-            other::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend), slot)?
+            let ip = &late::<L3, V4>(packet, ip);
+            let transport = again::<L3, V4>(packet, ip)?;
+            let hash = hash::finished(computed(mixed));
+            other::<L3, V4, PLAIN>(packet, ip, &transport, hash, (row, frontend), word)?
         }
     };
-    forwarded::<L3, V4>(packet, &transport, hash as u32, (row, frontend), (backend_row, backend))
-        .map_err(End::Of)
+    let (entropy, from, to) = (mixed as u32, (row, frontend), (backend_row, backend));
+    match (PLAIN, V4) {
+        (protocol::TCP, true) => forwarded::<L3, V4, TCP4_FLAGS>(packet, ip, entropy, from, to),
+        (protocol::TCP, false) => forwarded::<L3, V4, TCP6_FLAGS>(packet, ip, entropy, from, to),
+        _ => forwarded::<L3, V4, 0>(packet, ip, entropy, from, to),
+    }
+}
+
+/// Where a TCP header's flags are, from a plain IP header on; of each one more ([`forward::marked`]).
+const TCP4_FLAGS: usize = 20 + 13 + 1;
+const TCP6_FLAGS: usize = 40 + 13 + 1;
+
+/// What the transport header says, once more: most packets need no more of it than the ports.
+#[inline(always)]
+fn again<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Result<Transport, End> {
+    parse::<L3, V4>(packet, ip).ok_or(End::Of(Reason::Truncated))
 }
 
 /// Two tags; or none, and options in the IP header or fewer bytes than a TCP header has: rare enough for the program
@@ -93,7 +112,7 @@ fn other<const L3: usize, const V4: bool, const PLAIN: u8>(
     transport: &Transport,
     hash: u64,
     (row, frontend): (u32, &'static Frontend),
-    slot: Option<Slot>,
+    word: u64,
 ) -> Result<(u32, &'static Backend), End> {
     if !frontend.is_simple() {
         return Err(otherwise::<L3, V4, PLAIN>(packet, ip, transport, hash, (row, frontend)));
@@ -103,7 +122,7 @@ fn other<const L3: usize, const V4: bool, const PLAIN: u8>(
         return named_at_once::<L3, V4, PLAIN>(packet, frontend)
             .ok_or_else(|| End::Of(stop(Reason::SourceRefused)));
     }
-    moving(row, slot, &tuple(ip, transport), hash, phase(ip, transport))
+    moving(row, Slot::from_word(word), &tuple(ip, transport), hash, phase(ip, transport))
         .ok_or_else(|| End::Of(stop(Reason::NoBackend)))
 }
 
@@ -141,37 +160,42 @@ fn translatable<const L3: usize, const PLAIN: u8>() -> bool {
     L3 == 14 && PLAIN != 0 && constant::get::<{ constants::NAT_MASK }>() != 0
 }
 
-/// Sends the packet to this backend, and counts it.
+/// Sends the packet to this backend, and counts it. `FLAGS`: where its TCP flags are, if that is known.
 #[inline(always)]
-fn forwarded<const L3: usize, const V4: bool>(
+fn forwarded<const L3: usize, const V4: bool, const FLAGS: usize>(
     packet: &mut Packet,
-    transport: &Transport,
+    ip: &Ip,
     entropy: u32,
     (row, frontend): (u32, &'static Frontend),
     (backend_row, backend): (u32, &'static Backend),
-) -> Result<End, Reason> {
+) -> Result<End, End> {
     let bytes = packet.arrived();
+    let opening =
+        FLAGS == 0 && ip.protocol == protocol::TCP && again::<L3, V4>(packet, ip)?.opening;
     let hop = backend.hop();
     let egress = maps::egress_of(hop);
     let sent = if frontend.is_ipip() {
-        forward::tunnelled::<L3, V4>(packet, backend, hop, egress, entropy)
+        forward::tunnelled::<L3, V4, FLAGS>(packet, backend, hop, egress, entropy)
     } else {
         let mode = frontend.mode();
-        forward::marked::<L3, V4>(packet, mode, backend, hop, egress, entropy)
+        forward::marked::<L3, V4, FLAGS>(packet, mode, backend, hop, egress, entropy)
     };
-    let reason = match sent {
-        Ok(reason) => reason,
+    let sent = match sent {
+        Ok(sent) => sent,
         // Where there is no way out, no packet fits.
-        Err(Reason::TooBig | Reason::NoNextHop) if hop.egress().is_none() => {
-            let reason = forward::here(hop)?;
-            maps::count_sent(maps::cpu(), row, backend_row, bytes, transport.opening);
-            return Err(reason);
+        Err(Reason::TooBig | Reason::NoNextHop) if backend.hop().egress().is_none() => {
+            core::hint::cold_path();
+            let reason = forward::here(backend.hop()).map_err(End::Of)?;
+            let opening = again::<L3, V4>(packet, ip)?.opening;
+            maps::count_sent(maps::cpu(), row, backend_row, bytes, opening);
+            return Err(End::Of(reason));
         }
-        Err(reason) => return Err(reason),
+        Err(reason) => return Err(End::Of(reason)),
     };
+    let opening = if FLAGS == 0 { opening } else { tcp_flags::opens(sent.byte) };
     let cpu = maps::cpu();
-    maps::count_found(cpu, row, backend_row, bytes, transport.opening);
-    Ok(sent_for(cpu, reason, bytes))
+    maps::count_found(cpu, row, backend_row, bytes, opening);
+    Ok(sent_for(cpu, sent.reason, bytes))
 }
 
 /// The server that the connection id of a QUIC packet with a short header names, for a service that everybody may use:
@@ -192,13 +216,13 @@ fn named_at_once<const L3: usize, const V4: bool, const PLAIN: u8>(
 /// Counts a packet that has been sent.
 #[inline(always)]
 pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
-    const {
-        assert!(action(Reason::ForwardedTx) == Reason::ForwardedTx as u32 - 1);
-        assert!(action(Reason::ForwardedRedirect) == Reason::ForwardedRedirect as u32 - 1);
+    if reason as u32 == Reason::ForwardedTx as u32 {
+        maps::count_known::<{ Reason::ForwardedTx as u32 }>(cpu, bytes);
+        End::Sent(const { action(Reason::ForwardedTx) })
+    } else {
+        maps::count_known::<{ Reason::ForwardedRedirect as u32 }>(cpu, bytes);
+        End::Sent(const { action(Reason::ForwardedRedirect) })
     }
-    let number = constant::unknown(reason as u32);
-    maps::count_at(cpu, number, bytes);
-    End::Sent(number as u32 - 1)
 }
 
 /// Whether services may have this protocol.
@@ -213,8 +237,8 @@ pub(crate) const fn is_usual(number: u8) -> bool {
     number == protocol::TCP || number == protocol::UDP
 }
 
-/// Row and frontend of a packet, what its transport header says, and its flow's hash.
-type Found = (u32, &'static Frontend, Transport, u64);
+/// Row and frontend of a packet, and its flow's hash but for the last step ([`hash::mixed`]).
+type Found = (u32, &'static Frontend, u64);
 
 #[inline(always)]
 fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
@@ -226,38 +250,41 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
         return Err(End::Of(stop(Reason::NotOurs)));
     }
     if ip.fragment || !is_usual(ip.protocol) {
-        return Err(End::Of(refusal(&late::<V4>(ip))));
+        return Err(End::Of(refusal(&late::<L3, V4>(packet, ip))));
     }
     let Some(transport) = parse::<L3, V4>(packet, ip) else {
-        return Err(End::Of(match refusal(&late::<V4>(ip)) {
+        return Err(End::Of(match refusal(&late::<L3, V4>(packet, ip)) {
             // A VIP's, of a protocol that has ports.
             Reason::VipOtherProtocol => Reason::Truncated,
             other => other,
         }));
     };
     // Not wanted before the frontend is known; but all else waits for it then.
-    let (_, hash) = flow(ip, &transport);
-    let hash = computed(hash);
+    let mixed = hash::mixed(&tuple(ip, &transport), maps::seed());
+    let mixed = computed(mixed);
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
     if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
-        return Ok((row, frontend, transport, hash));
+        return Ok((row, frontend, mixed));
     }
-    let ip = &late::<V4>(ip);
+    let ip = &late::<L3, V4>(packet, ip);
     if translatable::<L3, PLAIN>()
         && let Some(sent) = quick::to_client::<V4>(packet, ip, &transport)
     {
         return Err(sent);
     }
     let (row, frontend) = any_port(ip).map_err(End::Of)?;
-    Ok((row, frontend, transport, hash))
+    Ok((row, frontend, mixed))
 }
 
 /// The same header, whose addresses are made of what was loaded here and not before: most packets need no more of them
 /// than that.
 #[inline(always)]
-fn late<const V4: bool>(ip: &Ip) -> Ip {
+fn late<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Ip {
     if !V4 {
         return *ip;
+    }
+    if let Some((src, dst)) = packet.addresses::<L3>() {
+        return Ip { src, dst, ..*ip };
     }
     let again = |addr: Addr| Addr::v4(constant::unknown(addr.as_v4_raw()) as u32);
     Ip { src: again(ip.src), dst: again(ip.dst), ..*ip }
@@ -383,7 +410,7 @@ pub(crate) fn pick_again(ip: &Ip, transport: &Transport, row: u32) -> Result<Pic
     let flow = word(&tuple, phase(ip, transport), false);
     let row = flow_again(row, ip.src.hi(), ip.src.lo(), flow);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
-    Ok(Picked { row, backend, entropy: hash as u32 })
+    Ok(Picked { row, backend, entropy: hash::entropy(hash) })
 }
 
 /// [`hash::flow`] for callers that have no stack to spare for its steps: what a call takes is less.
@@ -475,7 +502,7 @@ pub(crate) fn choose(
     let flow = word(&tuple, phase(ip, transport), closing);
     let row = flow_backend(row, ip.src.hi(), ip.src.lo(), flow, id);
     let backend = Maps.backend(row).ok_or(Reason::NoBackend)?;
-    Ok(Picked { row, backend, entropy: hash as u32 })
+    Ok(Picked { row, backend, entropy: hash::entropy(hash) })
 }
 
 /// By the server that the packet names, else by the group that its client is routed to, else by the service's own

@@ -14,6 +14,8 @@ const LOAD_WIDE: u8 = 0x18;
 const MULTIPLY: u8 = 0x27;
 const AND: u8 = 0x57;
 const SHIFT_RIGHT: u8 = 0x77;
+/// A jump if a 64-bit register is not less than such an immediate, both as numbers without a sign.
+const NOT_LESS: u8 = 0x35;
 
 /// Values of constants, by their numbers.
 pub(super) struct Numbers(BTreeMap<u32, u64>);
@@ -51,7 +53,7 @@ impl Numbers {
                     put(code, at, value as u32);
                     put(code, at + INSTRUCTION, (value >> 32) as u32);
                 }
-            } else if matches!(instruction[0], AND | MULTIPLY | SHIFT_RIGHT)
+            } else if matches!(instruction[0], AND | MULTIPLY | SHIFT_RIGHT | NOT_LESS)
                 && low & 0xffff_0000 == NARROW
             {
                 let value = i32::try_from(self.value(low & 0xffff)?)
@@ -104,6 +106,7 @@ mod tests {
         let high = (WIDE >> 32) as u32;
         let mut code = wide(0, high);
         code.extend(instruction(AND, 2, NARROW | constants::mask(2)));
+        code.extend(instruction(NOT_LESS, 2, NARROW | constants::mask(2)));
         // An address; another constant of 64 bits, whose second half looks like an operation; and another operation.
         let mut other = wide(2, high);
         other.extend(wide(0, high + 1));
@@ -114,7 +117,8 @@ mod tests {
         assert_eq!(code[4..8], 0x89ab_cdef_u32.to_le_bytes());
         assert_eq!(code[12..16], 0x0123_4567_u32.to_le_bytes());
         assert_eq!(code[20..24], 1023u32.to_le_bytes());
-        assert_eq!(code[24..], other);
+        assert_eq!(code[28..32], 1023u32.to_le_bytes());
+        assert_eq!(code[32..], other);
     }
 
     #[test]
