@@ -178,6 +178,8 @@ shared!(Path, 64, { link @ 0, backend @ 8, frontend @ 16, vip @ 24, pair @ 32, r
 impl Path {
     /// Somebody is writing it: no way back has this bit.
     const CLAIMED: u64 = Way::TAGGED;
+    /// Nobody may have it any longer, but for those who have found it before: [`free_paths`].
+    const LEAVING: u64 = Way::TAGGED | 2;
     const UDP: u64 = 1 << 48;
 
     /// `link`: of [`Way::link`], without tags; row of the backend, and the use of it that is meant; row of the frontend, row
@@ -279,12 +281,18 @@ pub trait Rows {
     fn swap_row(&self, to: Direction, row: u32, old: Row, new: Row) -> bool;
 }
 
+/// First words of paths; their numbers are taken modulo [`PATHS`].
+pub trait Links {
+    /// That of a path, now: the way back.
+    fn path_link(&self, number: u32) -> u64;
+    /// Replaces it, if it still is `old`; whether it was.
+    fn swap_path(&self, number: u32, old: u64, new: u64) -> bool;
+}
+
 /// Paths; their numbers are taken modulo [`PATHS`].
-pub trait Paths {
+pub trait Paths: Links {
     /// A path.
     fn path(&self, number: u32) -> &Path;
-    /// Replaces its first word, if it still is `old`; whether it was.
-    fn swap_path(&self, number: u32, old: u64, new: u64) -> bool;
     /// Writes all of a claimed one, and its first word last.
     fn write_path(&self, number: u32, path: &Path);
 }
@@ -351,24 +359,87 @@ pub fn reply<T: Rows + Paths>(
 /// Number of a path; 0: there is none, and no room for one more.
 #[inline(always)]
 fn number<T: Paths>(paths: &T, path: &Path) -> u32 {
-    let mut number = path.hash();
+    // All places first: those before its own may have become free.
     let mut probes = 0;
-    while probes < PROBES {
-        number &= PATHS - 1;
-        if number != 0 {
-            let place = paths.path(number);
-            if place.link() == 0 && paths.swap_path(number, 0, Path::CLAIMED) {
-                paths.write_path(number, path);
-                return number;
-            }
+    while probes < 2 * PROBES {
+        let number = path.hash().wrapping_add(probes & (PROBES - 1)) & (PATHS - 1);
+        let known = probes < PROBES;
+        probes += 1;
+        if number == 0 {
+            continue;
+        }
+        let place = paths.path(number);
+        if known {
             if place.is(path) && place.pair == path.pair {
                 return number;
             }
+        } else if place.link() == 0 && paths.swap_path(number, 0, Path::CLAIMED) {
+            paths.write_path(number, path);
+            return number;
         }
-        number += 1;
-        probes += 1;
     }
     0
+}
+
+/// Numbers of paths.
+struct Numbers([u64; PATHS as usize / 64]);
+
+impl Numbers {
+    const fn add(&mut self, number: u32) {
+        self.0[number as usize / 64] |= 1 << (number % 64);
+    }
+
+    const fn has(&self, number: u32) -> bool {
+        self.0[number as usize / 64] >> (number % 64) & 1 != 0
+    }
+
+    /// Of all rows; `rows`: words of each table. Rows that nobody uses are taken away.
+    fn of_rows<T: Rows>(table: &T, rows: u32, now: u32) -> Self {
+        let mut used = Self([0; PATHS as usize / 64]);
+        for to in [Direction::Forth, Direction::Back] {
+            for number in 0..rows {
+                let row = table.row(to, number);
+                let gone = row.is_free(now) && table.swap_row(to, number, row, Row::NONE);
+                if !gone {
+                    used.add(row.path());
+                }
+            }
+        }
+        used
+    }
+}
+
+/// How many paths have been given a number.
+pub fn paths_used<T: Links>(paths: &T) -> u32 {
+    (1..PATHS).filter(|&number| paths.path_link(number) != 0).count() as u32
+}
+
+/// Frees the paths that no row has, and rows that nobody uses; how many paths. `rows`: words of each table; `wait` ends when
+/// all programs have that ran when it began.
+///
+/// A path that is to go first stops being given to rows; then, as all have ended that may have got it before, it is looked
+/// for once more.
+pub fn free_paths<T: Rows + Links>(table: &T, rows: u32, now: u32, wait: impl FnOnce()) -> u32 {
+    let used = Numbers::of_rows(table, rows, now);
+    let mut links = [0; PATHS as usize];
+    for number in (1..PATHS).filter(|&number| !used.has(number)) {
+        let link = table.path_link(number);
+        if link != 0 && table.swap_path(number, link, Path::LEAVING) {
+            links[number as usize] = link;
+        }
+    }
+    if links.iter().all(|&link| link == 0) {
+        return 0;
+    }
+    wait();
+    let used = Numbers::of_rows(table, rows, now);
+    let mut freed = 0;
+    for (number, link) in (0..PATHS).zip(links).filter(|&(_, link)| link != 0) {
+        let after = if used.has(number) { link } else { 0 };
+        let done = table.swap_path(number, Path::LEAVING, after);
+        freed += u32::from(done && after == 0);
+    }
+    freed
 }
 
 /// Writes the rows of the connection whose entry this is, if it is one that has rows: `frontend`: row of its service,

@@ -51,6 +51,13 @@ pub(super) struct LiveCounters {
     pub(super) policy: Arc<policy::LiveCounters>,
 }
 
+impl LiveCounters {
+    /// [`MappedCounters::free_nat_paths`]; it waits for running programs.
+    pub(super) fn free_nat_paths(&self) -> u32 {
+        self.own.load_full().free_nat_paths()
+    }
+}
+
 impl Counters for LiveCounters {
     fn frontend(&self, row: u32) -> Count {
         self.own.load().frontend(row)

@@ -1,4 +1,5 @@
-//! Says when NAT has no port for a connection: the counter alone is seen by nobody who does not look.
+//! Says when NAT has no port for a connection: the counter alone is seen by nobody who does not look. And frees the numbers
+//! of paths ([`abi::nat::quick`]) that no connection uses any longer.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -14,12 +15,29 @@ use crate::{conntrack::REMEDY, view::Counters as _};
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often it looks for such paths, if many have a number.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// Runs until `stop`.
 pub(super) async fn watch(counters: Arc<LiveCounters>, stop: CancellationToken) {
     let began = Instant::now();
+    let mut swept = began;
     let mut tick = tokio::time::interval(INTERVAL);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         look(&counters, began.elapsed());
+        if swept.elapsed() >= SWEEP {
+            swept = Instant::now();
+            sweep(Arc::clone(&counters)).await;
+        }
+    }
+}
+
+async fn sweep(counters: Arc<LiveCounters>) {
+    // All rows are read, and running programs waited for.
+    match tokio::task::spawn_blocking(move || counters.free_nat_paths()).await {
+        Ok(0) => {}
+        Ok(freed) => tracing::debug!(freed, "NAT: paths without connections"),
+        Err(error) => tracing::warn!(%error, "NAT: the search for unused paths failed"),
     }
 }
 

@@ -263,7 +263,11 @@ impl Bpf {
                 .map_err(|_| BpfError::Map("ADMISSION"))?,
             connections: Connections {
                 nat: source.mapped("NAT")?,
-                rows: Rows { forth: source.mapped("NAT_FORTH")?, back: source.mapped("NAT_BACK")? },
+                rows: Rows {
+                    forth: source.mapped("NAT_FORTH")?,
+                    back: source.mapped("NAT_BACK")?,
+                    paths: source.mapped("NAT_PATHS")?,
+                },
                 seed: self.control.read(0).seed(),
                 addresses: source.mapped("NAT_ADDRESSES")?,
                 backends: source.mapped("BACKENDS")?,

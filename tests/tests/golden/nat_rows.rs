@@ -324,6 +324,56 @@ fn paths_without_a_number() {
     }
 }
 
+/// Numbers of paths that no connection has any longer are given to others; those in use stay.
+#[test]
+fn paths_of_nobody_are_freed() {
+    let mut lab = Lab::new("rows-freed", NatPorts::default());
+    const WORDS: usize = 8 * PATHS as usize;
+    let mut map = lab.array::<[u64; WORDS]>("NAT_PATHS");
+    let port = lab.establish(Over::Tcp);
+    // All others are of ways back that nobody comes by.
+    let mut paths = map.get(&0, 0).unwrap();
+    paths.chunks_exact_mut(8).filter(|path| path[0] == 0).for_each(|path| path.fill(!1));
+    map.set(0, paths, 0).unwrap();
+    let other = |l4| frame4(OTHER4, VIP4, l4, 64, b"as long as TCP's");
+    let mut frames = [other(L4::Syn(80)), other(L4::Ack(80))];
+    frames.iter_mut().for_each(|frame| frame[6..12].copy_from_slice(&OTHER_MAC));
+    let [syn, segment_of_other] = frames;
+    let theirs = lab.forth(&syn);
+    lab.rig.run(&from_backend(WEB4, 8080, NAT4, theirs, false, b""));
+    assert_eq!(lab.forth(&segment_of_other), theirs);
+    let numbers = |lab: &Lab| {
+        let rows = lab.array::<[u64; ROWS]>("NAT_BACK").get(&0, 0).unwrap();
+        let mut numbers: Vec<u32> = rows
+            .into_iter()
+            .filter(|&row| row != 0)
+            .map(|row| Row::from_word(row).path())
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    assert_eq!((numbers(&lab)[0], numbers(&lab).len()), (0, 2), "the other has no number");
+
+    let counters = lab.rig.bpf.counters().unwrap();
+    // The first one, which is none, and that of the connection stay.
+    assert_eq!(counters.free_nat_paths(), PATHS - 2);
+    assert_eq!(counters.free_nat_paths(), 0);
+    // As when its use is next noted.
+    lab.patch_rows(|row| if Row::from_word(row).path() == 0 { 0 } else { row });
+    assert_eq!(lab.forth(&segment_of_other), theirs);
+    let numbers = numbers(&lab);
+    assert!(numbers[0] != 0 && numbers[0] != numbers[1], "{numbers:?}");
+    lab.alone();
+    let (all, none) = (lab.array::<[u64; 8]>("NAT"), [0; 8]);
+    for index in 0..SIZE as u32 {
+        let state = all.get(&index, 0).unwrap()[0];
+        lab.put_entry(index, if state == 0 { none } else { [state, 0, 0, 0, 0, 0, 0, 0] });
+    }
+    assert_eq!((lab.forth(&segment(Over::Tcp)), lab.forth(&segment_of_other)), (port, theirs));
+    lab.back(&reply(Over::Tcp, port), CLIENT4, CLIENT_MAC);
+    lab.back(&reply(Over::Tcp, theirs), OTHER4, OTHER_MAC);
+}
+
 #[test]
 fn the_use_of_a_connection_is_noted() {
     for (over, back) in

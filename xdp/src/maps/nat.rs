@@ -9,7 +9,7 @@ use abi::{
     nat::{
         Entries, Entry, Flow, Ports, Stamp,
         clients::{self, Clients},
-        quick::{Direction, Path, Paths, Row, Rows},
+        quick::{Direction, Links, Path, Paths, Row, Rows},
     },
     reason::Reason,
     table::{NatAddress, Way},
@@ -139,16 +139,23 @@ impl Rows for Maps {
     }
 }
 
-impl Paths for Maps {
+impl Links for Maps {
     #[inline(always)]
-    fn path(&self, number: u32) -> &Path {
-        PATHS.at(number.into())
+    fn path_link(&self, number: u32) -> u64 {
+        self.path(number).link()
     }
 
     #[inline(always)]
     fn swap_path(&self, number: u32, old: u64, new: u64) -> bool {
         // SAFETY: the first word of a row of the table; aligned.
         unsafe { exchange(PATHS.at_ptr(number.into()).cast(), old, new) }
+    }
+}
+
+impl Paths for Maps {
+    #[inline(always)]
+    fn path(&self, number: u32) -> &Path {
+        PATHS.at(number.into())
     }
 
     #[inline(always)]

@@ -163,10 +163,9 @@ impl Rows for Tables {
     }
 }
 
-impl Paths for Tables {
-    fn path(&self, number: u32) -> &Path {
-        // SAFETY: one thread; a path is written once, before anybody keeps a reference to it.
-        unsafe { &*self.paths[number as usize].get() }
+impl Links for Tables {
+    fn path_link(&self, number: u32) -> u64 {
+        self.path(number).link()
     }
 
     fn swap_path(&self, number: u32, old: u64, new: u64) -> bool {
@@ -177,6 +176,13 @@ impl Paths for Tables {
             *word = new;
         }
         same
+    }
+}
+
+impl Paths for Tables {
+    fn path(&self, number: u32) -> &Path {
+        // SAFETY: one thread, and nobody keeps a reference to a path while it is written.
+        unsafe { &*self.paths[number as usize].get() }
     }
 
     fn write_path(&self, number: u32, path: &Path) {
@@ -338,10 +344,14 @@ fn another_way_back() {
     assert_eq!((forth.link(), back.link(), tables.rows()), (LINK + 4, LINK + 4, [1, 1]));
 }
 
+fn path(link: u64) -> Path {
+    Path::new(link, (1, 1), (1, 1, 1), 1, false, 1)
+}
+
 #[test]
 fn paths_get_numbers() {
     let tables = Tables::new(1);
-    let path = |link: u32| Path::new(u64::from(link) << 8, (1, 1), (1, 1, 1), 1, false, 1);
+    let path = |link: u32| path(u64::from(link) << 8);
     let numbers: Vec<u32> = (1..=PATHS).map(|link| number(&tables, &path(link))).collect();
     for (&given, link) in numbers.iter().zip(1..) {
         if given != 0 {
@@ -353,6 +363,43 @@ fn paths_get_numbers() {
     let none = numbers.iter().filter(|&&number| number == 0).count();
     assert!((1..PATHS as usize / 5).contains(&none), "{none}");
     assert_eq!(*tables.path(0), Path::default());
+}
+
+#[test]
+fn paths_of_no_row_are_freed() {
+    let tables = Tables::new(64);
+    let number_of = |link: u32| number(&tables, &path(u64::from(link) << 8));
+    let free = |now| free_paths(&tables, rows(64), now, || ());
+    let held: Vec<u32> = (1..=PATHS).map(number_of).filter(|&number| number != 0).collect();
+    // One that no longer fits.
+    let refused = (1..=PATHS).find(|&link| number_of(link) == 0).unwrap();
+    assert_eq!(paths_used(&tables) as usize, held.len());
+    // Another connection's is used; as is one that a program that still runs has found.
+    let flow = flow(7, 3);
+    let found = tables.establish(&flow, 100);
+    let kept = |port| tables.is_forth(&flow, port) && tables.is_back(&flow, port);
+    let late = held[0];
+    let row = Row::new(client(1, 1), 0, late, false, 100);
+    let begun = || {
+        tables.swap_row(Direction::Back, 9, Row::NONE, row);
+    };
+    let own = u32::from(kept(found.port()));
+    assert_eq!(free_paths(&tables, rows(64), 100, begun) as usize, held.len() - 1);
+    assert_eq!((paths_used(&tables), u32::from(kept(found.port()))), (1 + own, own));
+    assert_eq!((number_of(1), tables.path(late).link() != Path::LEAVING), (late, true));
+    assert_ne!(number_of(refused), 0);
+    // Whoever is writing one.
+    let writing = number_of(PATHS + 1);
+    tables.swap_path(writing, tables.path(writing).link(), Path::CLAIMED);
+    let written = path(u64::from(PATHS + 1) << 8);
+    free_paths(&tables, rows(64), 100, || tables.write_path(writing, &written));
+    assert_eq!(number_of(PATHS + 1), writing);
+    // All are silent.
+    tables.establish(&flow, 1000);
+    let before = paths_used(&tables);
+    assert!(before > 1 && tables.rows() != [0, 0]);
+    assert_eq!(free(1000 + 3 * 512 + 8), before);
+    assert_eq!((tables.rows(), paths_used(&tables)), ([0, 0], 0));
 }
 
 /// Without a number there is no path, but the first program is told that it need not ask for one.

@@ -8,7 +8,11 @@ use abi::{
 };
 use aya::maps::{MapData, PerCpuArray};
 
-use super::{super::Capacity, Mapped, conntrack::Connections};
+use super::{
+    super::Capacity,
+    Mapped,
+    conntrack::{Connections, seconds},
+};
 use crate::{
     conntrack::{Connection, NatUse, Visit},
     view::{Count, Counters},
@@ -29,6 +33,11 @@ pub struct MappedCounters {
 }
 
 impl MappedCounters {
+    /// Frees what connections behind NAT have in common and none has any longer, where that is becoming scarce; how many.
+    pub fn free_nat_paths(&self) -> u32 {
+        self.connections.rows.free_paths(seconds())
+    }
+
     pub(super) fn sum(&self, table: &Mapped<Counter>, rows: u32, row: u32) -> Count {
         let mut total = Count::default();
         if row >= rows {

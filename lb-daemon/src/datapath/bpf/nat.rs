@@ -15,16 +15,25 @@ use abi::{
 
 use aya::maps::MapData;
 
-use super::{super::Capacity, Bpf, BpfError, Mapped, Tables};
+use super::{super::Capacity, Bpf, BpfError, Mapped, Tables, grace};
 use crate::refusal::chain;
 
-/// The rows that packets of connections that stand go by.
+/// The rows that packets of connections that stand go by, and their paths.
 pub(super) struct Rows {
     pub(super) forth: Mapped<u64>,
     pub(super) back: Mapped<u64>,
+    pub(super) paths: Mapped<quick::Path>,
 }
 
 impl Rows {
+    /// Frees the paths that no connection uses, if more than half of them have a number; how many.
+    pub(super) fn free_paths(&self, now: u32) -> u32 {
+        if quick::paths_used(self) <= quick::PATHS / 2 {
+            return 0;
+        }
+        quick::free_paths(self, self.forth.len, now, grace)
+    }
+
     fn word(&self, to: Direction, row: u32) -> &AtomicU64 {
         let table = match to {
             Direction::Forth => &self.forth,
@@ -42,6 +51,17 @@ impl quick::Rows for Rows {
     fn swap_row(&self, to: Direction, row: u32, old: Row, new: Row) -> bool {
         let (word, order) = (self.word(to, row), Ordering::SeqCst);
         word.compare_exchange(old.to_word(), new.to_word(), order, order).is_ok()
+    }
+}
+
+impl quick::Links for Rows {
+    fn path_link(&self, number: u32) -> u64 {
+        self.paths.word(number, 0).load(Ordering::Acquire)
+    }
+
+    fn swap_path(&self, number: u32, old: u64, new: u64) -> bool {
+        let (word, order) = (self.paths.word(number, 0), Ordering::SeqCst);
+        word.compare_exchange(old, new, order, order).is_ok()
     }
 }
 
