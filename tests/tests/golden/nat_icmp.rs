@@ -5,7 +5,10 @@ use config::model::{Forwarding, Service};
 use etherparse::{Icmpv4Slice, Icmpv6Slice, Ipv4Header, Ipv6Header, PacketBuilder};
 use lb_tests::rig::{CLIENT_MAC, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
 
-use crate::packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs, v4, v6};
+use crate::{
+    odd::fragments,
+    packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs, v4, v6},
+};
 
 const CLIENT: [&str; 2] = ["198.51.100.7", "2001:db8:9::7"];
 const WEB: [&str; 2] = ["10.0.1.11", "2001:db8:2::11"];
@@ -185,6 +188,61 @@ fn from_the_backends_side_to_the_client() {
                         expect_about(&said.about, &was, udp, quoted);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A packet from the IP header on, as the first fragment of a datagram, of so many bytes, or as the one behind it.
+fn fragment(packet: &[u8], bytes: usize, first: bool) -> Vec<u8> {
+    let mut frame = vec![0; 14];
+    frame[12..14].copy_from_slice(if packet[0] >> 4 == 4 { &[8, 0] } else { &[0x86, 0xdd] });
+    frame.extend(packet);
+    fragments(&frame, 7, bytes)[usize::from(!first)][14..].to_vec()
+}
+
+/// The first one has ports, so that an error about it finds its way. What the sender had sent is what it sees, but for an
+/// IPv4 fragment's identification, which nobody remembers.
+#[test]
+fn about_fragments() {
+    for family in [0, 1] {
+        let mut rig = rig(family);
+        let nat = nat_port(&mut rig, family, L4::Udp(443));
+        let above = [20, 48][family];
+        let sides = [
+            (
+                (VIP[family], CLIENT[family], (443, 40000)),
+                (WEB[family], NAT[family], (443, nat)),
+                HOP_MAC,
+            ),
+            (
+                (NAT[family], WEB[family], (nat, 443)),
+                (CLIENT[family], VIP[family], (40000, 443)),
+                CLIENT_MAC,
+            ),
+        ];
+        for (seen, was, mac) in sides {
+            let of = |(src, dst, ports), first| fragment(&sent(src, dst, ports, true), 16, first);
+            for (kind, code, rest) in KINDS[family] {
+                for quoted in [8, 12, 16] {
+                    // The fragment header is one of what is quoted above the IP header.
+                    let quoted = quoted + above - [20, 40][family];
+                    let message = error(ROUTER[family], &of(seen, true), kind, code, rest, quoted);
+                    let got = rig.run(&message);
+                    assert_eq!((got.action, got.reason), (TX, Reason::ForwardedTx), "{quoted}");
+                    assert_eq!(macs(&got.frame).0, mac);
+                    let said = says(&got.frame);
+                    assert_eq!((&*said.src, &*said.dst), (was.1, was.0));
+                    assert_eq!(said.message, (kind, code, rest));
+                    expect_about(&said.about, &of(was, true), true, quoted);
+                }
+                // A later one has no ports.
+                let message = error(ROUTER[family], &of(seen, false), kind, code, rest, 8 + above);
+                let got = rig.run(&message);
+                let own = seen.0 == NAT[family];
+                let want =
+                    if own { (PASS, Reason::NatPassed) } else { (DROP, Reason::VipOtherProtocol) };
+                assert_eq!((got.action, got.reason, &got.frame), (want.0, want.1, &message));
             }
         }
     }

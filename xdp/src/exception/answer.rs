@@ -19,7 +19,9 @@ use crate::{
     },
 };
 
-/// Tells the sender how large a packet may be; IPv4 only if it asked to know.
+/// Tells the sender how large a packet may be; IPv4 only if it asked to know, or if what makes the packet too large is that
+/// it goes on as IPv6: nobody here can take it to pieces, as RFC 7915 (section 4) would have it, and senders that are told
+/// do so.
 #[inline(always)]
 pub(crate) fn too_big<const L3: usize, const V4: bool>(
     packet: &mut Packet,
@@ -27,11 +29,11 @@ pub(crate) fn too_big<const L3: usize, const V4: bool>(
     upper: &Upper,
 ) -> Reason {
     const LEAST: u32 = 1280;
-    let Some(mtu) = mtu(packet, ip, upper) else { return Reason::TooBig };
+    let Some((mtu, unasked)) = mtu(packet, ip, upper) else { return Reason::TooBig };
     let told = if V4 {
         let Some(h) = packet.header::<Ipv4>(L3) else { return Reason::TooBig };
         let [flags, _] = h.fragment();
-        if flags & 0x40 == 0 {
+        if flags & 0x40 == 0 && !unasked {
             return Reason::TooBig;
         }
         Icmp::frag_needed(mtu as u16)
@@ -50,11 +52,11 @@ pub(crate) fn too_big<const L3: usize, const V4: bool>(
     }
 }
 
-/// Bytes of the client's packet that fit on the way to its backend.
+/// Bytes of the client's packet that fit on the way to its backend, and whether it is told unasked.
 #[inline(always)]
-fn mtu(packet: &Packet, ip: &Ip, upper: &Upper) -> Option<u32> {
-    if let Some(mtu) = maps::told_mtu() {
-        return Some(mtu);
+fn mtu(packet: &Packet, ip: &Ip, upper: &Upper) -> Option<(u32, bool)> {
+    if let Some(told) = maps::told_mtu() {
+        return Some(told);
     }
     if upper.piece.offset != 0 {
         return None;
@@ -65,7 +67,7 @@ fn mtu(packet: &Packet, ip: &Ip, upper: &Upper) -> Option<u32> {
     let picked = service::pick_again(&flow, &transport, row).ok()?;
     let egress = maps::egress(picked.backend.hop().egress()?)?;
     let outer = outer::overhead(frontend.mode(), picked.backend.addr().is_v4());
-    egress.mtu().checked_sub(outer)
+    Some((egress.mtu().checked_sub(outer)?, false))
 }
 
 /// Refuses what no service takes: `None` if that cannot be told.

@@ -295,22 +295,26 @@ pub(crate) fn onward() -> Option<&'static Onward> {
     NAT_ONWARD.get(0)
 }
 
-/// Puts aside how large a packet of its sender's family may be, for the one who tells it.
+/// Beside an MTU: the sender is told even if it did not ask to know.
+const UNASKED: u32 = 1 << 31;
+
+/// Puts aside how large a packet of its sender's family may be, for the one who tells it; `unasked`: also if it did not ask
+/// to know.
 #[inline(always)]
-pub(crate) fn tell_mtu(mtu: u32) {
+pub(crate) fn tell_mtu(mtu: u32, unasked: bool) {
     if let Some(place) = NAT_MTU.get_ptr_mut(0) {
         // SAFETY: the kernel's lookup returned this CPU's own element.
-        unsafe { place.write(mtu) };
+        unsafe { place.write(mtu | u32::from(unasked) << UNASKED.trailing_zeros()) };
     }
 }
 
 /// Takes what was put aside, if this packet's program did.
 #[inline(always)]
-pub(crate) fn told_mtu() -> Option<u32> {
+pub(crate) fn told_mtu() -> Option<(u32, bool)> {
     let place = NAT_MTU.get_ptr_mut(0)?;
     // SAFETY: as above.
-    let mtu = unsafe { place.replace(0) };
-    (mtu != 0).then_some(mtu)
+    let told = unsafe { place.replace(0) };
+    (told != 0).then_some((told & !UNASKED, told & UNASKED != 0))
 }
 
 /// Bytes that [`sum_of`] sums up at most.

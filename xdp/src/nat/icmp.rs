@@ -12,7 +12,7 @@ use abi::{
     pick::Tables as _,
     reason::Reason,
     table::{Egress, Way},
-    wire::{self, Frame, Ip, Ports, Word, protocol},
+    wire::{self, Frame, Ip, Ipv4, Ports, Word, protocol},
 };
 use aya_ebpf::bindings::xdp_md;
 
@@ -65,6 +65,10 @@ pub(super) struct About {
     /// As loaded: source low, destination high.
     pub(super) ports: u32,
     pub(super) udp: bool,
+    /// It is the first fragment of a datagram.
+    pub(super) fragment: bool,
+    /// Bytes between its IP header and its transport header: of IPv6's fragment header.
+    pub(super) between: usize,
 }
 
 #[inline(always)]
@@ -84,7 +88,7 @@ fn run<const V4: bool>(
         let link = entry.link();
         let way = maps::way((link >> 48) as u32).ok_or(Reason::NoNextHop)?;
         let to = To::client(entry);
-        fits::<V4>(ip, &to, way.mtu())?;
+        fits::<V4>(ip, &about, &to, way.mtu())?;
         let (mac, tags) = (Way::mac_of(link), back::tags(index, link));
         // No more fits on the way back of what the error is about.
         let backend = Maps.backend(entry.backend()).ok_or(Reason::NoNextHop)?;
@@ -109,9 +113,12 @@ fn most<const V4: bool>(ours: u32, theirs: Option<u32>) -> u32 {
     if ours < theirs { ours } else { theirs }
 }
 
-/// Whether the error will fit on its way: it has two IP headers.
+/// Whether the error will fit on its way: it has two IP headers. One about a fragment does not change its family.
 #[inline(always)]
-fn fits<const V4: bool>(ip: &Ip, to: &To, mtu: u32) -> Result<(), Reason> {
+fn fits<const V4: bool>(ip: &Ip, about: &About, to: &To, mtu: u32) -> Result<(), Reason> {
+    if about.fragment && to.dst.is_v4() != V4 {
+        return Err(Reason::NatRefused);
+    }
     let whole = match (V4, to.dst.is_v4()) {
         (true, false) => ip.total + 2 * LONGER,
         (false, true) => ip.total.wrapping_sub(2 * LONGER),
@@ -120,7 +127,8 @@ fn fits<const V4: bool>(ip: &Ip, to: &To, mtu: u32) -> Result<(), Reason> {
     if whole > mtu { Err(Reason::NatRefused) } else { Ok(()) }
 }
 
-/// What an error is about, if it is one and has no options anywhere.
+/// What an error is about, if it is one, has no options anywhere, and what it is about has ports: of a datagram in
+/// fragments the first one.
 #[inline(always)]
 pub(super) fn about<const V4: bool>(packet: &Packet, ip: &Ip) -> Result<About, Reason> {
     let plain = header::<V4>();
@@ -143,20 +151,44 @@ pub(super) fn about<const V4: bool>(packet: &Packet, ip: &Ip) -> Result<About, R
     };
     let inner = if V4 { wire::ipv4(packet, inside) } else { wire::ipv6(packet, inside) };
     let inner = inner.ok_or(other)?;
-    let ours = inner.src == ip.dst && inner.header == plain && !inner.fragment;
-    if !ours || !is_usual(inner.protocol) {
+    let ours = inner.src == ip.dst && inner.header == plain;
+    let (above, between) = first_part::<V4>(packet, inside, &inner).ok_or(other)?;
+    if !ours || !is_usual(above) {
         return Err(other);
     }
+    // By way of memory: else the verifier would go through all that follows twice.
+    let parts = maps::forget_word(u64::from(inner.fragment) | between as u64).ok_or(other)?;
+    let (fragment, between) = (parts & 1 != 0, if V4 { 0 } else { parts as usize & 8 });
     // RFC 792: eight bytes of what is above are there at least.
-    let ports = packet.header::<Ports>(inside + plain).ok_or(other)?.both();
-    if (ip.total as usize) < 2 * plain + 16 || !packet.holds(L3 + ip.total as usize) {
+    let ports = packet.header::<Ports>(inside + plain + between).ok_or(other)?.both();
+    if (ip.total as usize) < 2 * plain + 16 + between || !packet.holds(L3 + ip.total as usize) {
         return Err(Reason::BadLength);
     }
     if nonsense {
         return Err(Reason::BadIcmp);
     }
-    let udp = inner.protocol == protocol::UDP;
-    Ok(About { src: inner.src, dst: inner.dst, ports: u32::from_ne_bytes(ports), udp })
+    Ok(About {
+        src: inner.src,
+        dst: inner.dst,
+        ports: u32::from_ne_bytes(ports),
+        udp: above == protocol::UDP,
+        fragment,
+        between,
+    })
+}
+
+/// The protocol above the IP header at `l3`, and the bytes between the two. `None`: it is a fragment, and not the first.
+#[inline(always)]
+fn first_part<const V4: bool>(packet: &Packet, l3: usize, ip: &Ip) -> Option<(u8, usize)> {
+    if !ip.fragment {
+        return Some((ip.protocol, 0));
+    }
+    if V4 {
+        let field = u16::from_be_bytes(packet.header::<Ipv4>(l3)?.fragment());
+        return (field & 0x1fff == 0).then_some((ip.protocol, 0));
+    }
+    let [above, _, high, low] = packet.header::<Ports>(l3 + 40)?.both();
+    (u16::from_be_bytes([high, low]) >> 3 == 0).then_some((above, 8))
 }
 
 /// What is not about a translated packet: the host's at a NAT address.
@@ -183,7 +215,7 @@ fn to_backend<const V4: bool>(ip: &Ip, about: &About, bytes: u64, cpu: u32) -> R
     };
     let found = forth::entry(&route, how, 0)?;
     let to = route.to(found);
-    fits::<V4>(ip, &to, route.egress.mtu())?;
+    fits::<V4>(ip, about, &to, route.egress.mtu())?;
     let link = Maps.entry(found.index()).map_or(0, Entry::link);
     let theirs = maps::way((link >> 48) as u32).map(Way::mtu);
     let onward = Onward::by(route.hop, route.egress, &to);

@@ -273,7 +273,7 @@ fn quoted<const V4: bool>(
     onward: &Onward,
 ) -> Result<(u32, u32), Reason> {
     let plain = header::<V4>();
-    let at = L3 + plain + 8 + plain;
+    let at = L3 + plain + 8 + plain + about.between;
     let ports = onward.ports.rotate_left(16);
     let (mut old, mut new) = (halves(about.ports), halves(ports));
     let before = address_sum(about.src) + address_sum(about.dst) + old;
@@ -291,7 +291,7 @@ fn quoted<const V4: bool>(
             old += u32::from(sum);
             new += u32::from(made);
         }
-    } else if ip.total as usize >= 2 * plain + 8 + 20
+    } else if ip.total as usize >= 2 * plain + 8 + 20 + about.between
         && let Some(l4) = packet.bytes_mut::<20>(at)
     {
         let sum = u16::from_ne_bytes([l4[16], l4[17]]);

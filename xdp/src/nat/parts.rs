@@ -281,7 +281,8 @@ fn crosses(packet: &Packet, ip: &Ip, upper: &Upper, v4: bool, mtu: u32) -> Resul
     let part = upper.piece.is_part();
     let above = ip.total.wrapping_sub((upper.at - L3) as u32);
     if above.wrapping_add(family::headers(v4, part)) > mtu {
-        maps::tell_mtu(family::room(v4, part, mtu));
+        // Nobody is told about a fragment that is not the first one (RFC 1122 section 3.2.2), unless it asks.
+        maps::tell_mtu(family::room(v4, part, mtu), upper.piece.offset == 0);
         return Err(Reason::TooBig);
     }
     if !v4 {

@@ -15,7 +15,7 @@ use crate::{maps, packet::Packet, stage::forward::put_macs};
 pub(super) fn fits<const V4: bool>(ip: &Ip, dst: Addr, mtu: u32) -> Result<(), Reason> {
     let room = if dst.is_v4() == V4 { mtu } else { family::room(V4, false, mtu) };
     if ip.total > room {
-        maps::tell_mtu(room);
+        maps::tell_mtu(room, dst.is_v4() != V4);
         return Err(Reason::TooBig);
     }
     Ok(())
