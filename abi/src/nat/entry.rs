@@ -166,6 +166,13 @@ impl Stamp {
         self.phase_bits() >= Phase::Opening as u64
     }
 
+    /// Whether a program is writing it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_claimed(self) -> bool {
+        self.phase_bits() == Phase::Claimed as u64
+    }
+
     /// Whether nothing has ever stood there: then nothing stands at the same connection's later candidates.
     #[inline(always)]
     #[must_use]

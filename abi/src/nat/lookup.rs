@@ -275,9 +275,32 @@ pub fn search<T: Entries>(
         if free && claim(table, flow, index, port, stamp, link, now) {
             return Found::entry(index, port);
         }
+        // Another CPU may just have made this very connection's: a second one would have another port.
+        let after = written(entry);
+        if flow.owns(entry, after, port) {
+            return Found::entry(index, port);
+        }
+        // It may be about to: the packet that comes next will know.
+        if after.is_claimed() {
+            return Found::NOTHING;
+        }
         tries += 1;
     }
     Found::EXHAUSTED
+}
+
+/// The state of an entry, once whoever is writing it is done, if that is soon.
+#[inline(always)]
+fn written(entry: &Entry) -> Stamp {
+    /// Looks until then: the writer has eight words to write, and may be interrupted.
+    const LOOKS: u32 = 16;
+    let mut stamp = entry.stamp();
+    let mut looks = 0;
+    while stamp.is_claimed() && looks < LOOKS {
+        stamp = entry.stamp();
+        looks += 1;
+    }
+    stamp
 }
 
 #[inline(always)]

@@ -39,6 +39,7 @@ mod nat_icmp;
 mod nat_parts;
 mod nat_rows;
 mod nat_steer;
+mod nat_two;
 mod nat_vlan;
 mod odd;
 mod one_dies;
@@ -81,7 +82,7 @@ fn the_verifier_has_room() {
         ("lb_nat_steer", 300_000),
         ("lb_nat_tags", 50_000),
         ("lb_nat_parts", 400_000),
-        ("lb_nat_icmp", 200_000),
+        ("lb_nat_icmp", 220_000),
         // Linux 6.1 goes through four times as many of it as later ones.
         ("lb_nat_other", 100_000),
         ("lb_syn", 50_000),
