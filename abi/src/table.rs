@@ -171,6 +171,7 @@ impl FrontendKey {
     }
 
     /// Whether it is a group's.
+    #[inline(always)]
     #[must_use]
     pub const fn is_group(&self) -> bool {
         self.port_protocol & Self::GROUP != 0
@@ -509,7 +510,7 @@ impl Frontend {
     #[inline(always)]
     #[must_use]
     pub fn is(&self, key: &FrontendKey) -> bool {
-        if key.addr.is_v4() && key.port_protocol & FrontendKey::GROUP == 0 {
+        if key.addr.is_v4() && !key.is_group() {
             // The second word tells the family, too. As 32 bits, or the compiler compares twice as many.
             // SAFETY: the last word of the address, aligned; volatile as in `live`.
             let raw = unsafe { (&raw const self.addr).cast::<u32>().add(3).read_volatile() };

@@ -22,6 +22,10 @@ use lb_daemon::{
     policy::image::Sizes,
     view::{Count, Counters},
 };
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// MAC of the next hop, of every backend.
 pub const HOP_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
@@ -45,6 +49,20 @@ pub fn need_root() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().nth(1));
     assert_eq!(uid, Some("0"), "this test loads BPF programs and needs root: use `make test`");
+}
+
+/// The CPUs that this thread may run on.
+#[must_use]
+pub fn cpus() -> Vec<usize> {
+    let all = sched_getaffinity(Pid::from_raw(0)).expect("the kernel knows");
+    (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu) == Ok(true)).collect()
+}
+
+/// Keeps this thread on one of its CPUs.
+pub fn pin_to(cpu: usize) {
+    let mut one = CpuSet::new();
+    one.set(cpu).expect("a number of a CPU");
+    sched_setaffinity(Pid::from_raw(0), &one).expect("it may run there");
 }
 
 /// Table sizes for tests; without NAT, whose programs are half of what there is to load.

@@ -57,11 +57,11 @@ impl Packet {
         true
     }
 
-    /// The addresses of an IPv4 header at `L3`, which has been checked, as they stand there: loaded here, and by no one
-    /// before, who would have to keep them until now.
+    /// The IPv4 header at `L3` with addresses that are loaded here, and by no one before, who would have to keep them until
+    /// now. `None`: it is of IPv6, or has not been checked.
     #[inline(always)]
-    pub(crate) fn addresses<const L3: usize>(&self) -> Option<(Addr, Addr)> {
-        if L3 + 20 > self.checked {
+    pub(crate) fn reloaded<const L3: usize, const V4: bool>(&self, ip: &Ip) -> Option<Ip> {
+        if !V4 || L3 + 20 > self.checked {
             return None;
         }
         let (src, dst): (u64, u64);
@@ -79,7 +79,7 @@ impl Packet {
             );
             core::hint::assert_unchecked(src >> 32 == 0 && dst >> 32 == 0);
         }
-        Some((Addr::v4(src as u32), Addr::v4(dst as u32)))
+        Some(Ip { src: Addr::v4(src as u32), dst: Addr::v4(dst as u32), ..*ip })
     }
 
     /// Ends what [`Self::check`] began.
@@ -309,7 +309,7 @@ impl Room<'_> {
         }
     }
 
-    /// The byte before the last of those at `SEEN` behind all headers that were put in front; 0 for no `SEEN`.
+    /// The last of the first `SEEN` bytes from the inner IP header on; 0 for no `SEEN`.
     #[inline(always)]
     pub(crate) fn seen<
         const L3: usize,

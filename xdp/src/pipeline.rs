@@ -177,12 +177,9 @@ fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
     End::Of(Reason::NotOurs)
 }
 
-/// The same header, whose addresses are loaded once more: what a stage that this instance has not would keep them for is
-/// removed, but not that they are kept.
+/// The same header, its addresses loaded once more if they can be: each stage loads its own. A stage that this instance does
+/// not have is taken out by the verifier, which still leaves what the compiler kept for it.
 #[inline(always)]
 fn addressed<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Ip {
-    match packet.addresses::<L3>() {
-        Some((src, dst)) if V4 => Ip { src, dst, ..*ip },
-        _ => *ip,
-    }
+    packet.reloaded::<L3, V4>(ip).unwrap_or(*ip)
 }

@@ -34,13 +34,10 @@ impl Planner {
                 members.extend(&part.members);
             }
         }
-        for part in self.services.values().filter(|part| part.ends.is_some()) {
-            let of = part.spec.as_ref().and_then(|spec| spec.part_of.as_ref());
-            if of.is_some_and(|of| of.service == spec.name) {
-                for (&address, &member) in &part.members {
-                    members.entry(address).or_insert(member);
-                }
-            }
+        // Those of parts that drain, too, where nobody else has the address.
+        let drain = self.services.values().filter(|part| part.outlived(&spec.name));
+        for (&address, &member) in drain.flat_map(|part| &part.members) {
+            members.entry(address).or_insert(member);
         }
         let old = service.choice;
         let words = words(spec, &members, |row| leaving(old, &members, row, tables));

@@ -20,22 +20,11 @@ impl Planner {
         now: Duration,
     ) -> Option<(Arc<Service>, Duration)> {
         let part = self.services.get(name)?;
-        let numbers = numbers([part]);
-        let whole = match part.spec.as_ref() {
-            Some(spec) => wanted.services.get(&spec.part_of.as_ref()?.service)?,
-            // Of an earlier process: who leads there?
-            None => {
-                let leads = |whole: &Planned| {
-                    [true, false].into_iter().any(|v4| {
-                        let stand = routes::standing(whole.routes[ranges::family(v4)], v4, tables);
-                        stand.iter().any(|(.., number)| numbers.contains(number))
-                            && whole.frontends.keys().any(|k| part.has_address(k))
-                    })
-                };
-                let (name, _) = self.services.iter().find(|(_, whole)| leads(whole))?;
-                wanted.services.get(&**name).filter(|spec| spec.part_of.is_none())?
-            }
+        let whole = match &part.spec {
+            Some(_) => part.whole()?,
+            None => self.who_leads_to(part, tables)?,
         };
+        let whole = wanted.services.get(whole).filter(|spec| spec.part_of.is_none())?;
         let addresses = whole.addresses.iter().copied();
         let addresses: Vec<_> =
             addresses.filter(|&a| part.frontends.keys().any(|key| key.addr == a.into())).collect();
@@ -49,6 +38,20 @@ impl Planner {
         let spec = whole.part(name.to_owned(), part_of, addresses, Vec::new());
         let ends = part.ends.unwrap_or(now + spec.drain_timeout);
         Some((Arc::new(spec), ends))
+    }
+
+    /// The service whose routes lead to a part of an earlier process, of which nothing else is known.
+    fn who_leads_to(&self, part: &Planned, tables: &dyn Tables) -> Option<&str> {
+        let numbers = numbers([part]);
+        let routed = |whole: &Planned, v4: bool| {
+            let stand = routes::standing(whole.routes[ranges::family(v4)], v4, tables);
+            stand.iter().any(|(.., number)| numbers.contains(number))
+        };
+        let leads = |whole: &Planned| {
+            whole.frontends.keys().any(|key| part.has_address(key))
+                && (routed(whole, true) || routed(whole, false))
+        };
+        self.services.iter().find(|(_, whole)| leads(whole)).map(|(name, _)| &**name)
     }
 
     /// Has the routes of a service stand, and behind them those to parts that it has no more.
@@ -87,8 +90,8 @@ impl Planner {
     ) -> Result<(), Full> {
         let Some(part) = self.services.get_mut(name) else { return Ok(()) };
         part.ends = None;
-        let of = part.spec.as_ref().and_then(|spec| spec.part_of.clone());
-        let whole = of.and_then(|of| self.services.remove_entry(of.service.as_str()));
+        let whole = part.whole().map(str::to_owned);
+        let whole = whole.and_then(|whole| self.services.remove_entry(whole.as_str()));
         let mut done = Ok(());
         if let Some((name, mut service)) = whole {
             if let Some(spec) = service.spec.clone() {
@@ -103,6 +106,16 @@ impl Planner {
 }
 
 impl Planned {
+    /// The service that it is a part of.
+    pub(super) fn whole(&self) -> Option<&str> {
+        Some(&self.spec.as_ref()?.part_of.as_ref()?.service)
+    }
+
+    /// Whether it is a part of that service that nobody wants any more.
+    pub(super) fn outlived(&self, whole: &str) -> bool {
+        self.ends.is_some() && self.whole() == Some(whole)
+    }
+
     fn has_address(&self, of: &FrontendKey) -> bool {
         self.frontends.keys().any(|key| key.addr == of.addr)
     }

@@ -393,10 +393,8 @@ impl Planner {
             .filter(|(_, m)| service.settle_at.is_none() && m.leaving.is_some_and(|t| t <= now))
             .map(|(&a, m)| (a, m.row))
             .collect();
-        let whole = service.spec.as_ref().map(|spec| match &spec.part_of {
-            Some(part) => part.service.clone(),
-            None => spec.name.clone(),
-        });
+        let own = service.spec.as_ref().map(|spec| spec.name.as_str());
+        let whole = service.whole().or(own).map(str::to_owned);
         let some_left = !left.is_empty();
         for (address, row) in left {
             service.members.remove(&address);

@@ -116,9 +116,19 @@ impl Rig {
         let fake = fake(slots);
         let planner = Planner::adopt(&fake, std::iter::empty(), Duration::ZERO);
         let mut rig = Self { fake, planner };
-        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
-        rig.fake.apply(&ops).unwrap();
+        rig.know_hops(Duration::ZERO);
         rig
+    }
+
+    fn know_hops(&mut self, now: Duration) {
+        let ops = self.planner.set_hops(&hops(1..=200), &self.fake, now).unwrap();
+        self.fake.apply(&ops).unwrap();
+    }
+
+    /// Another planner takes over the tables, as a daemon that starts anew; what drains does so until `drain`.
+    fn adopt(&mut self, names: &[&str], now: Duration, drain: Duration) {
+        self.planner = Planner::adopt(&self.fake, names.iter().copied(), drain);
+        self.know_hops(now);
     }
 
     fn plan(&mut self, state: &DesiredState, at: u64) -> Vec<Op> {
@@ -366,11 +376,7 @@ fn the_words_of_a_choice_are_adopted() {
         let frontend = rig.fake.frontend(rig.fake.find(&key).unwrap());
         (frontend.choice().unwrap(), Choice::read(&rig.fake.view(), &frontend).unwrap())
     };
-    let adopt = |rig: &mut Rig| {
-        rig.planner = Planner::adopt(&rig.fake, ["web"].into_iter(), Duration::ZERO);
-        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
-        rig.fake.apply(&ops).unwrap();
-    };
+    let adopt = |rig: &mut Rig| rig.adopt(&["web"], Duration::ZERO, Duration::ZERO);
     let mut rig = Rig::new();
     rig.plan(&state, 0);
     let (before, used) = (choice_of(&rig), rig.planner.used());
@@ -469,9 +475,7 @@ proptest! {
                 _ => Some(backend(n, 1, BackendStateOf::Active)),
             }));
             if restart {
-                rig.planner = Planner::adopt(&rig.fake, ["a"].into_iter(), now);
-                let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, now).unwrap();
-                rig.fake.apply(&ops).unwrap();
+                rig.adopt(&["a"], now, now);
             }
             rig.plan(&wanted([own]), second as u64);
             for (client, &server) in (0u16..).zip(&opened) {
@@ -567,9 +571,7 @@ proptest! {
         rig.fake.apply(&ops[..done]).unwrap();
 
         let names: Vec<&str> = second.services.keys().map(String::as_str).collect();
-        rig.planner = Planner::adopt(&rig.fake, names.into_iter(), Duration::from_secs(2));
-        let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::from_secs(2)).unwrap();
-        rig.fake.apply(&ops).unwrap();
+        rig.adopt(&names, Duration::from_secs(2), Duration::from_secs(2));
         rig.plan(&second, 2);
         rig.settle(1000);
         rig.settle(2000);

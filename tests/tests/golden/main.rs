@@ -15,11 +15,8 @@ use lb_daemon::{
 };
 use lb_tests::lab::{BpfDirectory, unique};
 use lb_tests::rig::{
-    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, capacity, nat_capacity, service,
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
+    CLIENT_MAC, EVERYTHING, HOP_MAC, INGRESS, OUR_MAC, Rig, capacity, cpus, nat_capacity, pin_to,
+    service,
 };
 use packets::{
     DROP, L4, PASS, REDIRECT, TX, VIP4, VIP6, frame4, frame6, macs, one_hop_later, v4, v6,
@@ -338,14 +335,11 @@ fn packets_are_counted_on_every_cpu() {
     let ops = rig.planner.set_hops(&here, &rig.bpf, std::time::Duration::ZERO).unwrap();
     rig.apply(&ops);
     let frame = frame4("198.51.100.7", VIP4, L4::Ack(80), 64, b"");
-    let cpus = std::thread::available_parallelism().unwrap().get();
-    for cpu in 0..cpus {
-        let mut this = CpuSet::new();
-        this.set(cpu).unwrap();
-        sched_setaffinity(Pid::from_raw(0), &this).unwrap();
+    for (packets, cpu) in (1..).zip(cpus()) {
+        pin_to(cpu);
         assert_eq!(rig.run(&frame).reason, Reason::DeliveredLocally);
         let (front, back) = rig.counts("web");
-        assert_eq!((front.packets, back.packets), (cpu as u64 + 1, cpu as u64 + 1));
+        assert_eq!((front.packets, back.packets), (packets, packets));
     }
 }
 

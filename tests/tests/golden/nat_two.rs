@@ -14,11 +14,7 @@ use abi::reason::Reason;
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use config::model::NatPorts;
 use lb_daemon::{conntrack::Visit, datapath::Capacity, view::Counters as _};
-use lb_tests::rig::{EVERYTHING, INGRESS, Rig, nat_capacity};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
+use lb_tests::rig::{EVERYTHING, INGRESS, Rig, cpus, nat_capacity, pin_to};
 
 use crate::{
     nat::{behind, says},
@@ -45,18 +41,6 @@ fn send(program: &Xdp, frame: &[u8]) -> Sent {
     Sent { action: result.return_value, frame: out }
 }
 
-/// Keeps this thread on the `n`th of its CPUs; whether there are as many.
-fn pin(n: usize) -> bool {
-    let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let Some(cpu) = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu).unwrap()).nth(n) else {
-        return false;
-    };
-    let mut one = CpuSet::new();
-    one.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-    true
-}
-
 /// Lets the other thread go on when this one ends, if need be by a panic.
 struct Ends<'w>(&'w AtomicUsize);
 
@@ -73,6 +57,7 @@ fn at_once(
     frames: impl Fn(usize) -> [Vec<u8>; 2] + Sync,
     mut after: impl FnMut(usize, [Sent; 2]) + Send,
 ) {
+    let [first, second, ..] = cpus()[..] else { panic!("this test needs two CPUs") };
     let (go, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let other = Mutex::new(None);
     let until = |word: &AtomicUsize, round| {
@@ -86,7 +71,7 @@ fn at_once(
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ends = Ends(&done);
-            assert!(pin(1), "a machine with two CPUs");
+            pin_to(second);
             for round in 0..rounds {
                 let [_, frame] = frames(round);
                 done.store(2 * round + 1, Ordering::Release);
@@ -97,7 +82,7 @@ fn at_once(
         });
         scope.spawn(|| {
             let _ends = Ends(&go);
-            assert!(pin(0));
+            pin_to(first);
             for round in 0..rounds {
                 let [frame, _] = frames(round);
                 until(&done, 2 * round + 1);

@@ -122,13 +122,13 @@ pub(crate) fn over<const L3: usize, const V4: bool>(
 /// A packet that is on its way.
 pub(crate) struct Sent {
     pub(crate) reason: Reason,
-    /// A byte of it that was asked for, else 0.
+    /// The byte of it that was asked for, else 0.
     pub(crate) byte: u8,
 }
 
-/// The same of modes other than [`Mode::Ipip`]. `SEEN`: the byte of the packet as it came, from its IP header on and less
-/// one, that whoever sends it wants to know then, and not to keep until then; it has been checked that it is there. 0:
-/// none.
+/// The same of modes other than [`Mode::Ipip`]. `SEEN`: how many bytes of the packet as it came, from its IP header on, are
+/// known to be there, the last of which ([`Sent::byte`]) whoever sends it need not keep until then; 0: none. Over IPv4 such a
+/// packet has no options in its IP header.
 #[inline(always)]
 pub(crate) fn marked<const L3: usize, const V4: bool, const SEEN: usize>(
     packet: &mut Packet,
@@ -146,7 +146,7 @@ pub(crate) fn marked<const L3: usize, const V4: bool, const SEEN: usize>(
             macs(link, hop, egress);
             match SEEN {
                 0 => 0,
-                seen => packet.bytes_mut::<1>(L3 + seen - 1).ok_or(Reason::Truncated)?[0],
+                _ => packet.bytes_mut::<1>(L3 + SEEN - 1).ok_or(Reason::Truncated)?[0],
             }
         }
         Mode::Gue => encap::<L3, V4, GUE_SHIM, SEEN>(packet, backend, hop, egress, entropy)?,

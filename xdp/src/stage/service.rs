@@ -73,7 +73,7 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     }
 }
 
-/// Where a TCP header's flags are, from a plain IP header on; of each one more ([`forward::marked`]).
+/// Bytes from a plain IP header to the flags of a TCP header, these included ([`forward::marked`]).
 const TCP4_FLAGS: usize = 20 + 13 + 1;
 const TCP6_FLAGS: usize = 40 + 13 + 1;
 
@@ -216,7 +216,7 @@ fn named_at_once<const L3: usize, const V4: bool, const PLAIN: u8>(
 /// Counts a packet that has been sent.
 #[inline(always)]
 pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
-    if reason as u32 == Reason::ForwardedTx as u32 {
+    if reason == Reason::ForwardedTx {
         maps::count_known::<{ Reason::ForwardedTx as u32 }>(cpu, bytes);
         End::Sent(const { action(Reason::ForwardedTx) })
     } else {
@@ -283,11 +283,10 @@ fn late<const L3: usize, const V4: bool>(packet: &Packet, ip: &Ip) -> Ip {
     if !V4 {
         return *ip;
     }
-    if let Some((src, dst)) = packet.addresses::<L3>() {
-        return Ip { src, dst, ..*ip };
-    }
-    let again = |addr: Addr| Addr::v4(constant::unknown(addr.as_v4_raw()) as u32);
-    Ip { src: again(ip.src), dst: again(ip.dst), ..*ip }
+    packet.reloaded::<L3, V4>(ip).unwrap_or_else(|| {
+        let again = |addr: Addr| Addr::v4(constant::unknown(addr.as_v4_raw()) as u32);
+        Ip { src: again(ip.src), dst: again(ip.dst), ..*ip }
+    })
 }
 
 /// The service of a VIP's ports that have none of their own.

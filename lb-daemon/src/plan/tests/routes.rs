@@ -188,9 +188,7 @@ fn a_group_that_is_removed_drains() {
         let others = rig.open(50);
         let adopt = |rig: &mut Rig, at: u64| {
             let now = Duration::from_secs(at);
-            rig.planner = Planner::adopt(&rig.fake, ["web"].into_iter(), now + DRAIN);
-            let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, now).unwrap();
-            rig.fake.apply(&ops).unwrap();
+            rig.adopt(&["web"], now, now + DRAIN);
         };
         if restart {
             adopt(&mut rig, 10);
@@ -329,9 +327,7 @@ fn the_numbers_of_parts_stay() {
     };
     let before = keys(&rig);
     let names: Vec<&str> = state.services.keys().map(String::as_str).collect();
-    rig.planner = Planner::adopt(&rig.fake, names.into_iter(), Duration::ZERO);
-    let ops = rig.planner.set_hops(&hops(1..=200), &rig.fake, Duration::ZERO).unwrap();
-    rig.fake.apply(&ops).unwrap();
+    rig.adopt(&names, Duration::ZERO, Duration::ZERO);
     assert_eq!(rig.plan(&state, 1), []);
     assert_eq!(keys(&rig), before);
     let taken = before[0].port_protocol;
