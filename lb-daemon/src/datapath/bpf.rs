@@ -24,6 +24,7 @@ mod sock;
 pub use active::Recount;
 pub use awaited::{HoldsRing, awaited};
 use conntrack::Connections;
+use counters::Counts;
 pub use counters::MappedCounters;
 pub use early::{Early, Frame as EarlyFrame, Programs};
 pub use events::Events;
@@ -138,6 +139,7 @@ pub struct Bpf {
     scopes: Mapped<Scope>,
     limits: Mapped<Limit>,
     syn_ports: Mapped<u64>,
+    counts: Counts,
     /// Of each half; `None` until an entry needs a place in what another process has written.
     runs: [Option<Runs>; 2],
 }
@@ -199,6 +201,13 @@ impl Bpf {
             scopes: source.mapped("SCOPES")?,
             limits: source.mapped("LIMITS")?,
             syn_ports: source.mapped("SYN_PORTS")?,
+            counts: Counts {
+                cpus: control.cpus(),
+                capacity,
+                frontends: source.mapped("FRONTEND_COUNT")?,
+                backends: source.mapped("BACKEND_COUNT")?,
+                lists: source.mapped("LIST_COUNT")?,
+            },
             runs: [None, None],
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
@@ -505,7 +514,10 @@ impl Bpf {
             Op::Egress(row, ref value) => self.egress.write(row + 1, value),
             Op::NatAddress(row, addr) => self.nat_addresses.write(row, &NatAddress { addr }),
             Op::Way(row, ref way) => self.write_way(row, way),
-            Op::Backend(row, ref value) => self.backends.write(row, value),
+            Op::Backend(row, ref value) => {
+                self.counts.begin_backend(row, value);
+                self.backends.write(row, value);
+            }
             Op::Hop(row, hop) => self.backends.store(row, Backend::HOP, hop.to_word()),
             Op::State(row, state) => self.backends.store(row, Backend::STATE, state.to_word()),
             Op::Ring { offset, signature, ref slots } => {
@@ -517,7 +529,10 @@ impl Bpf {
             }
             Op::Slot(index, slot) => self.slots.store(index, 0, slot.to_word()),
             Op::Signature(index, word) => self.slots.store(index, 0, word),
-            Op::Frontend(row, ref value) => self.frontends.write(row, value),
+            Op::Frontend(row, ref value) => {
+                self.counts.begin_frontend(row);
+                self.frontends.write(row, value);
+            }
             Op::FrontendRing(row, ring) => {
                 let mut after = self.frontends.read(row);
                 after.set_ring(ring);
@@ -546,7 +561,10 @@ impl Bpf {
             Op::Bucket { index, way, word } => {
                 self.buckets.store(index, usize::from(way) * 8, word);
             }
-            Op::List(row, ref value) => self.lists.write(row, value),
+            Op::List(row, ref value) => {
+                self.counts.begin_list(row, &self.lists.read(row), value);
+                self.lists.write(row, value);
+            }
             Op::Scope(row, ref value) => self.write_scope(row, value),
             Op::Limit(row, ref value) => {
                 // Not in force while it is half of one and half of another.

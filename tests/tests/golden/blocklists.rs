@@ -87,6 +87,12 @@ fn blocked_sources_are_dropped_audited_ones_counted() {
         assert_eq!(see(&frame4(&source, VIP4, L4::Syn(80), 64, b"")), want, "{source}");
     }
     assert_eq!((rig.list_hits(1), rig.list_hits(2)), (9, 4));
+    // The hits of a list that does something else now go on; another list begins at 0.
+    let own = ListRow { drop: 1, id: 2, ..ListRow::default() };
+    for (row, hits) in [(own, 4), (ListRow::default(), 4), (ListRow { id: 3, ..own }, 0)] {
+        rig.apply(&[Op::List(2, row)]);
+        assert_eq!((rig.list_hits(1), rig.list_hits(2)), (9, hits), "{row:?}");
+    }
 }
 
 #[test]

@@ -343,6 +343,41 @@ fn packets_are_counted_on_every_cpu() {
     }
 }
 
+/// A service or backend that gets the row of one that is gone begins at 0, and others go on.
+#[test]
+fn counters_begin_at_zero() {
+    let stays = service("stays", &["203.0.113.99"], Forwarding::L2, &["10.0.1.11"]);
+    let old = service("old", &[VIP4], Forwarding::L2, &["10.0.1.12"]);
+    let new = service("new", &[VIP4, "203.0.113.98"], Forwarding::L2, &["10.0.1.12"]);
+    let mut rig = Rig::with(vec![stays.clone(), old], INGRESS, 1500);
+    let to = |rig: &mut Rig, vip| rig.run(&frame4("198.51.100.7", vip, L4::Syn(80), 64, b""));
+    for vip in ["203.0.113.99", VIP4, VIP4] {
+        assert!(matches!(to(&mut rig, vip).reason, Reason::ForwardedTx));
+    }
+    assert_eq!((rig.counts("old").0.packets, rig.counts("old").1.packets), (2, 2));
+    let rows = |rig: &Rig, name| {
+        let planned = &rig.planner.services()[name];
+        let backends = planned.members.values().map(|member| member.row);
+        (planned.frontends.values().copied().collect::<Vec<_>>(), backends.collect::<Vec<_>>())
+    };
+    let before = rows(&rig, "old");
+
+    rig.put(vec![stays.clone()]);
+    let ops = rig.planner.settle(&rig.bpf, std::time::Duration::from_secs(3000)).unwrap();
+    rig.apply(&ops);
+    rig.planner.release();
+    rig.put(vec![stays, new]);
+    let after = rows(&rig, "new");
+    assert_eq!(before.1, after.1);
+    assert!(before.0.iter().all(|row| after.0.contains(row)), "{before:?} {after:?}");
+    for (name, packets) in [("new", 0), ("stays", 1)] {
+        let (front, back) = rig.counts(name);
+        assert_eq!((front.packets, back.packets), (packets, packets), "{name}");
+    }
+    assert!(matches!(to(&mut rig, VIP4).reason, Reason::ForwardedTx));
+    assert_eq!(rig.counts("new").1.new_connections, 1);
+}
+
 #[test]
 fn port_zero_takes_what_no_other_port_does() {
     let mut any = service("any", &[VIP4], Forwarding::L2, &["10.0.1.11"]);

@@ -3,6 +3,7 @@
 use abi::{
     guard::LIMIT_ROWS,
     limits::{LIST_ROWS, REASON_ROWS},
+    prefix::ListRow,
     reason::Reason,
     table::{Backend, Counter, ReasonCounter},
 };
@@ -30,6 +31,42 @@ pub struct MappedCounters {
     pub(super) rows: Mapped<Backend>,
     pub(super) admission: PerCpuArray<MapData, [u64; 2]>,
     pub(super) connections: Connections,
+}
+
+/// Counters of rows that get another owner: each begins at 0.
+pub(super) struct Counts {
+    pub(super) cpus: u32,
+    pub(super) capacity: Capacity,
+    pub(super) frontends: Mapped<Counter>,
+    pub(super) backends: Mapped<Counter>,
+    pub(super) lists: Mapped<Counter>,
+}
+
+impl Counts {
+    /// Before a row of a frontend is written that nothing leads to.
+    pub(super) fn begin_frontend(&self, row: u32) {
+        self.begin(&self.frontends, self.capacity.frontends, row);
+    }
+
+    /// The same of a backend, if it is not that the row becomes free.
+    pub(super) fn begin_backend(&self, row: u32, backend: &Backend) {
+        if backend.id() != 0 {
+            self.begin(&self.backends, self.capacity.backends, row);
+        }
+    }
+
+    /// The same of a list, if it is another one that has the row.
+    pub(super) fn begin_list(&self, row: u32, before: &ListRow, list: &ListRow) {
+        if ![0, before.id].contains(&list.id) {
+            self.begin(&self.lists, LIST_ROWS, row);
+        }
+    }
+
+    fn begin(&self, table: &Mapped<Counter>, rows: u32, row: u32) {
+        for cpu in 0..self.cpus {
+            table.write(cpu * rows + row, &Counter::default());
+        }
+    }
 }
 
 impl MappedCounters {
