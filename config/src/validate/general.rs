@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{Context, Fragment, Kind, unusable};
+use super::{Context, Fragment, Kind, unroutable};
 use crate::{
     fault::{Loc, show},
     file::{self, Field, List, SourceText},
@@ -94,7 +94,7 @@ fn nat(nat: &Field<file::Nat>, context: &Context<'_, '_>, fragment: &mut Fragmen
     let report = context.report;
     super::service::check_count(addresses, MAX_NAT_ADDRESSES, "addresses", report);
     for (&file::Ip(address), at) in addresses.elements() {
-        if let Some(what) = unusable(address) {
+        if let Some((what, _)) = unroutable(address) {
             let message = format!("{address} is {what} and cannot be a NAT address");
             report.fault(at, message, "allowed: a unicast address that is routed to this machine");
         } else if fragment.nat_addresses.iter().any(|(other, _)| *other == address) {
@@ -142,7 +142,7 @@ fn wrong_family(net: IpNet, wanted: &str, at: Loc, context: &Context<'_, '_>) {
 }
 
 fn entropy(net: IpNet, at: Loc, context: &Context<'_, '_>) {
-    if let Some(what) = unusable(net.addr()) {
+    if let Some((what, _)) = unroutable(net.addr()) {
         context.report.fault(
             at,
             format!("{net} is {what}"),

@@ -211,6 +211,17 @@ fn required_name(
     Some(text.clone())
 }
 
+/// Whether packets can be sent to an address beyond a link, or from one: what it is, and what is allowed.
+fn unroutable(address: IpAddr) -> Option<(&'static str, &'static str)> {
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some((
+            "a link-local address",
+            "allowed: a unicast address that says which network it is in, such as 2001:db8::1 or fd00::1",
+        )),
+        _ => unusable(address).map(|what| (what, "allowed: a unicast address")),
+    }
+}
+
 /// Whether packets can be sent to an address, or from one.
 fn unusable(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {

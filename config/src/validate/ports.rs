@@ -58,6 +58,14 @@ pub(super) fn ports(
                 "a target_port beside a range: each port stays what it is",
                 "leave target_port out",
             );
+        } else if let Some((&0, at)) = target_port.placed()
+            && number != 0
+        {
+            report.fault(
+                at,
+                "a target_port of 0: no backend listens there",
+                "allowed: 1 to 65535; leave target_port out where the port stays what it is",
+            );
         } else if let Some((&target, at)) = target_port.placed()
             && target != number
             && forwarding.get() != Some(&file::Forwarding::Nat)
@@ -204,6 +212,7 @@ mod tests {
             (json!([{"port": 85}, {"port": "80-90"}]), "port 80-90/tcp overlaps port 85/tcp"),
             (json!([{"port": "80-90"}, {"port": "90-99"}]), "port 90-99/tcp overlaps"),
             (json!([{"port": "80-90", "target_port": 80}]), "beside a range"),
+            (json!([{"port": 80, "target_port": 0}]), "no backend listens there"),
         ] {
             let told = service(&ports, "l2").unwrap_err();
             assert!(told.contains(word), "{told}");

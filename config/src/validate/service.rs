@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Duration};
 
-use super::{name, unusable};
+use super::{name, unroutable};
 use super::{ports, routes, steering};
 use crate::{
     fault::{Loc, Report, show},
@@ -172,11 +172,11 @@ fn addresses(
     let mut seen = HashMap::new();
     let mut valid = Vec::new();
     for (&file::Ip(address), at) in address.placed().into_iter().chain(addresses.elements()) {
-        if let Some(what) = unusable(address) {
+        if let Some((what, allowed)) = unroutable(address) {
             report.fault(
                 at,
                 format!("{address} is {what} and cannot be the address of a service"),
-                "allowed: a unicast address",
+                allowed,
             );
         } else if once(&mut seen, address, at, &format!("the address {address}"), report) {
             valid.push(address);
@@ -260,11 +260,11 @@ fn backends(
         let Some((&file::Ip(address), address_at)) = address.placed() else {
             continue;
         };
-        if let Some(what) = unusable(address) {
+        if let Some((what, allowed)) = unroutable(address) {
             report.fault(
                 address_at,
                 format!("{address} is {what} and cannot be the address of a backend"),
-                "allowed: a unicast address",
+                allowed,
             );
             continue;
         }
@@ -444,10 +444,11 @@ fn probe_port(
     if !field.is_absent() {
         return None;
     }
+    // Where the backend listens, which behind NAT may be another port than the service's.
     let mut tcp =
-        ports.iter().filter(|port| port.protocol == model::Protocol::Tcp && port.port != 0);
+        ports.iter().filter(|port| port.protocol == model::Protocol::Tcp && port.target_port != 0);
     match (tcp.next(), tcp.next()) {
-        (Some(port), None) if !port.is_range() => Some(port.port),
+        (Some(port), None) if !port.is_range() => Some(port.target_port),
         _ => {
             report.missing(
                 at,
@@ -510,6 +511,67 @@ pub(super) fn once_with<K: Eq + Hash>(
                 "allowed: once",
             );
             false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::{
+        api::parse_service_json,
+        model::{Probe, Service},
+    };
+
+    fn service(changes: &Value) -> Result<Service, String> {
+        let mut body = json!({
+            "address": "203.0.113.10",
+            "ports": [{"port": 443}],
+            "forwarding": "nat",
+            "backends": [{"address": "10.0.1.11"}],
+        });
+        let (body_fields, changes) = (body.as_object_mut().unwrap(), changes.as_object().unwrap());
+        body_fields.extend(changes.clone());
+        parse_service_json("any", body.to_string().as_bytes())
+            .map_err(|faults| faults.iter().map(|f| format!("{f:?}\n")).collect())
+    }
+
+    #[test]
+    fn the_port_that_backends_listen_on_is_asked() {
+        for (port, asked) in [
+            (json!({"port": 443}), 443),
+            (json!({"port": 443, "target_port": 8443}), 8443),
+            (json!({"port": 0, "target_port": 80}), 80),
+        ] {
+            let found = service(&json!({"ports": [port], "health_check": {"tcp": {}}})).unwrap();
+            assert_eq!(found.health_check.unwrap().probe, Probe::Tcp { port: asked });
+        }
+        for port in [json!({"port": 0}), json!({"port": "80-90"})] {
+            let told = service(&json!({"ports": [port], "health_check": {"tcp": {}}})).unwrap_err();
+            assert!(told.contains("`port` is missing"), "{told}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere() {
+        for (changes, word) in [
+            (
+                json!({"address": "fe80::1"}),
+                "link-local address and cannot be the address of a service",
+            ),
+            (json!({"address": "::1"}), "loopback address and cannot be the address of a service"),
+            (
+                json!({"backends": [{"address": "fe80::1"}]}),
+                "link-local address and cannot be the address of a backend",
+            ),
+            (
+                json!({"backends": [{"address": "224.0.0.1"}]}),
+                "multicast address and cannot be the address of a backend",
+            ),
+        ] {
+            let told = service(&changes).unwrap_err();
+            assert!(told.contains(word), "{told}");
         }
     }
 }
