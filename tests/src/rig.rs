@@ -10,7 +10,10 @@ use std::{
 };
 
 use abi::{limits::feature, reason::Reason};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::{
+    maps::MapData,
+    programs::{TestRun, TestRunOptions, Xdp},
+};
 use config::model::{
     Backend, BackendState, DesiredState, Forwarding, NatPorts, Port, Protocol, Service, Source,
     Steering,
@@ -331,6 +334,18 @@ impl Rig {
     pub fn list_hits(&self, number: u32) -> u64 {
         self.counters.list(number).packets
     }
+}
+
+/// The programs that packets go on to from the only first one in a set of tables.
+///
+/// # Panics
+/// When there is none, or more than one.
+#[must_use]
+pub fn jump(tables: &Path) -> MapData {
+    let pins = std::fs::read_dir(tables).expect("pins").map(|pin| pin.expect("a pin"));
+    let jumps = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("JUMP"));
+    let [jump] = &jumps.collect::<Vec<_>>()[..] else { panic!("not one program") };
+    MapData::from_pin(jump.path()).expect("a map")
 }
 
 fn add(total: &mut Count, c: Count) {

@@ -229,8 +229,9 @@ impl Kernel {
         fs::create_dir(&path).map_err(|source| directory(&path, source))
     }
 
-    /// Removes every set of tables but the one in force, and what other versions shared.
+    /// Removes every set of tables but the one in force, what other versions shared, and programs of other builds.
     pub(super) fn remove_others(&self) {
+        self.bpf.remove_other_builds();
         let Ok(all) = sets(&self.root) else { return };
         for (path, number) in all {
             if number != self.number || path != set(&self.root, number) {

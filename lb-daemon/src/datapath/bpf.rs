@@ -235,6 +235,13 @@ impl Bpf {
         self.instances.get_mut(&features).ok_or(BpfError::Map("lb"))?.program()
     }
 
+    /// Removes what other builds have pinned of their programs beside these tables; nothing may be attached to them.
+    pub fn remove_other_builds(&self) {
+        if let Some(dir) = &self.pins {
+            load::remove_other_builds(dir);
+        }
+    }
+
     /// How many instructions the verifier followed for each program that this process loaded; it gives up
     /// at a million. Empty on kernels that do not tell (before 5.16).
     #[must_use]

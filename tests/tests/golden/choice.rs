@@ -7,7 +7,7 @@ use std::{
 };
 
 use abi::{limits::behind as places, reason::Reason, table::Backend};
-use aya::maps::{Map, MapData, ProgramArray};
+use aya::maps::{Map, ProgramArray};
 use config::model::{BackendState, Forwarding, Protocol, Scheduling, Service, Steering};
 use lb_daemon::datapath::{Op, Tables as _};
 use lb_tests::{
@@ -218,7 +218,7 @@ fn connection_ids_need_the_first_program_alone() {
     let mut named = web(20, Steering { quic_len: 2, ..Steering::default() });
     named.ports[1].quic = true;
     rig.fill(vec![named.clone()], INGRESS, 1500);
-    let jump = MapData::from_pin(tables.join("JUMP")).unwrap();
+    let jump = lb_tests::rig::jump(&tables);
     let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
     jump.clear_index(&places::CHOICE).unwrap();
 

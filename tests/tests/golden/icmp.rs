@@ -1,12 +1,15 @@
 //! ICMP for a VIP, and ICMP that we send ourselves.
 
-use abi::reason::Reason;
+use abi::{limits::feature, reason::Reason};
 use config::model::Forwarding;
 use etherparse::{
     Ethernet2Header, Icmpv4Slice, Icmpv6Slice, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder,
     PacketBuilderStep, VlanId,
 };
-use lb_tests::rig::{CLIENT_MAC, HOP_MAC, INGRESS, OUR_MAC, Rig, service};
+use lb_tests::{
+    lab::{BpfDirectory, unique},
+    rig::{CLIENT_MAC, HOP_MAC, INGRESS, OUR_MAC, Rig, service},
+};
 
 use crate::{
     packets::{DROP, L4, PASS, TX, VIP4, VIP6, frame4, frame6, macs, v4, v6},
@@ -38,6 +41,27 @@ fn icmp6(l3: &[u8]) -> (Ipv6Header, Icmpv6Slice<'_>) {
     let icmp = Icmpv6Slice::from_slice(rest).unwrap();
     assert!(icmp.is_checksum_valid(ip.source, ip.destination));
     (ip, icmp)
+}
+
+/// Interfaces with other roles have programs of their own, behind the first one too.
+#[test]
+fn programs_behind_are_those_of_the_first_one() {
+    let pins = BpfDirectory::create(&unique()).unwrap();
+    let tables = pins.path().join("v0-0");
+    std::fs::create_dir(&tables).unwrap();
+    let mut rig = Rig::pinned(&tables);
+    rig.fill(vec![service("web", &[VIP4], Forwarding::Ipip, &["10.0.1.11"])], INGRESS, 1500);
+    let mut echo = Vec::new();
+    let b = ethernet().ipv4(v4(CLIENT4), v4(VIP4), 7).icmpv4_echo_request(1, 1);
+    b.write(&mut echo, b"").unwrap();
+    assert_eq!(rig.run(&echo).reason, Reason::EchoAnswered);
+    rig.bpf.program(feature::DECAP).unwrap();
+    rig.bpf.program(feature::PREFILTER).unwrap();
+    assert_eq!(rig.run(&echo).reason, Reason::EchoAnswered);
+    // One that comes later finds all of them.
+    drop(rig);
+    let mut rig = Rig::pinned(&tables);
+    assert_eq!(rig.run(&echo).reason, Reason::EchoAnswered);
 }
 
 #[test]

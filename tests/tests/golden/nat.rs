@@ -1,7 +1,7 @@
 //! Full NAT: both directions, for each family; what is not translated; ports that run out.
 
 use abi::{limits::behind as places, reason::Reason};
-use aya::maps::{Map, MapData, ProgramArray};
+use aya::maps::{Map, ProgramArray};
 use config::model::{Forwarding, NatPorts, Port, Protocol, Service};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use lb_tests::lab::BpfDirectory;
@@ -175,7 +175,7 @@ fn connections_that_stand_need_the_first_program_alone() {
         let (port, udp_port) = (tcp(&mut rig, L4::Syn(80)), tcp(&mut rig, L4::Udp(443)));
         rig.run(&from_backend(web, 8080, nat, port, false, b""));
         assert_eq!(tcp(&mut rig, L4::Ack(80)), port);
-        let jump = MapData::from_pin(tables.join("JUMP")).unwrap();
+        let jump = lb_tests::rig::jump(&tables);
         let mut jump = ProgramArray::try_from(Map::ProgramArray(jump)).unwrap();
         // The last one, and the first one to go on: what UDP's entries note holds for seconds.
         rig.run(&from_backend(web, 443, nat, udp_port, true, b""));

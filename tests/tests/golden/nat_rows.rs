@@ -74,7 +74,7 @@ impl Lab {
 
     /// From now on the first program is alone.
     fn alone(&self) {
-        let jump = Map::ProgramArray(self.map("JUMP"));
+        let jump = Map::ProgramArray(lb_tests::rig::jump(&self.pins.path().join("v0-0")));
         ProgramArray::try_from(jump).unwrap().clear_index(&places::NAT).unwrap();
     }
 

@@ -16,7 +16,7 @@ use abi::{
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, ProgramArray},
+    maps::{MapData, ProgramArray},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
@@ -181,6 +181,9 @@ pub(super) fn instance(
         for name in MAPS {
             loader.map_pin_path(name, pin_of(dir, name));
         }
+        // Not shared: programs that a packet goes on to have the features of the first one, and know by maps of their own
+        // what it has found.
+        loader.map_pin_path(JUMP, jump_pin(dir, features));
     }
     let object = flat::linked(OBJECT, &flat, &numbers).map_err(refused)?;
     let mut ebpf = loader.load(&object).map_err(|e| refused(chain(&e)))?;
@@ -191,13 +194,13 @@ pub(super) fn instance(
         .map_err(|e| refused(chain(&e)))?;
     program.load().map_err(|e| refused(chain(&e)))?;
     if features & (feature::BALANCE | feature::DECAP) != 0 {
-        load_behind(&mut ebpf, &BEHIND, pins).map_err(refused)?;
+        load_behind(&mut ebpf, &BEHIND).map_err(refused)?;
         if capacity.nat > 1 {
-            load_behind(&mut ebpf, &BEHIND_NAT, pins).map_err(refused)?;
+            load_behind(&mut ebpf, &BEHIND_NAT).map_err(refused)?;
         }
     }
     if features & feature::SYN_PROXY != 0 {
-        load_behind(&mut ebpf, &BEHIND_HOST, pins).map_err(refused)?;
+        load_behind(&mut ebpf, &BEHIND_HOST).map_err(refused)?;
     }
     let program: &mut Xdp = ebpf
         .program_mut("lb")
@@ -212,11 +215,7 @@ pub(super) fn instance(
 
 /// Loads the programs that a packet goes on to, and puts them where the first one finds them. The map is
 /// what keeps them.
-fn load_behind(
-    ebpf: &mut Ebpf,
-    programs: &[(&str, u32)],
-    pins: Option<&Path>,
-) -> Result<(), String> {
+fn load_behind(ebpf: &mut Ebpf, programs: &[(&str, u32)]) -> Result<(), String> {
     for &(name, place) in programs {
         let program: &mut Xdp = ebpf
             .program_mut(name)
@@ -225,19 +224,9 @@ fn load_behind(
             .map_err(|e| format!("{name}: {}", chain(&e)))?;
         program.load().map_err(|e| format!("{name}: {}", chain(&e)))?;
         let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?;
-        let map = match pins {
-            Some(dir) => {
-                let data = MapData::from_pin(pin_of(dir, "JUMP")).map_err(|e| chain(&e))?;
-                ProgramArray::try_from(Map::ProgramArray(data))
-                    .map_err(|e| chain(&e))?
-                    .set(place, &fd, 0)
-            }
-            None => {
-                let map = ebpf.map_mut("JUMP").ok_or_else(|| "JUMP is missing".to_owned())?;
-                ProgramArray::try_from(map).map_err(|e| chain(&e))?.set(place, &fd, 0)
-            }
-        };
-        map.map_err(|e| chain(&e))?;
+        let map = ebpf.map_mut(JUMP).ok_or_else(|| format!("{JUMP} is missing"))?;
+        let mut jump = ProgramArray::try_from(map).map_err(|e| chain(&e))?;
+        jump.set(place, &fd, 0).map_err(|e| chain(&e))?;
     }
     Ok(())
 }
@@ -245,9 +234,35 @@ fn load_behind(
 /// Where the program with these features is pinned: the name tells the object file, so that a program
 /// of another build is never taken for this one's.
 fn program_pin(dir: &Path, features: u32) -> PathBuf {
-    let object = SipHasher13::new().hash(OBJECT);
-    dir.join(format!("{PROGRAM}{features:x}-{object:016x}"))
+    dir.join(format!("{PROGRAM}{features:x}-{}", build()))
 }
+
+/// Where the programs that it goes on to are pinned.
+fn jump_pin(dir: &Path, features: u32) -> PathBuf {
+    dir.join(format!("{JUMP}-{features:x}-{}", build()))
+}
+
+fn build() -> String {
+    format!("{:016x}", SipHasher13::new().hash(OBJECT))
+}
+
+/// Removes programs of other builds, and what they go on to, which nothing is attached to any longer.
+pub(super) fn remove_other_builds(dir: &Path) {
+    let build = build();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if (name.starts_with(PROGRAM) || name.starts_with(JUMP))
+            && !name.ends_with(&build)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!("{}: {error}", entry.path().display());
+        }
+    }
+}
+
+/// The map of programs that a packet goes on to.
+const JUMP: &str = "JUMP";
 
 /// What the names of pinned programs begin with.
 const PROGRAM: &str = "lb-";

@@ -2,13 +2,12 @@
 
 /// Maps that are pinned, and shared by every instance of the program, beside the flat tables
 /// ([`abi::constants::TABLES`]).
-pub(super) const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 17] = [
     "NAT",
     "NAT_CLIENTS",
     "NAT_VLANS",
     "FRAGMENTS",
     "ADMISSION",
-    "JUMP",
     "BITMAPS",
     "BLOCKS",
     "FILTER6",
