@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use abi::{outer::overhead, table::Mode};
-use config::model::{BackendState, DesiredState, Service, XdpMode};
+use config::model::{BackendState, DesiredState, Forwarding, Service, XdpMode};
 
 use super::{Check, Facts, Verdict};
 use crate::{
@@ -22,6 +22,7 @@ pub(super) fn checks(facts: &Facts, state: &DesiredState) -> Vec<Check> {
         let subject = format!("service {}", service.name);
         out.push(backends(facts, &subject, service));
         out.extend(own_addresses(facts, &subject, service));
+        out.extend(circle(facts, &subject, service, state));
         out.extend(client_mtu.and_then(|mtu| room(facts, &subject, service, mtu)));
     }
     if !state.services.is_empty() && balancing().next().is_none() {
@@ -55,6 +56,9 @@ fn backends(facts: &Facts, subject: &str, service: &Service) -> Check {
     let missing: Vec<String> = active()
         .filter_map(|b| match facts.hops.get(&b.address) {
             Some(NextHop::Unresolved(why)) => Some(format!("{} ({}): {why}", b.name, b.address)),
+            Some(NextHop::Local) if service.forwarding == Forwarding::Nat => {
+                Some(format!("{} ({}): NAT does not reach this machine itself", b.name, b.address))
+            }
             _ => None,
         })
         .collect();
@@ -82,8 +86,23 @@ fn backends(facts: &Facts, subject: &str, service: &Service) -> Check {
     Check { verdict, ..check }
 }
 
-/// A VIP that is also an address of this machine: what XDP does not take, the host answers.
+/// A VIP that is also an address of this machine: what XDP does not take, the host answers. With a backend on this machine
+/// it has to be one.
 fn own_addresses(facts: &Facts, subject: &str, service: &Service) -> Option<Check> {
+    let here = service.backends.iter().find(|b| facts.local.contains(&b.address));
+    if let Some(here) = here.filter(|_| service.forwarding != Forwarding::Nat) {
+        let strange = service.addresses.iter().find(|vip| !facts.local.contains(vip))?;
+        let bits = if strange.is_ipv4() { 32 } else { 128 };
+        return Some(Check::fail(
+            subject,
+            "address",
+            format!(
+                "{strange} is no address of this machine, whose stack gets the packets for {}",
+                here.name
+            ),
+            format!("`ip addr add {strange}/{bits} dev lo`"),
+        ));
+    }
     let own: Vec<String> = service
         .addresses
         .iter()
@@ -98,6 +117,22 @@ fn own_addresses(facts: &Facts, subject: &str, service: &Service) -> Option<Chec
             "remove it there, and have routers send it here instead (docs/edge.md)",
         )
     })
+}
+
+/// A backend that is an address of a service: what is sent to it comes back.
+fn circle(facts: &Facts, subject: &str, service: &Service, state: &DesiredState) -> Option<Check> {
+    let elsewhere = service.backends.iter().filter(|b| !facts.local.contains(&b.address));
+    let leads = |address| state.services.values().find(|other| other.addresses.contains(address));
+    let (backend, other) = elsewhere.filter_map(|b| Some((b, leads(&b.address)?))).next()?;
+    Some(Check::fail(
+        subject,
+        "circle",
+        format!(
+            "{} ({}) is an address of the service {}: its packets come back here",
+            backend.name, backend.address, other.name
+        ),
+        "write the address that the server has for itself alone",
+    ))
 }
 
 /// Whether the largest packet of a client fits with its outer header.

@@ -181,6 +181,25 @@ fn services() {
     finds(&edge, tight, ("mtu", Warn, &["1481 to 1500", "mtu 1520", "advmss 1440"]));
     let own = |f: &mut Facts| f.local.insert("203.0.113.10".parse().unwrap());
     finds(&edge, own, ("address", Warn, &["203.0.113.10"]));
+    let here = |f: &mut Facts| {
+        f.hops.insert(backend(), NextHop::Local);
+        f.local.insert(backend());
+    };
+    finds(&edge, here, ("address", Fail, &["203.0.113.10", "web-1", "203.0.113.10/32 dev lo"]));
+    let both = |f: &mut Facts| (here(f), own(f));
+    let mut facts = good();
+    both(&mut facts);
+    assert!(examine(&facts, &edge).iter().all(|c| c.verdict == Verdict::Ok));
+    let with = |change: &dyn Fn(&mut config::model::Service)| {
+        let mut state = edge.clone();
+        let web = state.services.values_mut().next().unwrap();
+        change(Arc::make_mut(web));
+        state
+    };
+    let nat = with(&|web| web.forwarding = config::model::Forwarding::Nat);
+    finds(&nat, here, ("backends", Fail, &["web-1", "NAT does not reach"]));
+    let circle = with(&|web| web.addresses.push(backend()));
+    finds(&circle, |_| (), ("circle", Fail, &["web-1", BACKEND, "service web", "come back"]));
     let silent = |f: &mut Facts| {
         f.hops.insert(backend(), hop(3, "eth1", 1520));
         f.xdp.insert(3, BASIC);
