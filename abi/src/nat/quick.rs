@@ -33,6 +33,8 @@ pub const WAYS: u32 = 8;
 pub const PATHS: u32 = 1 << 10;
 /// Places of one of them.
 const PROBES: u32 = 8;
+/// Seconds that [`free_paths`] may take.
+const SWEEP: u32 = 4;
 /// Candidates that a row can name: nearly all connections have one of these.
 const CANDIDATES: u32 = 4;
 
@@ -308,10 +310,25 @@ pub enum Search {
     Full,
 }
 
-/// The row of a client's packet.
+/// Where a client's row is in most cases, whoever's row stands there.
 #[inline(always)]
-pub fn find<T: Rows>(rows: &T, hash: u64, client: u64, now: u32) -> Search {
-    let mut way = 0;
+pub fn first<T: Rows>(rows: &T, hash: u64) -> Row {
+    rows.row(Direction::Forth, hash as u32)
+}
+
+/// The row of a client's packet; `first`: of [`first`]; `now`: seconds of the programs' clock.
+#[inline(always)]
+pub fn find<T: Rows>(
+    rows: &T,
+    hash: u64,
+    client: u64,
+    first: Row,
+    now: impl FnOnce() -> u32,
+) -> Search {
+    if first.is_of(client) {
+        return Search::Row(first);
+    }
+    let mut way = 1;
     while way < WAYS {
         let row = rows.row(Direction::Forth, hash as u32 ^ way);
         if row.is_of(client) {
@@ -319,14 +336,14 @@ pub fn find<T: Rows>(rows: &T, hash: u64, client: u64, now: u32) -> Search {
         }
         way += 1;
     }
-    match room(rows, Direction::Forth, hash as u32, client, now) {
+    match room(rows, Direction::Forth, hash as u32, client, now()) {
         Some(_) => Search::Room,
         None => Search::Full,
     }
 }
 
-/// The row of a backend's packet, and its path: of this pair, its NAT port, in host byte order, and the place of its
-/// entry. That the path still counts is for the caller to say.
+/// The row of a backend's packet, its path, and the way back to the client: of this pair, its NAT port, in host byte order,
+/// and the place of its entry. That the path's backend still counts is for the caller to say.
 #[inline(always)]
 pub fn reply<T: Rows + Paths>(
     table: &T,
@@ -334,13 +351,15 @@ pub fn reply<T: Rows + Paths>(
     (ports, port): (Ports, u16),
     udp: bool,
     seed: u64,
-) -> Option<(Row, &Path)> {
+) -> Option<(Row, &Path, u64)> {
     let mut way = 0;
     while way < WAYS {
         let row = table.row(Direction::Back, place ^ way);
         way += 1;
         let path = table.path(row.path());
-        if path.pair != pair || row.path() == 0 {
+        // First: who finds that the path counts has ended before it is another's ([`free_paths`]).
+        let link = path.link();
+        if live(&path.pair) != pair || link & Way::TAGGED != 0 || row.path() == 0 {
             continue;
         }
         let tuple = Tuple {
@@ -350,7 +369,7 @@ pub fn reply<T: Rows + Paths>(
             protocol: if udp { protocol::UDP } else { protocol::TCP },
         };
         if ports.candidate(hash::flow(&tuple, seed), row.candidate()) == port {
-            return Some((row, path));
+            return Some((row, path, link));
         }
     }
     None
@@ -399,7 +418,9 @@ impl Numbers {
         for to in [Direction::Forth, Direction::Back] {
             for number in 0..rows {
                 let row = table.row(to, number);
-                let gone = row.is_free(now) && table.swap_row(to, number, row, Row::NONE);
+                // Its use may be noted while this goes on.
+                let free = row.is_free(now) && row.is_free(now.wrapping_add(SWEEP));
+                let gone = free && table.swap_row(to, number, row, Row::NONE);
                 if !gone {
                     used.add(row.path());
                 }
@@ -483,7 +504,7 @@ pub fn keep<T: Rows + Paths + Entries>(
         let Some(place) = room(table, to, first, of, seen) else { continue };
         let own = table.swap_row(to, place, table.row(to, place), row);
         if own && !(entry.stamp().is_same(stamp) && entry.link() == link) {
-            table.swap_row(to, place, row, Row::NONE);
+            clear_row(table, to, place, of);
         }
     }
 }
@@ -536,11 +557,23 @@ pub fn forget<T: Rows>(rows: &T, index: u32, entry: &Entry, udp: bool, seed: u64
 fn clear<T: Rows>(rows: &T, to: Direction, first: u32, client: u64) {
     let mut way = 0;
     while way < WAYS {
-        let row = rows.row(to, first ^ way);
-        if row.is_of(client) {
-            rows.swap_row(to, first ^ way, row, Row::NONE);
-        }
+        clear_row(rows, to, first ^ way, client);
         way += 1;
+    }
+}
+
+/// Takes a row away, if it is this client's, also if another CPU is just noting its use, as it may once more if it has seen
+/// the entry before.
+#[inline(always)]
+fn clear_row<T: Rows>(rows: &T, to: Direction, place: u32, client: u64) {
+    const TRIES: u32 = 4;
+    let mut tries = 0;
+    while tries < TRIES {
+        let row = rows.row(to, place);
+        if !row.is_of(client) || rows.swap_row(to, place, row, Row::NONE) {
+            return;
+        }
+        tries += 1;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Headers and checksums of translated packets.
 
 use super::Entry;
-use crate::{addr::Addr, checksum as sums};
+use crate::{addr::Addr, checksum as sums, wire::ethertype};
 
 /// What a packet says once it is translated.
 #[derive(Clone, Copy, Debug)]
@@ -25,9 +25,15 @@ impl To {
 }
 
 /// Other addresses and ports in a frame whose IP header stands at 14 and has neither options nor extension headers, one
-/// hop later; its hop count must be above 0. The frame ends with its transport header, of TCP or `UDP`, or later.
+/// hop later; its hop count must be above 0. The frame ends with its transport header, of TCP or `UDP`, or later. `macs`:
+/// those of destination and source, as they stand in a frame, in the first six bytes of a word, of which the last two do
+/// not matter.
 #[inline(always)]
-pub fn frame<const N: usize, const V4: bool, const UDP: bool>(frame: &mut [u8; N], to: &To) {
+pub fn frame<const N: usize, const V4: bool, const UDP: bool>(
+    frame: &mut [u8; N],
+    to: &To,
+    macs: (u64, u64),
+) {
     const L3: usize = 14;
     let l4 = const { L3 + if V4 { 20 } else { 40 } };
     const { assert!(N >= L3 + if V4 { 20 } else { 40 } + if UDP { 8 } else { 20 }) };
@@ -39,9 +45,10 @@ pub fn frame<const N: usize, const V4: bool, const UDP: bool>(frame: &mut [u8; N
             + u64::from(!word(frame, L3 + 16))
             + u64::from(src)
             + u64::from(dst);
-        let third = sums::one_hop_less(word(frame, L3 + 8));
-        let check = !sums::fold_words(u64::from(!third >> 16) + changed);
-        put(frame, L3 + 8, (third & 0xffff | u32::from(check) << 16).to_ne_bytes());
+        // The hop count is the lowest byte, the checksum the high half, in which one less is 0xfffe more.
+        let third = word(frame, L3 + 8);
+        let check = !sums::fold_words(u64::from(!third >> 16) + changed + 0xfffe);
+        put(frame, L3 + 8, ((third - 1) & 0xffff | u32::from(check) << 16).to_ne_bytes());
         put(frame, L3 + 12, src.to_ne_bytes());
         put(frame, L3 + 16, dst.to_ne_bytes());
         changed
@@ -72,11 +79,20 @@ pub fn frame<const N: usize, const V4: bool, const UDP: bool>(frame: &mut [u8; N
         };
         put(frame, at, after.to_ne_bytes());
     }
+
+    // What one store writes too much, the next one puts right.
+    put(frame, 0, macs.0.to_ne_bytes());
+    put(frame, 6, macs.1.to_ne_bytes());
+    put(frame, L3 - 2, if V4 { ethertype::IPV4 } else { ethertype::IPV6 });
 }
 
 #[inline(always)]
 const fn word<const N: usize>(frame: &[u8; N], at: usize) -> u32 {
-    u32::from_ne_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
+    // At once, or the compiler may take the bytes one by one.
+    match frame.split_at(at).1.first_chunk() {
+        Some(word) => u32::from_ne_bytes(*word),
+        None => 0,
+    }
 }
 
 #[inline(always)]
@@ -194,7 +210,11 @@ mod tests {
         };
         let [src, dst] = after.map(addr);
         let to = To { src, dst, ports: u32::from_ne_bytes(ports) };
-        frame::<N, V4, UDP>(&mut before, &to);
+        want[..6].copy_from_slice(&ports.repeat(2)[..6]);
+        want[6..12].copy_from_slice(&after[0][..6]);
+        want[12..14].copy_from_slice(if V4 { &[8, 0] } else { &[0x86, 0xdd] });
+        let mac = |bytes: &[u8]| u64::from_ne_bytes(bytes[..8].try_into().unwrap());
+        frame::<N, V4, UDP>(&mut before, &to, (mac(&ports.repeat(2)), mac(&after[0])));
         // The two zeros of a checksum are one, but to UDP.
         for at in [24, check] {
             if (at == check && !UDP || at == 24 && V4)

@@ -65,6 +65,15 @@ impl Way {
         self.mac
     }
 
+    /// The same as it stands in a frame, in the first six bytes of a word; the last two are something else.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mac_word(&self) -> u64 {
+        let [a, b, c, d, e, f] = self.mac;
+        let [g, h] = self.reserved.to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// In the word of an entry: replies carry VLAN tags, which stand in a table of their own. It is the bit of a group
     /// address, which nobody sends from.
     pub const TAGGED: u64 = 1;
@@ -82,11 +91,11 @@ impl Way {
         Some(mac | (ifindex as u64) << 48)
     }
 
-    /// The MAC of such a word, as it stands in a frame: first four bytes, last two.
+    /// The MAC of such a word, as it stands in a frame, in the first six bytes of a word; the last two are something else.
     #[inline(always)]
     #[must_use]
-    pub const fn mac_of(link: u64) -> (u32, u16) {
-        ((link & !Self::TAGGED) as u32, (link >> 32) as u16)
+    pub const fn mac_of(link: u64) -> u64 {
+        link & !Self::TAGGED
     }
 }
 
@@ -101,7 +110,9 @@ mod tests {
         assert_eq!(b, [3, 0, 0, 0, 0xdc, 5, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0]);
         let link = Way::link([3, 2, 3, 4, 5, 6], 0x0807).unwrap();
         assert_eq!(link.to_ne_bytes(), [2, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(Way::mac_of(link | Way::TAGGED), (0x0403_0202, 0x0605));
+        assert_eq!(Way::mac_of(link | Way::TAGGED).to_ne_bytes()[..6], [2, 2, 3, 4, 5, 6]);
+        let mac = Way::new(3, 1500, [1, 2, 3, 4, 5, 6]).mac_word();
+        assert_eq!(mac.to_ne_bytes()[..6], [1, 2, 3, 4, 5, 6]);
         assert_eq!(Way::link([0; 6], 65_536), None);
         assert_eq!((Way::place(1030, 0), Way::place(1023, 2)), (6, 1));
     }

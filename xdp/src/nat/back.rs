@@ -80,8 +80,8 @@ pub(super) fn run<const V4: bool>(
     let to = To::client(entry);
     settle(ip, (index, entry, stamp), flags)?;
 
-    let mac = Way::mac_of(link);
-    write::send::<V4>(packet, udp, &to, mac, way.mac(), way.ifindex(), tags)
+    let macs = (Way::mac_of(link), way.mac_word());
+    write::send::<V4>(packet, udp, &to, macs, way.ifindex(), tags)
 }
 
 /// The connection's state, once all that is needed of its entry has been read.

@@ -7,7 +7,7 @@ use abi::{
     pick::{self, Phase},
     reason::Reason,
     table::{Backend, Egress, Frontend, HopWord, Mode, Way},
-    wire::{Eth, Frame, Ip, Transport, tcp_flags},
+    wire::{Frame, Ip, Transport, Word, tcp_flags},
 };
 
 use super::{L3, Segment, header, rows, steer, write};
@@ -225,8 +225,8 @@ pub(super) fn run<const V4: bool, const STEERED: bool>(
     let bytes = packet.len() as u64 + u64::from(tags);
     let to = route.to(found);
     maps::count_sent(cpu, row, route.row, bytes, opening);
-    let mac = (hop.mac_head(), hop.mac_tail());
-    write::send::<V4>(packet, udp, &to, mac, egress.src_mac(), egress.ifindex(), 0)
+    let macs = (hop.to_word(), egress.src_mac_word());
+    write::send::<V4>(packet, udp, &to, macs, egress.ifindex(), 0)
 }
 
 /// The entry of a packet's connection, its state noted; a connection may begin with it. `steered`: an entry that is new
@@ -252,8 +252,8 @@ pub(super) fn connected(
 /// The way back to who sent a packet, of which so many bytes of tags were taken off.
 #[inline(always)]
 pub(super) fn link(packet: &Packet, tags: u32) -> Result<u64, Reason> {
-    let eth = packet.header::<Eth>(0).ok_or(Reason::Truncated)?;
-    let link = Way::link(eth.src(), packet.ingress()).ok_or(Reason::NatRefused)?;
+    let [a, b, c, d, e, f, ..] = packet.header::<Word>(6).ok_or(Reason::Truncated)?.value();
+    let link = Way::link([a, b, c, d, e, f], packet.ingress()).ok_or(Reason::NatRefused)?;
     // 4 or 8 bytes. No branch: the verifier would go through all that follows twice.
     const { assert!(Way::TAGGED == 1) };
     Ok(link | u64::from((tags >> 2 | tags >> 3) & 1))

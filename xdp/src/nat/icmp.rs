@@ -93,7 +93,7 @@ fn run<const V4: bool>(
         // No more fits on the way back of what the error is about.
         let backend = Maps.backend(entry.backend()).ok_or(Reason::NoNextHop)?;
         let theirs = backend.hop().egress().and_then(maps::egress).map(Egress::mtu);
-        let onward = Onward::new(&to, mac, way.mac(), way.ifindex(), tags);
+        let onward = Onward::new(&to, (mac, way.mac_word()), way.ifindex(), tags);
         maps::put_onward(onward.telling(most::<V4>(way.mtu(), theirs)));
     } else {
         if let Reason::NatPassed = back::nobody(ip) {

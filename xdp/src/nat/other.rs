@@ -51,23 +51,18 @@ pub(crate) struct Onward {
 const _: () = assert!(size_of::<Onward>() == 64);
 
 impl Onward {
-    /// `mac`: first four bytes, last two.
+    /// `macs`: of destination and source, as they stand in a frame, in the first six bytes of a word.
     #[inline(always)]
-    pub(super) const fn new(
-        to: &To,
-        mac: (u32, u16),
-        own: [u8; 6],
-        ifindex: u32,
-        tags: u64,
-    ) -> Self {
-        let [a, b, c, d, e, f] = own;
+    pub(super) const fn new(to: &To, macs: (u64, u64), ifindex: u32, tags: u64) -> Self {
+        /// Of such a word, where it stands alone.
+        const MAC: u64 = (1 << 48) - 1;
         Self {
             src: to.src,
             dst: to.dst,
             ports: to.ports,
             ifindex,
-            mac: mac.0 as u64 | (mac.1 as u64) << 32,
-            own: [a, b, c, d, e, f, 0, 0],
+            mac: macs.0 & MAC,
+            own: (macs.1 & MAC).to_ne_bytes(),
             tags,
         }
     }
@@ -75,8 +70,7 @@ impl Onward {
     /// To a backend, by this way.
     #[inline(always)]
     pub(super) const fn by(hop: HopWord, egress: &Egress, to: &To) -> Self {
-        let mac = (hop.mac_head(), hop.mac_tail());
-        Self::new(to, mac, egress.src_mac(), egress.ifindex(), 0)
+        Self::new(to, (hop.to_word(), egress.src_mac_word()), egress.ifindex(), 0)
     }
 
     /// The same of an error, with the largest MTU that it may tell.

@@ -170,7 +170,7 @@ fn reply<const V4: bool>(packet: &Packet, ip: &Ip, upper: &Upper, cpu: u32) -> R
         time: 0,
     };
     let id = remember(ip, upper, remembered, cpu);
-    let onward = Onward::new(&to, Way::mac_of(link), way.mac(), way.ifindex(), tags);
+    let onward = Onward::new(&to, (Way::mac_of(link), way.mac_word()), way.ifindex(), tags);
     maps::put_onward(onward.identified(id));
     Ok(())
 }
@@ -235,7 +235,7 @@ fn later<const V4: bool>(
         passes::<V4>(packet, ip, entry.client(), way.mtu())?;
         let to = To { src: entry.vip(), dst: entry.client(), ports: 0 };
         let (mac, tags) = (Way::mac_of(link), back::tags(known.entropy, link));
-        let onward = Onward::new(&to, mac, way.mac(), way.ifindex(), tags);
+        let onward = Onward::new(&to, (mac, way.mac_word()), way.ifindex(), tags);
         maps::put_onward(onward.identified(id));
         return Ok(());
     }

@@ -21,10 +21,11 @@ use crate::{
     maps::{self, Maps},
     packet::Packet,
     pipeline::End,
-    stage::{forward, service},
+    stage::service,
 };
 
-/// Sends a client's packet to its backend, and counts it. `None`: nothing has been done.
+/// Sends a client's packet, which is what its headers say and may go on, to its backend, and counts it. `None`: nothing
+/// has been done.
 #[inline(always)]
 pub(crate) fn to_backend<const V4: bool>(
     packet: &mut Packet,
@@ -36,10 +37,13 @@ pub(crate) fn to_backend<const V4: bool>(
     if frontend.is_special() {
         return None;
     }
-    service::sendable::<L3, V4>(packet, ip.protocol, header::<V4>()).ok()?;
     let (udp, bytes) = (ip.protocol == protocol::UDP, packet.arrived());
+    // Not wanted before all else is known; but that is what most packets wait for.
+    let first = if V4 { quick::first(&Maps, hash) } else { Row::NONE };
     let (backend_row, backend) = pick::settled(&Maps, frontend.ring(), hash)?;
-    let (hop, egress) = forward::way(backend)?;
+    let hop = backend.hop();
+    // Where there is no way out, no packet fits.
+    let egress = maps::egress_of(hop);
     if hop.is_v4() != V4 || packet.rest::<L3, V4>().ok()?.total > egress.mtu() {
         return None;
     }
@@ -50,9 +54,9 @@ pub(crate) fn to_backend<const V4: bool>(
     let link = forth::link(packet, 0).ok()?;
     let way = (backend_row, backend, egress);
     let mut by_row = None;
-    if V4 && rows::names(frontend, transport.dst_port(), udp) {
+    if V4 {
         let of = quick::client(ip.src.as_v4_raw(), transport.ports as u16);
-        match quick::find(&Maps, hash, of, maps::seconds()) {
+        match quick::find(&Maps, hash, of, first, maps::seconds) {
             Search::Row(found) if found.path() != 0 => {
                 by_row = Some(row_forth(
                     ip,
@@ -64,8 +68,8 @@ pub(crate) fn to_backend<const V4: bool>(
                     found,
                 )?);
             }
-            Search::Room => return None,
-            Search::Row(_) | Search::Full => {}
+            Search::Room if rows::names(frontend, transport.dst_port(), udp) => return None,
+            Search::Row(_) | Search::Room | Search::Full => {}
         }
     }
     let to = match by_row {
@@ -83,8 +87,7 @@ pub(crate) fn to_backend<const V4: bool>(
             forth::to(address, backend, flow.target(), found)
         }
     };
-    let macs = ((hop.mac_head(), hop.mac_tail()), egress.src_mac());
-    write::translate::<V4>(packet, udp, &to, macs)?;
+    write::translate::<V4>(packet, udp, &to, (hop.to_word(), egress.src_mac_word()))?;
     let reason = packet.send(egress.ifindex());
     let cpu = maps::cpu();
     maps::count_found(cpu, row, backend_row, bytes, false);
@@ -159,7 +162,7 @@ pub(crate) fn to_client<const V4: bool>(
     if packet.rest::<L3, V4>().ok()?.total > way.mtu() {
         return None;
     }
-    write::translate::<V4>(packet, udp, &to, (Way::mac_of(link), way.mac()))?;
+    write::translate::<V4>(packet, udp, &to, (Way::mac_of(link), way.mac_word()))?;
     Some(service::sent_for(maps::cpu(), packet.send(way.ifindex()), bytes))
 }
 
@@ -168,7 +171,7 @@ pub(crate) fn to_client<const V4: bool>(
 fn row_back(src: Addr, asked: &back::Asked) -> Option<(u64, To)> {
     let (place, udp) = ((asked.pair, asked.reply.index), asked.reply.udp);
     let ports = (maps::nat_ports(), asked.port);
-    let (row, path) = quick::reply(&Maps, place, ports, udp, maps::seed())?;
+    let (row, path, link) = quick::reply(&Maps, place, ports, udp, maps::seed())?;
     let backend = Maps.backend(path.backend())?;
     let own = backend.epoch() == path.epoch() && backend.addr() == src;
     if !own || !row.is_current(udp, maps::seconds()) {
@@ -176,5 +179,5 @@ fn row_back(src: Addr, asked: &back::Asked) -> Option<(u64, To)> {
     }
     let ports = u32::from(path.port()) | u32::from(row.port()) << 16;
     let to = To { src: Addr::v4(path.address()), dst: Addr::v4(row.address()), ports };
-    Some((path.link(), to))
+    Some((link, to))
 }

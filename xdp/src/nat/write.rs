@@ -8,7 +8,7 @@ use abi::{
 };
 
 use super::{L3, Onward, header};
-use crate::{maps, packet::Packet, stage::forward::put_macs};
+use crate::{maps, packet::Packet};
 
 /// Whether the packet fits on its way to `dst`, in whose family it will be longer or shorter; the sender is told.
 #[inline(always)]
@@ -48,24 +48,23 @@ pub(super) fn summable(packet: &Packet, at: usize, bytes: u32) -> Result<(), Rea
     Ok(())
 }
 
-/// Translates a packet and sends it, or leaves that to the program for the other family; `mac`: first four bytes,
-/// last two; `tags`: those that it leaves with.
+/// Translates a packet and sends it, or leaves that to the program for the other family; `macs`: of [`translate`]; `tags`:
+/// those that it leaves with.
 #[inline(always)]
 pub(super) fn send<const V4: bool>(
     packet: &mut Packet,
     udp: bool,
     to: &To,
-    mac: (u32, u16),
-    own: [u8; 6],
+    macs: (u64, u64),
     ifindex: u32,
     tags: u64,
 ) -> Result<Reason, Reason> {
     if to.dst.is_v4() != V4 {
-        maps::put_onward(Onward::new(to, mac, own, ifindex, tags));
+        maps::put_onward(Onward::new(to, macs, ifindex, tags));
         return Ok(Reason::NatNotWritten);
     }
     let bytes = packet.len() as u32;
-    translate::<V4>(packet, udp, to, (mac, own)).ok_or(Reason::Truncated)?;
+    translate::<V4>(packet, udp, to, macs).ok_or(Reason::Truncated)?;
     Ok(leave(packet, ifindex, tags, bytes))
 }
 
@@ -79,34 +78,24 @@ pub(super) fn leave(packet: &Packet, ifindex: u32, tags: u64, bytes: u32) -> Rea
     Reason::NatTagged
 }
 
-/// Other addresses, of both layers, and ports, one hop later. `None`, and nothing done: the headers are not there.
+/// Other addresses, of all layers, and ports, one hop later; `macs`: of destination and source, as they stand in a frame,
+/// in the first six bytes of a word, of which the last two do not matter. `None`, and nothing done: the headers are not
+/// there.
 #[inline(always)]
 pub(super) fn translate<const V4: bool>(
     packet: &mut Packet,
     udp: bool,
     to: &To,
-    macs: ((u32, u16), [u8; 6]),
+    macs: (u64, u64),
 ) -> Option<()> {
     const _: () = assert!(L3 == 14);
     match (V4, udp) {
-        (true, false) => of::<54, true, false>(packet.bytes_mut(0)?, to, macs),
-        (true, true) => of::<42, true, true>(packet.bytes_mut(0)?, to, macs),
-        (false, false) => of::<74, false, false>(packet.bytes_mut(0)?, to, macs),
-        (false, true) => of::<62, false, true>(packet.bytes_mut(0)?, to, macs),
+        (true, false) => frame::<54, true, false>(packet.bytes_mut(0)?, to, macs),
+        (true, true) => frame::<42, true, true>(packet.bytes_mut(0)?, to, macs),
+        (false, false) => frame::<74, false, false>(packet.bytes_mut(0)?, to, macs),
+        (false, true) => frame::<62, false, true>(packet.bytes_mut(0)?, to, macs),
     }
     Some(())
-}
-
-#[inline(always)]
-fn of<const N: usize, const V4: bool, const UDP: bool>(
-    headers: &mut [u8; N],
-    to: &To,
-    (mac, own): ((u32, u16), [u8; 6]),
-) {
-    frame::<N, V4, UDP>(headers, to);
-    if let Some(link) = headers.first_chunk_mut() {
-        put_macs(link, mac, own);
-    }
 }
 
 /// Other addresses, one hop later.

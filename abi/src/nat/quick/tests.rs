@@ -39,7 +39,7 @@ impl Tables {
 
     /// The row of a client's packet.
     fn forth_row(&self, flow: &Flow, now: u32) -> Option<Row> {
-        match find(self, flow.hash, client_of(flow), now) {
+        match find(self, flow.hash, client_of(flow), first(self, flow.hash), || now) {
             Search::Row(row) => Some(row),
             _ => None,
         }
@@ -48,7 +48,9 @@ impl Tables {
     /// Row and path of a reply to this NAT port.
     fn back_row(&self, flow: &Flow, port: u16) -> Option<(Row, &Path)> {
         let at = (flow.pair, place(flow.pair, port));
-        reply(self, at, (PORTS, port), false, SEED)
+        let (row, path, link) = reply(self, at, (PORTS, port), false, SEED)?;
+        assert_eq!(link, path.link());
+        Some((row, path))
     }
 
     /// What the slow way of a client's packet does.
@@ -402,6 +404,59 @@ fn paths_of_no_row_are_freed() {
     assert_eq!((tables.rows(), paths_used(&tables)), ([0, 0], 0));
 }
 
+/// The sweep may begin in the unit before the one in which a use is noted.
+#[test]
+fn what_is_noted_meanwhile_stays() {
+    let flow = flow(7, 3);
+    let at = |seen| Row::new(client_of(&flow), 0, 1, false, seen);
+    let next = (1000..).find(|&now| at(now).is_free(now - 1)).unwrap();
+    let tables = Tables::new(64);
+    tables.establish(&flow, next);
+    free_paths(&tables, rows(64), next - 1, || ());
+    assert_eq!(tables.rows(), [1, 1]);
+}
+
+/// Who has found a path may go on with it while it leaves, but nobody finds it any longer.
+#[test]
+fn a_path_that_leaves_is_not_found() {
+    let (tables, flow) = (Tables::new(64), flow(7, 3));
+    let found = tables.establish(&flow, 100);
+    let (row, path) = tables.back_row(&flow, found.port()).unwrap();
+    assert!(tables.swap_path(row.path(), path.link(), Path::LEAVING));
+    assert!(tables.back_row(&flow, found.port()).is_none());
+    assert!(!tables.is_forth(&flow, found.port()));
+}
+
+/// Tables in which another CPU notes a row's use as it is taken away.
+struct Busy<'t> {
+    tables: &'t Tables,
+    noted: RefCell<Vec<(Direction, u32)>>,
+}
+
+impl Rows for Busy<'_> {
+    fn row(&self, to: Direction, row: u32) -> Row {
+        self.tables.row(to, row)
+    }
+
+    fn swap_row(&self, to: Direction, row: u32, old: Row, new: Row) -> bool {
+        let mut noted = self.noted.borrow_mut();
+        if !noted.contains(&(to, row)) {
+            noted.push((to, row));
+            self.tables.swap_row(to, row, old, old.seen(false, 1024));
+        }
+        self.tables.swap_row(to, row, old, new)
+    }
+}
+
+#[test]
+fn rows_go_although_their_use_is_noted() {
+    let (tables, flow) = (Tables::new(64), flow(7, 3));
+    let found = tables.establish(&flow, 100);
+    let busy = Busy { tables: &tables, noted: RefCell::default() };
+    forget(&busy, found.index(), tables.entry(found.index()).unwrap(), false, SEED);
+    assert_eq!((busy.noted.borrow().len(), tables.rows()), (2, [0, 0]));
+}
+
 /// Without a number there is no path, but the first program is told that it need not ask for one.
 #[test]
 fn without_a_path() {
@@ -429,14 +484,17 @@ fn a_line_is_shared() {
     };
     let clients = |flows: &[Flow]| flows.iter().map(|flow| flow.client).collect::<Vec<_>>();
     assert_eq!(known(), clients(&of_line[..8]));
-    let last = client_of(&of_line[8]);
-    assert_eq!(find(&tables, of_line[8].hash, last, 100), Search::Full);
+    let search = |now| {
+        let Flow { hash, .. } = of_line[8];
+        find(&tables, hash, client_of(&of_line[8]), first(&tables, hash), || now)
+    };
+    assert_eq!(search(100), Search::Full);
     tables.establish(&of_line[8], 100);
     assert_eq!(known(), clients(&of_line[..8]));
     for flow in &of_line[1..8] {
         tables.forth(flow, ACK, 2000, LINK);
     }
-    assert_eq!(find(&tables, of_line[8].hash, last, 2000), Search::Room);
+    assert_eq!(search(2000), Search::Room);
     tables.forth(&of_line[8], ACK, 2000, LINK);
     assert_eq!(known(), clients(&of_line[1..]));
 }
