@@ -5,7 +5,7 @@ use std::{
     hint::spin_loop,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -50,16 +50,18 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Sends two packets at once in each round, from two CPUs; `after` sees what came of them.
+/// Sends two packets at once in each round, from two CPUs; `after` sees what came of them, and says how much later the first
+/// one is sent in the next round (negative: the other).
 fn at_once(
     program: &Xdp,
     rounds: usize,
     frames: impl Fn(usize) -> [Vec<u8>; 2] + Sync,
-    mut after: impl FnMut(usize, [Sent; 2]) + Send,
+    mut after: impl FnMut(usize, [Sent; 2]) -> isize + Send,
 ) {
     let [first, second, ..] = cpus()[..] else { panic!("this test needs two CPUs") };
     let (go, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let other = Mutex::new(None);
+    let (other, later) = (Mutex::new(None), AtomicIsize::new(0));
+    let wait = |turns: isize| (0..turns).for_each(|_| spin_loop());
     let until = |word: &AtomicUsize, round| {
         let mut looks = 0u32;
         while word.load(Ordering::Acquire) < round {
@@ -76,6 +78,7 @@ fn at_once(
                 let [_, frame] = frames(round);
                 done.store(2 * round + 1, Ordering::Release);
                 until(&go, round + 1);
+                wait(-later.load(Ordering::Relaxed));
                 *other.lock().unwrap() = Some(send(program, &frame));
                 done.store(2 * round + 2, Ordering::Release);
             }
@@ -87,11 +90,11 @@ fn at_once(
                 let [frame, _] = frames(round);
                 until(&done, 2 * round + 1);
                 go.store(round + 1, Ordering::Release);
-                // A little later in each round, until it is as late as the other can be.
-                (0..round % 64 * 2).for_each(|_| spin_loop());
+                wait(later.load(Ordering::Relaxed));
                 let own = send(program, &frame);
                 until(&done, 2 * round + 2);
-                after(round, [own, other.lock().unwrap().take().unwrap()]);
+                let sent = [own, other.lock().unwrap().take().unwrap()];
+                later.store(after(round, sent), Ordering::Relaxed);
             }
         });
     });
@@ -137,8 +140,10 @@ fn one_connection() {
                 refused += 1;
             }
             given.insert(says(&syn(round)).src, says(&one.frame).ports.0);
+            // A little later in each round, until it is as late as the other can be.
+            let later = ((round + 1) % 64 * 2) as isize;
             if !(round + 1).is_multiple_of(AT_ONCE) {
-                return;
+                return later;
             }
             let mut entries = Vec::new();
             counters.connections(&mut |connection| {
@@ -149,6 +154,7 @@ fn one_connection() {
             let ports: BTreeSet<u16> = entries.iter().map(|&(_, port)| port).collect();
             assert_eq!(ports.len(), AT_ONCE);
             assert_eq!(entries.into_iter().collect::<BTreeMap<_, _>>(), std::mem::take(&mut given));
+            later
         },
     );
     println!("{refused} of {ROUNDS} were refused");
@@ -166,7 +172,9 @@ fn the_last_port() {
     const ROUNDS: usize = 4_000;
     let mut rig = rig(NatPorts { first: 2000, last: 2000 }, 64);
     let (counters, before) = (rig.bpf.counters().unwrap(), rig.reasons());
-    let mut won = [0; 2];
+    // Turns of a loop: how much later the first one is, and how much of that the last round made.
+    const MOST: isize = 1 << 12;
+    let (mut won, mut later, mut step) = ([0; 2], 0, 0isize);
     at_once(
         rig.program(),
         ROUNDS,
@@ -184,6 +192,12 @@ fn the_last_port() {
                 Visit::Remove
             });
             assert_eq!(clients, [says(&syn(2 * round + winner)).src], "in round {round}");
+            // Whoever wins is later in the next round, and more so whenever it has won before: so both do, by and by,
+            // however late the other is.
+            let own: isize = if winner == 0 { 4 } else { -4 };
+            step = if step.signum() == own.signum() { (2 * step).clamp(-MOST, MOST) } else { own };
+            later += step;
+            later
         },
     );
     println!("won by either CPU: {won:?}");
