@@ -12,7 +12,8 @@ pub const NARROW: u32 = 0x6c62_0000;
 pub const SALT: u32 = 0;
 /// Seed of the flow hash.
 pub const SEED: u32 = 1;
-/// As [`crate::pick::vip_place`] takes it.
+/// By how much the hash of an address is shifted for the offset in bytes of its word in the filter of VIPs
+/// ([`crate::pick::vip_place`]) ...
 pub const VIP_SHIFT: u32 = 2;
 /// 2^32 divided by the ticks of the kernel's clock in a second.
 pub const TICK: u32 = 3;
@@ -33,10 +34,10 @@ pub const BUCKET6_ROWS: u32 = 10;
 
 /// Places for CPUs in the tables that each CPU has rows of its own in ([`crate::limits::cpu_places`]), less one.
 pub const CPU_MASK: u32 = 11;
-/// By how much the hash of an address is shifted for the offset in bytes of its word in the filter of VIPs ...
-pub const VIP_OFFSET_SHIFT: u32 = 12;
 /// ... and which bits of what comes of it count.
-pub const VIP_OFFSET_MASK: u32 = 13;
+pub const VIP_MASK: u32 = 12;
+/// Which bits of a number count as the offset in bytes of a bucket of the frontend table.
+pub const BUCKET_MASK: u32 = 13;
 
 /// From here on: how many rows a flat table has, and less one, where that is a mask; two for each of [`TABLES`].
 pub const ROWS: u32 = 0x40;
@@ -122,7 +123,7 @@ mod tests {
     fn every_table_has_numbers_of_its_own() {
         for (at, name) in TABLES.iter().enumerate() {
             assert_eq!(table(name), at);
-            assert!(rows(at) > VIP_OFFSET_MASK && mask(at) < FEATURES);
+            assert!(rows(at) > BUCKET_MASK && mask(at) < FEATURES);
         }
     }
 }

@@ -76,35 +76,35 @@ pub const fn entropy(hash: u64) -> u32 {
 /// IP protocol of most flows.
 const TCP: u64 = 6;
 
-/// Hash of a frontend: the low half picks the bucket, the high half is the tag.
+/// Hash of a frontend: the high half picks the bucket, the low half is the tag, which no two ports of one address have.
 #[inline(always)]
 #[must_use]
 pub const fn frontend(addr: Addr, port_protocol: u32, salt: u64) -> u64 {
-    let h = vip_part(addr, salt);
-    let h = h ^ h >> 32;
-    let h = (h ^ other_part(addr) ^ (port_protocol as u64)).wrapping_mul(P1);
-    h ^ (h >> 32)
+    frontend_of(folded(vip(addr, salt)), port_protocol)
 }
 
-/// Hash of an address for the filter of VIPs, which takes as many of the highest bits as it needs: each of
-/// them depends on every bit of the address, and addresses of one /16, or one /112, differ in the 16 highest.
-/// Its product is also the first step of [`frontend`], so that a packet for a VIP pays for it once.
+/// [`frontend`], by the address's [`vip`] that has been [`folded`].
+#[inline(always)]
+#[must_use]
+pub const fn frontend_of(vip: u64, port_protocol: u32) -> u64 {
+    (vip ^ port_protocol as u64).wrapping_mul(P1)
+}
+
+/// Hash of an address for the filter of VIPs. Each of its highest bits depends on every bit of the address, and addresses of
+/// one /16, or one /112, differ in the 16 highest. It is also the first step of [`frontend`], so that a packet for a VIP
+/// pays for it once. Of IPv4 the address as it is loaded: products by the other primes tell neighbours apart less well.
 #[inline(always)]
 #[must_use]
 pub const fn vip(addr: Addr, salt: u64) -> u64 {
-    vip_part(addr, salt) ^ other_part(addr)
-}
-
-/// Of IPv4 the address as it is loaded: products by the other primes tell neighbours apart less well.
-#[inline(always)]
-const fn vip_part(addr: Addr, salt: u64) -> u64 {
     let low = if addr.is_v4() { addr.as_v4_raw() as u64 } else { addr.lo() };
-    (low ^ salt).wrapping_mul(P2)
+    (low ^ salt).wrapping_mul(P2) ^ addr.hi().wrapping_mul(P3)
 }
 
+/// A product whose lower bits depend on all of its factor, too.
 #[inline(always)]
-const fn other_part(addr: Addr) -> u64 {
-    addr.hi().wrapping_mul(P3)
+#[must_use]
+pub const fn folded(product: u64) -> u64 {
+    product ^ product >> 32
 }
 
 /// Hash of an IPv6 prefix: its address without host bits, and its length. Each half picks a bucket.
@@ -175,7 +175,7 @@ mod tests {
         );
         assert_eq!(
             frontend("203.0.113.10".parse::<IpAddr>().unwrap().into(), 0x0006_bb01, 7),
-            0x0627_8887_ac9f_aacc
+            0x0627_8887_aab8_224b
         );
     }
 

@@ -18,10 +18,10 @@ use crate::{
 pub trait Tables {
     /// Salt of the frontend table.
     fn salt(&self) -> u64;
-    /// Whether the filter of VIPs has the bit of this hash ([`vip_place`]).
-    fn vip_bit(&self, hash: u64) -> bool;
-    /// A bucket; the index is taken modulo the table's size.
-    fn bucket(&self, index: u64) -> &Bucket;
+    /// Whether the filter of VIPs has the bit of this hash ([`vip_place`]), which comes folded, too ([`hash::folded`]).
+    fn vip_bit(&self, hash: u64, folded: u64) -> bool;
+    /// The bucket that the high half of a hash names, modulo the table's size ([`hash::frontend`]).
+    fn bucket(&self, hash: u64) -> &Bucket;
     /// A frontend row.
     fn frontend(&self, row: u32) -> Option<&Frontend>;
     /// The same with its number, as a verifier knows it to be within bounds.
@@ -80,40 +80,43 @@ pub enum Phase {
     Unknown = 2,
 }
 
-/// Whether the address can be a VIP, by the tables' salt: `false` is certain. One load, where a lookup takes two or
-/// more, and of far less memory: most packets that are not for a service need no more than this.
+/// The hash of an address, folded, if it can be a VIP, by the tables' salt: `None` is certain. One load, where a lookup takes
+/// two or more, and of far less memory: most packets that are not for a service need no more than this.
 #[inline(always)]
-pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> bool {
-    tables.vip_bit(hash::vip(addr, salt))
+pub fn may_be_vip<T: Tables>(tables: &T, addr: Addr, salt: u64) -> Option<u64> {
+    let hash = hash::vip(addr, salt);
+    let folded = hash::folded(hash);
+    tables.vip_bit(hash, folded).then_some(folded)
 }
 
-/// Word of an address in the filter of VIPs, and bit, counted from the highest, by its [`hash::vip`]; `shift` is 64 less
-/// the binary logarithm of the filter's bits.
+/// Word of an address in the filter of VIPs, and bit, counted from the highest, by its [`hash::vip`]: of this the word, and of
+/// what it is when folded the bit. `shift` is 64 less the binary logarithm of the filter's words.
 #[inline(always)]
 #[must_use]
 pub const fn vip_place(hash: u64, shift: u32) -> (u32, u64) {
-    let place = hash >> (shift & 63);
-    ((place >> 6) as u32, 1 << (63 - (place & 63)))
+    // Of one word: as two shifts, or a shift by 64 would be none.
+    let word = hash >> 1 >> (shift - 1);
+    (word as u32, 1 << (63 - (hash::folded(hash) & 63)))
 }
 
 /// Finds the row of exactly this key.
 #[inline(always)]
 pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FrontendKey) -> Option<(u32, &'a Frontend)> {
-    salted(tables, key, tables.salt())
+    frontend_at(tables, key, hash::folded(hash::vip(key.addr, tables.salt())))
 }
 
-/// The same for those who know the tables' salt.
+/// The same for those who know the hash of the address, folded ([`may_be_vip`]).
 #[inline(always)]
-pub fn salted<'a, T: Tables>(
+pub fn frontend_at<'a, T: Tables>(
     tables: &'a T,
     key: &FrontendKey,
-    salt: u64,
+    vip: u64,
 ) -> Option<(u32, &'a Frontend)> {
-    let (mut index, tag) = key.hash(salt);
+    let hash = key.hash_of(vip);
     let mut probes = 0;
     while probes < MAX_PROBES {
-        let bucket = tables.bucket(index);
-        if let Some(row) = bucket.find(tag) {
+        let bucket = tables.bucket(hash.wrapping_add(u64::from(probes) << 32));
+        if let Some(row) = bucket.find(hash as u32) {
             let (row, frontend) = tables.frontend_at(row)?;
             if frontend.is(key) {
                 return Some((row, frontend));
@@ -122,7 +125,6 @@ pub fn salted<'a, T: Tables>(
         if !bucket.overflows() {
             return None;
         }
-        index = index.wrapping_add(1);
         probes += 1;
     }
     None
@@ -386,7 +388,7 @@ mod tests {
     /// VIPs and other addresses of the same networks: one in 16 bits set lets about one in 16 through.
     #[test]
     fn the_filter_keeps_neighbours_out() {
-        let shift = 64 - 16;
+        let shift = 64 - 10;
         // 4,096 VIPs of a /16, each 16th address; then as many in steps over the whole of 10.0.0.0/8.
         for step in [16u32, 4099] {
             let at = |n: u32| Addr::v4((0x0a01_0000 + n * step).to_be());

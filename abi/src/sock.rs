@@ -171,7 +171,7 @@ mod tests {
     }
 
     impl Tables for Vectors {
-        fn vip_bit(&self, _hash: u64) -> bool {
+        fn vip_bit(&self, _hash: u64, _folded: u64) -> bool {
             true
         }
 
@@ -225,7 +225,7 @@ mod tests {
         ];
         let mut words = [0; 4];
         for (row, frontend) in frontends.iter().enumerate() {
-            words[row] = Bucket::entry(frontend.key().hash(5).1, row as u32);
+            words[row] = Bucket::entry(frontend.key().place(5).1, row as u32);
         }
         let row = |&(text, down): &(&str, bool)| {
             let state = State { down, ..State::default() };
@@ -325,7 +325,7 @@ mod tests {
             let row = tables.frontends.len() as u32;
             tables.frontends.push(Frontend::service(group, Mode::Ipip, ring(1), 3));
             let mut words = tables.bucket.words();
-            words[row as usize] = Bucket::entry(group.hash(5).1, row);
+            words[row as usize] = Bucket::entry(group.place(5).1, row);
             tables.bucket = Bucket::from_words(words);
             tables
         };

@@ -198,12 +198,18 @@ impl FrontendKey {
         Self::raw(addr, 0, 255)
     }
 
-    /// A number whose low half names the bucket, before masking; and the tag.
+    /// Its hash ([`crate::hash::frontend`]), by that of its address ([`crate::hash::vip`], folded).
     #[inline(always)]
     #[must_use]
-    pub const fn hash(&self, salt: u64) -> (u64, u32) {
-        let h = crate::hash::frontend(self.addr, self.port_protocol, salt);
-        (h, (h >> 32) as u32)
+    pub const fn hash_of(&self, vip: u64) -> u64 {
+        crate::hash::frontend_of(vip, self.port_protocol)
+    }
+
+    /// The number of its bucket, before masking; and the tag.
+    #[must_use]
+    pub const fn place(&self, salt: u64) -> (u32, u32) {
+        let hash = crate::hash::frontend(self.addr, self.port_protocol, salt);
+        ((hash >> 32) as u32, hash as u32)
     }
 }
 

@@ -309,18 +309,28 @@ pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
     frame.header(l3).map(Rest::of6)
 }
 
-/// Protocol of a packet that is neither a fragment nor has options in its IPv4 header at `l3`, as nearly all are; of
-/// others 0.
+/// TCP or UDP, where the frame is of IPv4 by the ethertype before `l3`, and its packet one of these, no fragment, and without
+/// options in its IP header, as nearly all are; of others 0.
 #[inline(always)]
 #[must_use]
 pub fn plain4(frame: &(impl Frame + ?Sized), l3: usize) -> u8 {
-    let Some(h) = frame.header::<Ipv4>(l3) else { return 0 };
-    let [version_ihl] = h.version_ihl();
-    if version_ihl != 0x45 || is_fragment(h) {
+    // As they are loaded.
+    const KIND: [u32; 2] = [0x0800_4500u32.to_be(), 0xffff_ff00u32.to_be()];
+    const PIECE: u32 = 0x3fff_00ffu32.to_be();
+    const TCP: u32 = (protocol::TCP as u32).to_be();
+    const UDP: u32 = (protocol::UDP as u32).to_be();
+
+    let word = |at| frame.header::<Ports>(at).map(|word| u32::from_ne_bytes(word.both()));
+    // Ethertype, version, header length, DSCP; then flags and offset of a fragment, TTL, protocol.
+    let (Some(kind), Some(piece)) = (word(l3 - 2), word(l3 + 6)) else { return 0 };
+    if kind & KIND[1] != KIND[0] {
         return 0;
     }
-    let [_, protocol] = h.ttl_protocol();
-    protocol
+    match piece & PIECE {
+        TCP => protocol::TCP,
+        UDP => protocol::UDP,
+        _ => 0,
+    }
 }
 
 /// More fragments, or an offset.
@@ -337,17 +347,25 @@ pub fn ipv4(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Ip> {
     if version_ihl >> 4 != 4 || version_ihl & 15 < 5 {
         return None;
     }
-    let Rest { tos, ttl, total, .. } = Rest::of4(h, frame.header::<Ports>(l3)?.both());
     let [_, protocol] = h.ttl_protocol();
+    let (fragment, header) = (is_fragment(h), (version_ihl as usize & 15) * 4);
+    Some(Ip { fragment, header, ..known4(frame, l3, protocol)? })
+}
+
+/// The same of a header that [`plain4`] knows, with the protocol that it says. `None`: it is cut short.
+#[inline(always)]
+pub fn known4(frame: &(impl Frame + ?Sized), l3: usize, protocol: u8) -> Option<Ip> {
+    let h: &Ipv4 = frame.header(l3)?;
+    let Rest { tos, ttl, total, .. } = Rest::of4(h, frame.header::<Ports>(l3)?.both());
     Some(Ip {
         src: Addr::v4(u32::from_ne_bytes(h.src())),
         dst: Addr::v4(u32::from_ne_bytes(h.dst())),
         protocol,
         tos,
         ttl,
-        fragment: is_fragment(h),
+        fragment: false,
         total,
-        header: (version_ihl as usize & 15) * 4,
+        header: 20,
     })
 }
 

@@ -38,13 +38,13 @@ impl Tables for Maps {
 
     /// Not needed: a lookup at the socket is once for a connection.
     #[inline(always)]
-    fn vip_bit(&self, _hash: u64) -> bool {
+    fn vip_bit(&self, _hash: u64, _folded: u64) -> bool {
         true
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u64) -> &Bucket {
-        BUCKETS.at(index)
+    fn bucket(&self, hash: u64) -> &Bucket {
+        BUCKETS.at(hash >> 32)
     }
 
     #[inline(always)]

@@ -107,7 +107,8 @@ pub(crate) fn unknown(value: u32) -> u64 {
 /// `value`, computed here and not where it is first wanted.
 #[inline(always)]
 pub(crate) fn computed(mut value: u64) -> u64 {
-    // SAFETY: a copy onto itself. As it is not said to be pure, it stays where it is.
+    // SAFETY: a copy onto itself. As it is not said to be pure, it stays where it is; no instruction at all would be no
+    // place of its own, and the kernel takes no two lines for one.
     unsafe {
         core::arch::asm!(
             "{value} = {value}",

@@ -125,19 +125,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn vip_bit(&self, hash: u64) -> bool {
-        let offset = constant::shifted::<{ constants::VIP_OFFSET_SHIFT }>(hash);
-        let word = VIPS.at_offset(constant::masked::<{ constants::VIP_OFFSET_MASK }>(offset));
+    fn vip_bit(&self, hash: u64, folded: u64) -> bool {
+        let offset = constant::shifted::<{ constants::VIP_SHIFT }>(hash);
+        let word = VIPS.at_offset(constant::masked::<{ constants::VIP_MASK }>(offset));
         // SAFETY: a row of the table; aligned; volatile because the daemon stores.
         let word = unsafe { word.read_volatile() };
-        let place = constant::shifted::<{ constants::VIP_SHIFT }>(hash);
         // The bit is the highest one then, which is the quickest to ask for.
-        (constant::up(word, place) as i64) < 0
+        (constant::up(word, folded) as i64) < 0
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u64) -> &Bucket {
-        BUCKETS.at(index)
+    fn bucket(&self, hash: u64) -> &Bucket {
+        const SIZE: u32 = size_of::<Bucket>().ilog2();
+        let offset = constant::masked::<{ constants::BUCKET_MASK }>(hash >> (32 - SIZE));
+        // SAFETY: a row of the table, as in `Flat::at`.
+        unsafe { &*BUCKETS.at_offset(offset) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use abi::{
     checksum,
     limits::OUTER_TTL,
     reason::Reason,
-    wire::{self, Frame, Ip, Ports, Rest, Wire, Word},
+    wire::{self, Frame, Ip, Ports, Rest, Wire, Word, ethertype},
 };
 use aya_ebpf::{
     bindings::xdp_md,
@@ -61,25 +61,46 @@ impl Packet {
     /// now. `None`: it is of IPv6, or has not been checked.
     #[inline(always)]
     pub(crate) fn reloaded<const L3: usize, const V4: bool>(&self, ip: &Ip) -> Option<Ip> {
-        if !V4 || L3 + 20 > self.checked {
+        if !V4 {
             return None;
         }
-        let (src, dst): (u64, u64);
+        let [src, dst] = self.words::<L3, 12>()?;
+        Some(Ip { src: Addr::v4(src), dst: Addr::v4(dst), ..*ip })
+    }
+
+    /// The ports behind a plain IPv4 header at `L3`, loaded here as above.
+    #[inline(always)]
+    pub(crate) fn ports_again<const L3: usize, const V4: bool>(&self) -> Option<u32> {
+        if !V4 {
+            return None;
+        }
+        let [ports, _] = self.words::<L3, 20>()?;
+        Some(ports)
+    }
+
+    /// Two words, of four bytes each, as they stand `AT` bytes behind `L3`, which are loaded here. `None`: they have not been
+    /// checked.
+    #[inline(always)]
+    fn words<const L3: usize, const AT: usize>(&self) -> Option<[u32; 2]> {
+        if L3 + AT + 8 > self.checked {
+            return None;
+        }
+        let (first, second): (u64, u64);
         // SAFETY: loads of what was checked. They are not said to be pure, so they stay here.
         unsafe {
             core::arch::asm!(
-                "{src} = *(u32 *)({data} + {src_at})",
-                "{dst} = *(u32 *)({data} + {dst_at})",
+                "{first} = *(u32 *)({data} + {first_at})",
+                "{second} = *(u32 *)({data} + {second_at})",
                 data = in(reg) self.data,
-                src = out(reg) src,
-                dst = lateout(reg) dst,
-                src_at = const L3 + 12,
-                dst_at = const L3 + 16,
+                first = out(reg) first,
+                second = lateout(reg) second,
+                first_at = const L3 + AT,
+                second_at = const L3 + AT + 4,
                 options(readonly, nostack, preserves_flags),
             );
-            core::hint::assert_unchecked(src >> 32 == 0 && dst >> 32 == 0);
+            core::hint::assert_unchecked(first >> 32 == 0 && second >> 32 == 0);
         }
-        Some(Ip { src: Addr::v4(src as u32), dst: Addr::v4(dst as u32), ..*ip })
+        Some([first as u32, second as u32])
     }
 
     /// Ends what [`Self::check`] began.
@@ -198,11 +219,17 @@ impl Packet {
     /// Has the packet sent out of this interface.
     #[inline(always)]
     pub(crate) fn send(&self, ifindex: u32) -> Reason {
-        if ifindex == self.ingress() {
+        if self.came_by(ifindex) {
             return Reason::ForwardedTx;
         }
         self.redirect(ifindex);
         Reason::ForwardedRedirect
+    }
+
+    /// Whether it came by this interface.
+    #[inline(always)]
+    pub(crate) fn came_by(&self, ifindex: u32) -> bool {
+        ifindex == self.ingress()
     }
 
     /// Sends the packet back to where it came from: MAC and IP addresses change places, and it has all
@@ -318,7 +345,7 @@ impl Room<'_> {
         const SEEN: usize,
     >(
         &self,
-    ) -> u8 {
+    ) -> u64 {
         if SEEN == 0 || L3 + OUTER + SHIM + SEEN > self.len {
             return 0;
         }
@@ -333,7 +360,7 @@ impl Room<'_> {
                 options(readonly, nostack, preserves_flags),
             );
         }
-        byte as u8
+        byte
     }
 
     /// Writes the link header of a frame whose IP header begins at `L3`. MAC addresses come as they stand in the
@@ -346,6 +373,21 @@ impl Room<'_> {
         tags: u64,
         ethertype: [u8; 2],
     ) {
+        self.outer::<L3>(dst, src, tags);
+        self.put(L3 - 2, ethertype);
+    }
+
+    /// The same before an outer IPv4 header, whose ethertype comes behind the source MAC address.
+    #[inline(always)]
+    pub(crate) fn link4<const L3: usize>(&mut self, dst: u64, src: u64, tags: u64) {
+        self.outer::<L3>(dst, src, tags);
+        if L3 != 14 {
+            self.put(L3 - 2, ethertype::IPV4);
+        }
+    }
+
+    #[inline(always)]
+    fn outer<const L3: usize>(&mut self, dst: u64, src: u64, tags: u64) {
         const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
         // What one store writes too much, the next one puts right.
         self.put(0, dst);
@@ -355,7 +397,6 @@ impl Room<'_> {
             18 => self.put(12, tags as u32),
             _ => self.put(12, tags),
         }
-        self.put(L3 - 2, ethertype);
     }
 }
 

@@ -11,6 +11,7 @@ use abi::{
 };
 
 use crate::{
+    constant::stop,
     events,
     maps::{self, feature},
     packet::Packet,
@@ -58,9 +59,6 @@ const TCP6: usize = 14 + 40 + 20;
 /// Nearly all packets of IPv4, for which three fields of the header are constants.
 #[inline(always)]
 fn plain4(packet: &mut Packet) -> Option<End> {
-    if !ethertype::is(packet.header::<Eth>(0)?.ethertype(), ethertype::IPV4) {
-        return None;
-    }
     match wire::plain4(packet, 14) {
         protocol::TCP => Some(v4::<14, { protocol::TCP }>(packet)),
         protocol::UDP => Some(v4::<14, { protocol::UDP }>(packet)),
@@ -122,10 +120,11 @@ fn network<const L3: usize>(packet: &mut Packet, e: [u8; 2]) -> End {
 /// `PLAIN`: the protocol whose header is known to follow at once, or 0.
 #[inline(always)]
 fn v4<const L3: usize, const PLAIN: u8>(packet: &mut Packet) -> End {
-    let Some(mut ip) = wire::ipv4(packet, L3) else { return End::Of(Reason::NotOurs) };
-    if PLAIN != 0 {
-        (ip.protocol, ip.fragment, ip.header) = (PLAIN, false, 20);
-    }
+    let ip = match PLAIN {
+        0 => wire::ipv4(packet, L3),
+        _ => wire::known4(packet, L3, PLAIN),
+    };
+    let Some(ip) = ip else { return End::Of(Reason::NotOurs) };
     all::<L3, true, PLAIN>(packet, &ip)
 }
 
@@ -174,7 +173,7 @@ fn ip_stages<const L3: usize, const V4: bool, const PLAIN: u8>(
         let ip = &addressed::<L3, V4>(packet, ip);
         return service::run::<L3, V4, PLAIN>(packet, ip);
     }
-    End::Of(Reason::NotOurs)
+    End::Of(stop(Reason::NotOurs))
 }
 
 /// The same header, its addresses loaded once more if they can be: each stage loads its own. A stage that this instance does

@@ -1,7 +1,7 @@
 //! Real servers, and the interfaces that packets leave by on the way to them.
 
 use super::{live, shared};
-use crate::addr::Addr;
+use crate::{addr::Addr, wire::ethertype};
 
 /// What a backend may take; one live word together with its heir.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -255,7 +255,7 @@ pub struct Egress {
     entropy4: u32,
     entropy6: u32,
     room4: u32,
-    /// Our MAC as it stands in a frame, and flags in the last two bytes.
+    /// Our MAC as it stands in a frame, and the ethertype of IPv4 behind it.
     src_mac: u64,
     nat: u32,
     room6: u32,
@@ -265,9 +265,6 @@ pub struct Egress {
 shared!(Egress, 64, { src6 @ 0, ifindex @ 16, mtu @ 20, src4 @ 24, entropy4 @ 28, entropy6 @ 32, room4 @ 36, src_mac @ 40, nat @ 48, room6 @ 52, reserved @ 56 });
 
 impl Egress {
-    const HAS_V4: u16 = 1;
-    const HAS_V6: u16 = 2;
-
     /// `mtu` in bytes of L3, of which headers can say 65,535. The last `bits` (0..=16) of the sources carry flow entropy; `None`: there
     /// is no source of that family, and no encapsulation.
     #[must_use]
@@ -283,9 +280,7 @@ impl Egress {
         let (a6, bits6) = src6.unwrap_or_default();
         let base4 = u32::from_be_bytes(a4) & !mask(bits4);
         let base4 = u32::from_ne_bytes(base4.to_be_bytes());
-        let flags = if src4.is_some() { Self::HAS_V4 } else { 0 }
-            | if src6.is_some() { Self::HAS_V6 } else { 0 };
-        let (m, flags) = (src_mac, flags.to_ne_bytes());
+        let (m, [e, f]) = (src_mac, ethertype::IPV4);
         let mtu = mtu.min(0xffff);
         let low6 = u128::from_be_bytes(a6) & !u128::from(mask(bits6));
         Self {
@@ -296,7 +291,7 @@ impl Egress {
             entropy4: mask(bits4).to_be(),
             entropy6: mask(bits6).to_be(),
             room4: if src4.is_some() { mtu.saturating_sub(20) } else { 0 },
-            src_mac: u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], flags[0], flags[1]]),
+            src_mac: u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], e, f]),
             nat: 0,
             room6: if src6.is_some() { mtu.saturating_sub(40) } else { 0 },
             reserved: 0,
@@ -342,7 +337,7 @@ impl Egress {
         if v4 { self.room4 } else { self.room6 }
     }
 
-    /// Our MAC in the first six bytes of a word, as they stand in a frame; the last two mean nothing.
+    /// Our MAC in the first six bytes of a word, as they stand in a frame, and the ethertype of IPv4 in the last two.
     #[inline(always)]
     #[must_use]
     pub const fn src_mac_word(&self) -> u64 {
@@ -361,12 +356,8 @@ impl Egress {
     #[inline(always)]
     #[must_use]
     pub const fn has_source(&self, v4: bool) -> bool {
-        if v4 {
-            // No source is 0.0.0.0, and this one is at hand.
-            return self.src4 != 0;
-        }
-        let [.., a, b] = self.src_mac.to_ne_bytes();
-        u16::from_ne_bytes([a, b]) & Self::HAS_V6 != 0
+        // No source is 0.0.0.0 or ::.
+        if v4 { self.src4 != 0 } else { self.src6.hi() | self.src6.lo() != 0 }
     }
 
     /// Outer IPv4 source for a flow's entropy, as it stands in a header.

@@ -108,13 +108,13 @@ impl pick::Tables for View<'_> {
         self.fake.control.salt()
     }
 
-    fn vip_bit(&self, hash: u64) -> bool {
+    fn vip_bit(&self, hash: u64, _folded: u64) -> bool {
         let (index, bit) = pick::vip_place(hash, self.fake.capacity.vip_shift());
         self.fake.vips[index as usize] & bit != 0
     }
 
-    fn bucket(&self, index: u64) -> &Bucket {
-        &self.buckets[(index & u64::from(self.fake.capacity.buckets - 1)) as usize]
+    fn bucket(&self, hash: u64) -> &Bucket {
+        &self.buckets[(hash >> 32 & u64::from(self.fake.capacity.buckets - 1)) as usize]
     }
 
     fn frontend(&self, row: u32) -> Option<&Frontend> {

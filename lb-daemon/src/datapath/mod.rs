@@ -66,7 +66,7 @@ impl Capacity {
     /// As [`abi::pick::vip_place`] takes it.
     #[must_use]
     pub const fn vip_shift(&self) -> u32 {
-        58 - self.vip_words().ilog2()
+        64 - self.vip_words().ilog2()
     }
 }
 

@@ -54,8 +54,7 @@ impl Buckets {
         ops: &mut Vec<Op>,
     ) -> Result<(), Full> {
         let mask = tables.capacity().buckets - 1;
-        let (home, tag) = key.hash(tables.control().salt());
-        let home = home as u32;
+        let (home, tag) = key.place(tables.control().salt());
         let mut place = None;
         for step in 0..MAX_PROBES {
             let index = home.wrapping_add(step) & mask;
@@ -95,8 +94,7 @@ impl Buckets {
         ops: &mut Vec<Op>,
     ) {
         let mask = tables.capacity().buckets - 1;
-        let (home, tag) = key.hash(tables.control().salt());
-        let home = home as u32;
+        let (home, tag) = key.place(tables.control().salt());
         for step in 0..MAX_PROBES {
             let index = home.wrapping_add(step) & mask;
             let words = self.words(tables, index);

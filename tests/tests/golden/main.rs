@@ -96,7 +96,7 @@ fn the_verifier_takes_the_programs_at_the_socket() {
     let tables = pins.path().join("v0-0");
     std::fs::create_dir(&tables).unwrap();
     let rig = Rig::pinned(&tables);
-    assert!(rig.bpf.sock().is_ok());
+    rig.bpf.sock().expect("the programs load");
 }
 
 #[test]

@@ -88,10 +88,9 @@ pub(crate) fn to_backend<const V4: bool>(
         }
     };
     write::translate::<V4>(packet, udp, &to, (hop.to_word(), egress.src_mac_word()))?;
-    let reason = packet.send(egress.ifindex());
     let cpu = maps::cpu();
     maps::count_found(cpu, row, backend_row, bytes, false);
-    Some(service::sent_for(cpu, reason, bytes))
+    Some(service::send(packet, egress.ifindex(), cpu, bytes))
 }
 
 /// What a client's packet says at its backend by the row of its connection. `None`: it is of another one, or the use of the
@@ -163,7 +162,7 @@ pub(crate) fn to_client<const V4: bool>(
         return None;
     }
     write::translate::<V4>(packet, udp, &to, (Way::mac_of(link), way.mac_word()))?;
-    Some(service::sent_for(maps::cpu(), packet.send(way.ifindex()), bytes))
+    Some(service::send(packet, way.ifindex(), maps::cpu(), bytes))
 }
 
 /// What a backend's packet says at its client, and the way there, by the row of its connection; `src`: who sent it.

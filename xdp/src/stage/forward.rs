@@ -110,25 +110,15 @@ pub(crate) fn over<const L3: usize, const V4: bool>(
     entropy: u32,
 ) -> Result<Reason, Reason> {
     match mode {
-        Mode::Ipip => {
-            tunnelled::<L3, V4, 0>(packet, backend, hop, egress, entropy).map(|sent| sent.reason)
-        }
-        mode => {
-            marked::<L3, V4, 0>(packet, mode, backend, hop, egress, entropy).map(|sent| sent.reason)
-        }
-    }
+        Mode::Ipip => tunnelled::<L3, V4, 0>(packet, backend, hop, egress, entropy)?,
+        mode => marked::<L3, V4, 0>(packet, mode, backend, hop, egress, entropy)?,
+    };
+    Ok(packet.send(egress.ifindex()))
 }
 
-/// A packet that is on its way.
-pub(crate) struct Sent {
-    pub(crate) reason: Reason,
-    /// The byte of it that was asked for, else 0.
-    pub(crate) byte: u8,
-}
-
-/// The same of modes other than [`Mode::Ipip`]. `SEEN`: how many bytes of the packet as it came, from its IP header on, are
-/// known to be there, the last of which ([`Sent::byte`]) whoever sends it need not keep until then; 0: none. Over IPv4 such a
-/// packet has no options in its IP header.
+/// Makes the packet ready to be sent, in other modes than [`Mode::Ipip`]. `SEEN`: how many bytes of the packet as it came, from
+/// its IP header on, are known to be there, the last of which is returned, so that whoever sends it need not keep it until
+/// then; 0: none, and 0 is returned. Over IPv4 such a packet has no options in its IP header.
 #[inline(always)]
 pub(crate) fn marked<const L3: usize, const V4: bool, const SEEN: usize>(
     packet: &mut Packet,
@@ -137,26 +127,24 @@ pub(crate) fn marked<const L3: usize, const V4: bool, const SEEN: usize>(
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<Sent, Reason> {
-    let byte = match mode {
+) -> Result<u64, Reason> {
+    match mode {
         Mode::L2 => {
             fits(&packet.rest::<L3, V4>()?, 0, egress)?;
             decrement_ttl::<L3, V4>(packet)?;
             let link = packet.bytes_mut::<12>(0).ok_or(Reason::Truncated)?;
             macs(link, hop, egress);
             match SEEN {
-                0 => 0,
-                _ => packet.bytes_mut::<1>(L3 + SEEN - 1).ok_or(Reason::Truncated)?[0],
+                0 => Ok(0),
+                _ => Ok(packet.bytes_mut::<1>(L3 + SEEN - 1).ok_or(Reason::Truncated)?[0].into()),
             }
         }
-        Mode::Gue => encap::<L3, V4, GUE_SHIM, SEEN>(packet, backend, hop, egress, entropy)?,
-        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM, SEEN>(packet, backend, hop, egress, entropy)?,
+        Mode::Gue => encap::<L3, V4, GUE_SHIM, SEEN>(packet, backend, hop, egress, entropy),
+        Mode::Geneve => encap::<L3, V4, GENEVE_SHIM, SEEN>(packet, backend, hop, egress, entropy),
         // Other programs see to these.
-        Mode::Ipip | Mode::GueTwice => return Err(Reason::SecondChance),
-        Mode::Nat => return Err(Reason::NatNoEntry),
-    };
-
-    Ok(Sent { reason: packet.send(egress.ifindex()), byte })
+        Mode::Ipip | Mode::GueTwice => Err(Reason::SecondChance),
+        Mode::Nat => Err(Reason::NatNoEntry),
+    }
 }
 
 /// The same of [`Mode::Ipip`].
@@ -167,9 +155,8 @@ pub(crate) fn tunnelled<const L3: usize, const V4: bool, const SEEN: usize>(
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<Sent, Reason> {
-    let byte = encap::<L3, V4, 0, SEEN>(packet, backend, hop, egress, entropy)?;
-    Ok(Sent { reason: packet.send(egress.ifindex()), byte })
+) -> Result<u64, Reason> {
+    encap::<L3, V4, 0, SEEN>(packet, backend, hop, egress, entropy)
 }
 
 /// `SHIM`: bytes between the outer IP header and the inner one, which tell the encapsulation.
@@ -180,7 +167,7 @@ fn encap<const L3: usize, const V4: bool, const SHIM: usize, const SEEN: usize>(
     hop: HopWord,
     egress: &Egress,
     entropy: u32,
-) -> Result<u8, Reason> {
+) -> Result<u64, Reason> {
     // Each for itself: the byte's place is a constant then.
     if hop.is_v4() {
         let room = encap4::<L3, V4, SHIM, SEEN>(packet, backend, hop, egress, entropy)?;
@@ -215,7 +202,7 @@ fn encap4<'a, const L3: usize, const V4: bool, const SHIM: usize, const SEEN: us
         (false, _) => outer::first4(rest.tos, (longer + rest.total) as u16),
     };
     let header = outer::ipv4(egress, dst, first, next::<V4, SHIM>(), entropy);
-    room.link::<L3>(hop.to_word(), egress.src_mac_word(), tags, ethertype::IPV4);
+    room.link4::<L3>(hop.to_word(), egress.src_mac_word(), tags);
     let mut word = 0;
     while word < header.len() {
         room.put(L3 + 4 * word, header[word]);

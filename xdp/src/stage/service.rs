@@ -53,11 +53,14 @@ fn sought<const L3: usize, const V4: bool, const PLAIN: u8>(
     }
     sendable::<L3, V4>(packet, ip.protocol, ip.header)
         .map_err(|reason| End::Of(unsendable(frontend, reason)))?;
-    let word = frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, mixed));
-    let word = word.unwrap_or(Slot::EMPTY.to_word());
-    let (backend_row, backend) = match pick::settled_at(&Maps, word) {
-        Some(found) => found,
-        None => {
+    let settled = match frontend.plain_ring().and_then(|ring| pick::plain_slot(&Maps, ring, mixed))
+    {
+        Some(word) => pick::settled_at(&Maps, word).ok_or(word),
+        None => Err(computed(Slot::EMPTY.to_word())),
+    };
+    let (backend_row, backend) = match settled {
+        Ok(found) => found,
+        Err(word) => {
             core::hint::cold_path();
             let ip = &late::<L3, V4>(packet, ip);
             let transport = again::<L3, V4>(packet, ip)?;
@@ -174,14 +177,14 @@ fn forwarded<const L3: usize, const V4: bool, const FLAGS: usize>(
         FLAGS == 0 && ip.protocol == protocol::TCP && again::<L3, V4>(packet, ip)?.opening;
     let hop = backend.hop();
     let egress = maps::egress_of(hop);
-    let sent = if frontend.is_ipip() {
+    let made = if frontend.is_ipip() {
         forward::tunnelled::<L3, V4, FLAGS>(packet, backend, hop, egress, entropy)
     } else {
         let mode = frontend.mode();
         forward::marked::<L3, V4, FLAGS>(packet, mode, backend, hop, egress, entropy)
     };
-    let sent = match sent {
-        Ok(sent) => sent,
+    let seen = match made {
+        Ok(seen) => seen,
         // Where there is no way out, no packet fits.
         Err(Reason::TooBig | Reason::NoNextHop) if backend.hop().egress().is_none() => {
             core::hint::cold_path();
@@ -192,10 +195,10 @@ fn forwarded<const L3: usize, const V4: bool, const FLAGS: usize>(
         }
         Err(reason) => return Err(End::Of(reason)),
     };
-    let opening = if FLAGS == 0 { opening } else { tcp_flags::opens(sent.byte) };
+    let opening = if FLAGS == 0 { opening } else { tcp_flags::opens(seen as u8) };
     let cpu = maps::cpu();
     maps::count_found(cpu, row, backend_row, bytes, opening);
-    Ok(sent_for(cpu, sent.reason, bytes))
+    Ok(send(packet, egress.ifindex(), cpu, bytes))
 }
 
 /// The server that the connection id of a QUIC packet with a short header names, for a service that everybody may use:
@@ -213,13 +216,14 @@ fn named_at_once<const L3: usize, const V4: bool, const PLAIN: u8>(
     Maps.backend_at(choice::named(&Maps, frontend, &choice, id))
 }
 
-/// Counts a packet that has been sent.
+/// Has a packet sent out of this interface, and counts it.
 #[inline(always)]
-pub(crate) fn sent_for(cpu: u32, reason: Reason, bytes: u64) -> End {
-    if reason == Reason::ForwardedTx {
+pub(crate) fn send(packet: &Packet, ifindex: u32, cpu: u32, bytes: u64) -> End {
+    if packet.came_by(ifindex) {
         maps::count_known::<{ Reason::ForwardedTx as u32 }>(cpu, bytes);
         End::Sent(const { action(Reason::ForwardedTx) })
     } else {
+        packet.redirect(ifindex);
         maps::count_known::<{ Reason::ForwardedRedirect as u32 }>(cpu, bytes);
         End::Sent(const { action(Reason::ForwardedRedirect) })
     }
@@ -245,10 +249,9 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     packet: &mut Packet,
     ip: &Ip,
 ) -> Result<Found, End> {
-    let salt = Maps.salt();
-    if !pick::may_be_vip(&Maps, ip.dst, salt) {
+    let Some(vip) = pick::may_be_vip(&Maps, ip.dst, Maps.salt()) else {
         return Err(End::Of(stop(Reason::NotOurs)));
-    }
+    };
     if ip.fragment || !is_usual(ip.protocol) {
         return Err(End::Of(refusal(&late::<L3, V4>(packet, ip))));
     }
@@ -263,14 +266,15 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     let mixed = hash::mixed(&tuple(ip, &transport), maps::seed());
     let mixed = computed(mixed);
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
-    if let Some((row, frontend)) = pick::salted(&Maps, &key, salt) {
+    if let Some((row, frontend)) = pick::frontend_at(&Maps, &key, vip) {
         return Ok((row, frontend, mixed));
     }
     let ip = &late::<L3, V4>(packet, ip);
-    if translatable::<L3, PLAIN>()
-        && let Some(sent) = quick::to_client::<V4>(packet, ip, &transport)
-    {
-        return Err(sent);
+    if translatable::<L3, PLAIN>() {
+        let ports = packet.ports_again::<L3, V4>().unwrap_or(transport.ports);
+        if let Some(sent) = quick::to_client::<V4>(packet, ip, &Transport { ports, ..transport }) {
+            return Err(sent);
+        }
     }
     let (row, frontend) = any_port(ip).map_err(End::Of)?;
     Ok((row, frontend, mixed))

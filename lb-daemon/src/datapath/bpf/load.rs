@@ -105,6 +105,9 @@ pub(super) fn pinned_capacity(dir: &Path) -> Result<Capacity, BpfError> {
     })
 }
 
+/// Bytes of a bucket of the frontend table.
+const BUCKET: u64 = size_of::<abi::table::Bucket>() as u64;
+
 /// 2^32 divided by the ticks of the kernel's clock in a second.
 pub(super) fn tick() -> u64 {
     // The resolution of the coarse clock is a tick.
@@ -119,10 +122,10 @@ fn numbers(capacity: &Capacity, control: &Control, features: u32, tables: &[Tabl
     for (number, value) in [
         (constants::SALT, control.salt()),
         (constants::SEED, control.seed()),
-        (constants::VIP_SHIFT, capacity.vip_shift().into()),
-        // A word is of 8 bytes, and of 64 bits.
-        (constants::VIP_OFFSET_SHIFT, u64::from(capacity.vip_shift()) + 6 - 3),
-        (constants::VIP_OFFSET_MASK, u64::from(capacity.vip_words() - 1) * 8),
+        // A word is of 8 bytes.
+        (constants::VIP_SHIFT, u64::from(capacity.vip_shift()) - 3),
+        (constants::VIP_MASK, u64::from(capacity.vip_words() - 1) * 8),
+        (constants::BUCKET_MASK, u64::from(capacity.buckets - 1) * BUCKET),
         (constants::TICK, tick()),
         (constants::NAT_MASK, (capacity.nat - 1).into()),
         (constants::NAT_PORTS, control.nat_ports().into()),
