@@ -75,7 +75,7 @@ fn the_verifier_has_room() {
         ("lb_chance", 200_000),
         ("lb_choice", 400_000),
         // It has all of its way in one program, and a packet with tags has two ways through it.
-        ("lb_nat", 250_000),
+        ("lb_nat", 300_000),
         ("lb_nat_steer", 300_000),
         ("lb_nat_tags", 50_000),
         ("lb_nat_parts", 400_000),
