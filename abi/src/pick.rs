@@ -102,12 +102,12 @@ pub const fn vip_place(hash: u64, shift: u32) -> (u32, u64) {
 /// Finds the row of exactly this key.
 #[inline(always)]
 pub fn frontend<'a, T: Tables>(tables: &'a T, key: &FrontendKey) -> Option<(u32, &'a Frontend)> {
-    frontend_at(tables, key, hash::folded(hash::vip(key.addr, tables.salt())))
+    frontend_of(tables, key, hash::folded(hash::vip(key.addr, tables.salt())))
 }
 
 /// The same for those who know the hash of the address, folded ([`may_be_vip`]).
 #[inline(always)]
-pub fn frontend_at<'a, T: Tables>(
+pub fn frontend_of<'a, T: Tables>(
     tables: &'a T,
     key: &FrontendKey,
     vip: u64,

@@ -1,7 +1,7 @@
 //! Sets of addresses that a service or a tunnel may be used from: sorted ranges in the arena that
 //! rings stand in too, searched by halving. One word of a row says where they are.
 
-use crate::{addr::Addr, limits::RANGE_STEPS, pick::Tables, table::Slot};
+use crate::{addr::Addr, limits::RANGE_STEPS, pick::Tables};
 
 /// Where a set is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,26 +87,21 @@ fn find4<T: Tables, const MORE: u32>(tables: &T, ranges: Ranges, addr: u32) -> O
 #[inline(always)]
 fn find6<T: Tables, const MORE: u32>(tables: &T, ranges: Ranges, hi: u64, lo: u64) -> Option<u32> {
     let (mut low, mut high, mut steps) = (0, ranges.count, 0);
-    // A number on every way out: verifiers refuse a copy of none, which nobody looks at.
-    let mut found = Slot::NONE;
     while steps < RANGE_STEPS && low < high {
         let middle = (low + high) / 2;
         let at = ranges.offset.wrapping_add(middle * (4 + MORE));
-        let Some(first_hi) = tables.slot(at) else { break };
-        let Some(first_lo) = tables.slot(at + 1) else { break };
-        let Some(last_hi) = tables.slot(at + 2) else { break };
-        let Some(last_lo) = tables.slot(at + 3) else { break };
+        let (first_hi, first_lo) = (tables.slot(at)?, tables.slot(at + 1)?);
+        let (last_hi, last_lo) = (tables.slot(at + 2)?, tables.slot(at + 3)?);
         if first_hi > hi || (first_hi == hi && first_lo > lo) {
             high = middle;
         } else if last_hi < hi || (last_hi == hi && last_lo < lo) {
             low = middle + 1;
         } else {
-            found = at;
-            break;
+            return Some(at);
         }
         steps += 1;
     }
-    (found != Slot::NONE).then_some(found)
+    None
 }
 
 /// The words of a set, from ranges of addresses that are sorted and do not touch.

@@ -314,19 +314,19 @@ pub fn rest6(frame: &(impl Frame + ?Sized), l3: usize) -> Option<Rest> {
 #[inline(always)]
 #[must_use]
 pub fn plain4(frame: &(impl Frame + ?Sized), l3: usize) -> u8 {
-    // As they are loaded.
-    const KIND: [u32; 2] = [0x0800_4500u32.to_be(), 0xffff_ff00u32.to_be()];
-    const PIECE: u32 = 0x3fff_00ffu32.to_be();
+    // As they are loaded. Ethertype, version, header length; flags and offset of a fragment, protocol.
+    const KIND_BITS: u32 = 0xffff_ff00u32.to_be();
+    const KIND: u32 = 0x0800_4500u32.to_be();
+    const PIECE_BITS: u32 = 0x3fff_00ffu32.to_be();
     const TCP: u32 = (protocol::TCP as u32).to_be();
     const UDP: u32 = (protocol::UDP as u32).to_be();
 
     let word = |at| frame.header::<Ports>(at).map(|word| u32::from_ne_bytes(word.both()));
-    // Ethertype, version, header length, DSCP; then flags and offset of a fragment, TTL, protocol.
     let (Some(kind), Some(piece)) = (word(l3 - 2), word(l3 + 6)) else { return 0 };
-    if kind & KIND[1] != KIND[0] {
+    if kind & KIND_BITS != KIND {
         return 0;
     }
-    match piece & PIECE {
+    match piece & PIECE_BITS {
         TCP => protocol::TCP,
         UDP => protocol::UDP,
         _ => 0,

@@ -373,21 +373,21 @@ impl Room<'_> {
         tags: u64,
         ethertype: [u8; 2],
     ) {
-        self.outer::<L3>(dst, src, tags);
+        self.macs_and_tags::<L3>(dst, src, tags);
         self.put(L3 - 2, ethertype);
     }
 
     /// The same before an outer IPv4 header, whose ethertype comes behind the source MAC address.
     #[inline(always)]
     pub(crate) fn link4<const L3: usize>(&mut self, dst: u64, src: u64, tags: u64) {
-        self.outer::<L3>(dst, src, tags);
+        self.macs_and_tags::<L3>(dst, src, tags);
         if L3 != 14 {
             self.put(L3 - 2, ethertype::IPV4);
         }
     }
 
     #[inline(always)]
-    fn outer<const L3: usize>(&mut self, dst: u64, src: u64, tags: u64) {
+    fn macs_and_tags<const L3: usize>(&mut self, dst: u64, src: u64, tags: u64) {
         const { assert!(L3 == 14 || L3 == 18 || L3 == 22) };
         // What one store writes too much, the next one puts right.
         self.put(0, dst);

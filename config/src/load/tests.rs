@@ -94,6 +94,34 @@ fn nat_addresses_whose_ports_a_service_takes() {
     }
 }
 
+/// Packets to and from a link-local address go no further than the link.
+#[test]
+fn addresses_of_the_node_lead_somewhere() {
+    for (field, wrong, message) in [
+        (
+            "nat: {addresses: [",
+            "fe80::1",
+            "fe80::1 is a link-local address and cannot be a NAT address",
+        ),
+        (
+            "nat: {addresses: [",
+            "ff02::1",
+            "ff02::1 is a multicast address and cannot be a NAT address",
+        ),
+        ("tunnel_source: {ipv6: [", "fe80::/112", "fe80::/112 is a link-local address"),
+    ] {
+        let load = |address: &str| {
+            let text = format!("node: {{{field}\"{address}\"]}}}}\n");
+            // A source is one prefix, NAT addresses are a list.
+            let text = if field.starts_with("nat") { text } else { text.replace(['[', ']'], "") };
+            Loader::new(directory(&[("lb.yaml", &text)]).path()).load()
+        };
+        load(&wrong.replace("fe80:", "2001:db8:").replace("ff02:", "2001:db8:")).unwrap();
+        let faults = load(wrong).unwrap_err();
+        assert!(faults[0].to_string().contains(message), "{faults:?}");
+    }
+}
+
 /// The only mode that goes on in the backend's family.
 #[test]
 fn nat_between_families() {

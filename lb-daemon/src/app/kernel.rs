@@ -216,7 +216,7 @@ impl Kernel {
                     continue;
                 }
             }
-            bpf.copy_counters(&self.bpf)?;
+            bpf.copy_counters(&self.bpf);
             self.counters.own.store(Arc::new(bpf.counters()?));
             self.bpf = bpf;
             self.number = number;

@@ -201,13 +201,7 @@ impl Bpf {
             scopes: source.mapped("SCOPES")?,
             limits: source.mapped("LIMITS")?,
             syn_ports: source.mapped("SYN_PORTS")?,
-            counts: Counts {
-                cpus: control.cpus(),
-                capacity,
-                frontends: source.mapped("FRONTEND_COUNT")?,
-                backends: source.mapped("BACKEND_COUNT")?,
-                lists: source.mapped("LIST_COUNT")?,
-            },
+            counts: source.counts(control.cpus(), capacity)?,
             runs: [None, None],
             instances: BTreeMap::from([(features, first)]),
             pins: pins.map(Path::to_owned),
@@ -267,11 +261,7 @@ impl Bpf {
         let instance = self.instances.values().next().ok_or(BpfError::Map("REASON_COUNT"))?;
         let source = Source { pins: self.pins.as_deref(), instance };
         Ok(MappedCounters {
-            cpus: self.control.read(0).cpus(),
-            capacity: self.capacity,
-            frontends: source.mapped("FRONTEND_COUNT")?,
-            backends: source.mapped("BACKEND_COUNT")?,
-            lists: source.mapped("LIST_COUNT")?,
+            counts: source.counts(self.control.read(0).cpus(), self.capacity)?,
             limits: source.mapped("LIMIT_COUNT")?,
             reasons: source.mapped("REASON_COUNT")?,
             rows: source.mapped("BACKENDS")?,
@@ -418,6 +408,16 @@ impl Source<'_> {
 
     fn mapped<T: Pod>(&self, name: &'static str) -> Result<Mapped<T>, BpfError> {
         Mapped::new(&self.open(name)?, name)
+    }
+
+    fn counts(&self, cpus: u32, capacity: Capacity) -> Result<Counts, BpfError> {
+        Ok(Counts {
+            cpus,
+            capacity,
+            frontends: self.mapped("FRONTEND_COUNT")?,
+            backends: self.mapped("BACKEND_COUNT")?,
+            lists: self.mapped("LIST_COUNT")?,
+        })
     }
 }
 

@@ -266,7 +266,7 @@ fn find<const L3: usize, const V4: bool, const PLAIN: u8>(
     let mixed = hash::mixed(&tuple(ip, &transport), maps::seed());
     let mixed = computed(mixed);
     let key = FrontendKey::raw(ip.dst, transport.dst_port(), ip.protocol);
-    if let Some((row, frontend)) = pick::frontend_at(&Maps, &key, vip) {
+    if let Some((row, frontend)) = pick::frontend_of(&Maps, &key, vip) {
         return Ok((row, frontend, mixed));
     }
     let ip = &late::<L3, V4>(packet, ip);

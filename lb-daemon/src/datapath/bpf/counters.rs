@@ -21,11 +21,7 @@ use crate::{
 
 /// Counters in shared memory: reading them asks nobody.
 pub struct MappedCounters {
-    pub(super) cpus: u32,
-    pub(super) capacity: Capacity,
-    pub(super) frontends: Mapped<Counter>,
-    pub(super) backends: Mapped<Counter>,
-    pub(super) lists: Mapped<Counter>,
+    pub(super) counts: Counts,
     pub(super) limits: Mapped<Counter>,
     pub(super) reasons: Mapped<ReasonCounter>,
     pub(super) rows: Mapped<Backend>,
@@ -33,7 +29,7 @@ pub struct MappedCounters {
     pub(super) connections: Connections,
 }
 
-/// Counters of rows that get another owner: each begins at 0.
+/// Counters of services, backends and lists, by their rows.
 pub(super) struct Counts {
     pub(super) cpus: u32,
     pub(super) capacity: Capacity,
@@ -43,7 +39,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Before a row of a frontend is written that nothing leads to.
+    /// Has a frontend begin at 0, before its row is written, which nothing leads to.
     pub(super) fn begin_frontend(&self, row: u32) {
         self.begin(&self.frontends, self.capacity.frontends, row);
     }
@@ -67,15 +63,18 @@ impl Counts {
             table.write(cpu * rows + row, &Counter::default());
         }
     }
-}
 
-impl MappedCounters {
-    /// Frees what connections behind NAT have in common and none has any longer, where that is becoming scarce; how many.
-    pub fn free_nat_paths(&self) -> u32 {
-        self.connections.rows.free_paths(seconds())
+    /// What has been counted for a frontend's row.
+    pub(super) fn frontend(&self, row: u32) -> Count {
+        self.sum(&self.frontends, self.capacity.frontends, row)
     }
 
-    pub(super) fn sum(&self, table: &Mapped<Counter>, rows: u32, row: u32) -> Count {
+    /// The same of a backend.
+    pub(super) fn backend(&self, row: u32) -> Count {
+        self.sum(&self.backends, self.capacity.backends, row)
+    }
+
+    fn sum(&self, table: &Mapped<Counter>, rows: u32, row: u32) -> Count {
         let mut total = Count::default();
         if row >= rows {
             return total;
@@ -90,17 +89,24 @@ impl MappedCounters {
     }
 }
 
+impl MappedCounters {
+    /// Frees what connections behind NAT have in common and none has any longer, where that is becoming scarce; how many.
+    pub fn free_nat_paths(&self) -> u32 {
+        self.connections.rows.free_paths(seconds())
+    }
+}
+
 impl Counters for MappedCounters {
     fn frontend(&self, row: u32) -> Count {
-        self.sum(&self.frontends, self.capacity.frontends, row)
+        self.counts.frontend(row)
     }
 
     fn backend(&self, row: u32) -> Count {
-        self.sum(&self.backends, self.capacity.backends, row)
+        self.counts.backend(row)
     }
 
     fn active(&self, row: u32) -> u64 {
-        if row < self.capacity.backends { self.rows.read(row).active().into() } else { 0 }
+        if row < self.counts.capacity.backends { self.rows.read(row).active().into() } else { 0 }
     }
 
     fn not_admitted(&self) -> u64 {
@@ -118,17 +124,17 @@ impl Counters for MappedCounters {
     }
 
     fn list(&self, row: u32) -> Count {
-        self.sum(&self.lists, LIST_ROWS, row)
+        self.counts.sum(&self.counts.lists, LIST_ROWS, row)
     }
 
     fn limit(&self, row: u32) -> Count {
-        self.sum(&self.limits, LIMIT_ROWS, row)
+        self.counts.sum(&self.limits, LIMIT_ROWS, row)
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {
         let sum = |reason: &Reason| {
             let mut total = Count::default();
-            for cpu in 0..self.cpus {
+            for cpu in 0..self.counts.cpus {
                 let c = self.reasons.read(cpu * REASON_ROWS + *reason as u32);
                 total.packets += c.packets;
                 total.bytes += c.bytes;

@@ -3,8 +3,11 @@
 
 use abi::table::{Bucket, Frontend, Kind};
 
-use super::{ApplyError, Bpf, BpfError, Counter, Datapath, Mapped, MappedCounters, Pod, Tables};
-use crate::plan::{buckets::Buckets, vips};
+use super::{ApplyError, Bpf, Counter, Datapath, Mapped, Pod, Tables};
+use crate::{
+    plan::{buckets::Buckets, vips},
+    view::Count,
+};
 
 impl Bpf {
     /// Copies everything but prefixes from `old` into these tables, which are empty and not smaller.
@@ -47,22 +50,15 @@ impl Bpf {
     }
 
     /// Copies what `old` has counted, so that counters never go back.
-    ///
-    /// # Errors
-    /// [`BpfError`].
-    pub fn copy_counters(&self, old: &Self) -> Result<(), BpfError> {
-        let (from, to) = (old.counters()?, self.counters()?);
-        let sum = |from: &MappedCounters, table: &Mapped<Counter>, rows: u32, row: u32| {
-            let count = from.sum(table, rows, row);
-            Counter::of(count.packets, count.bytes, count.new_connections)
-        };
+    pub fn copy_counters(&self, old: &Self) {
+        let (from, to) = (&old.counts, &self.counts);
+        let whole = |count: Count| Counter::of(count.packets, count.bytes, count.new_connections);
         for row in 0..old.capacity.frontends.min(self.capacity.frontends) {
-            to.frontends.write(row, &sum(&from, &from.frontends, old.capacity.frontends, row));
+            to.frontends.write(row, &whole(from.frontend(row)));
         }
         for row in 0..old.capacity.backends.min(self.capacity.backends) {
-            to.backends.write(row, &sum(&from, &from.backends, old.capacity.backends, row));
+            to.backends.write(row, &whole(from.backend(row)));
         }
-        Ok(())
     }
 }
 

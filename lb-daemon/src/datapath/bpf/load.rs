@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use abi::{
@@ -237,26 +238,25 @@ fn load_behind(ebpf: &mut Ebpf, programs: &[(&str, u32)]) -> Result<(), String> 
 /// Where the program with these features is pinned: the name tells the object file, so that a program
 /// of another build is never taken for this one's.
 fn program_pin(dir: &Path, features: u32) -> PathBuf {
-    dir.join(format!("{PROGRAM}{features:x}-{}", build()))
+    dir.join(format!("{PROGRAM}{features:x}-{}", *BUILD))
 }
 
 /// Where the programs that it goes on to are pinned.
 fn jump_pin(dir: &Path, features: u32) -> PathBuf {
-    dir.join(format!("{JUMP}-{features:x}-{}", build()))
+    dir.join(format!("{JUMP}-{features:x}-{}", *BUILD))
 }
 
-fn build() -> String {
-    format!("{:016x}", SipHasher13::new().hash(OBJECT))
-}
+/// Tells the object file: it is large enough to be read once.
+static BUILD: LazyLock<String> =
+    LazyLock::new(|| format!("{:016x}", SipHasher13::new().hash(OBJECT)));
 
 /// Removes programs of other builds, and what they go on to, which nothing is attached to any longer.
 pub(super) fn remove_other_builds(dir: &Path) {
-    let build = build();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if (name.starts_with(PROGRAM) || name.starts_with(JUMP))
-            && !name.ends_with(&build)
+            && !name.ends_with(&*BUILD)
             && let Err(error) = fs::remove_file(entry.path())
         {
             tracing::warn!("{}: {error}", entry.path().display());
